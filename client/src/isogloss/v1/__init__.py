@@ -1,0 +1,1 @@
+"""Generated from proto/isogloss/v1/embedding.proto by `make proto`; never edited."""
