@@ -1,0 +1,68 @@
+"""`isogloss-server`: argv -> Settings -> serve."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from isogloss_server import logs, settings
+from isogloss_server._version import __version__
+from isogloss_server.errors import StartupError
+
+PROGRAM = "isogloss-server"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line; exit status 2."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Writes the line and ends the program."""
+        complain(message)
+        raise SystemExit(2)
+
+
+def complain(message: str) -> None:
+    """Writes one line on stderr."""
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line's grammar."""
+    top = Parser(prog=PROGRAM, description="Multilingual embeddings over gRPC.")
+    top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    serve = verbs.add_parser(
+        "serve",
+        help="serve models until SIGTERM or SIGINT",
+        description="Serves models over gRPC until SIGTERM or SIGINT, then drains; a second signal stops at once.",
+        epilog="Exit status: 0 drained, 1 could not start, 2 wrong settings, 128 + signal stopped at once.",
+        allow_abbrev=False,
+    )
+    settings.add_flags(serve)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit status."""
+    flags = vars(parser().parse_args(arguments))
+    del flags["verb"]
+    try:
+        loaded = settings.load(flags)
+    except settings.SettingsError as error:
+        complain(str(error))
+        return 2
+    logs.configure(loaded.log_level, loaded.log_format)
+    for line in settings.unknown_variables():
+        logs.warning(line)
+    import uvloop  # noqa: PLC0415 - gRPC and the models too are loaded only once the settings are known to be right
+
+    from isogloss_server.serve import serve  # noqa: PLC0415
+
+    try:
+        return uvloop.run(serve(loaded))
+    except StartupError as error:
+        complain(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""THE STORY OF ONE JOB, readable top to bottom: check -> embed -> shape, or check -> embed the sides -> compare."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from isogloss_server.clock import Clock
+from isogloss_server.engine import vectors
+from isogloss_server.engine.job import EmbedJob, Nearest, Pairwise, SimilarityJob, TextSide, VectorSide, empty_texts
+from isogloss_server.engine.registry import Registry, ServedModel
+from isogloss_server.engine.similarity import Comparison, Ranking, pairwise
+from isogloss_server.engine.workers import Workers
+from isogloss_server.errors import DomainError, RowFaults, TimeUpError, merge
+from isogloss_server.models.base import Embedded, ModelCard, Role, Rows, Truncation
+
+INLINE_NUMBERS = 1 << 14  # so few are done sooner than another thread could take them over
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds that one job took, in all and stage by stage."""
+
+    total_s: float
+    tokenization_s: float
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedResult:
+    """The answer to an EmbedJob: the shaped matrix, and what became of the texts on the way to it."""
+
+    matrix: vectors.Quantised
+    model: str
+    space_id: str
+    embedded: Embedded
+    faults: dict[int, DomainError]  # of rows of zeros, ascending
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimilarityResult:
+    """The answer to a SimilarityJob: scores float32 [q, c] or [1, n], or a ranking for each query."""
+
+    compared: Rows | list[Ranking]
+    model: str
+    space_id: str
+    truncated_queries: Sequence[int]
+    truncated_candidates: Sequence[int]
+    total_tokens: int
+    timings: Timings
+
+
+class Pipeline:
+    """Takes jobs of every face through the engine."""
+
+    def __init__(self, registry: Registry, workers: Workers, clock: Clock) -> None:
+        self._registry = registry
+        self._workers = workers
+        self._clock = clock
+
+    async def embed(self, job: EmbedJob) -> EmbedResult:
+        """Returns the vectors of a job's texts, shaped as it asks.
+
+        Raises:
+            DomainError: one of those that errors.py lists.
+        """
+        began_s = self._clock.monotonic_s()
+        model = self._registry.get(job.model)
+        columns = job.check(model.ready.embedder.card, model.ready.limits)
+        self._check_time(job.deadline_s)
+        if job.allow_partial:
+            embedded, faults = await self._embed_what_can_be(model, job)
+        else:
+            embedded, faults = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job.truncation), {}
+        shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
+        matrix = await self._run(embedded.rows.size, shape, embedded.rows)
+        return EmbedResult(
+            matrix=matrix,
+            model=model.name,
+            space_id=model.ready.embedder.card.space_id,
+            embedded=embedded,
+            faults=faults,
+            timings=self._timings(began_s, embedded),
+        )
+
+    async def similarity(self, job: SimilarityJob) -> SimilarityResult:
+        """Returns the scores of a job's queries against its candidates, or each query's nearest candidates.
+
+        Raises:
+            DomainError: one of those that errors.py lists.
+        """
+        began_s = self._clock.monotonic_s()
+        model = self._registry.get(job.model)
+        columns = job.check(model.ready.embedder.card, model.ready.limits)
+        self._check_time(job.deadline_s)
+        queries, of_queries = await self._side(model, job.queries, columns, job.truncation)
+        candidates, of_candidates = queries, of_queries
+        if job.candidates is not None:
+            candidates, of_candidates = await self._side(model, job.candidates, columns, job.truncation)
+        compared = await self._compare(job, queries, candidates)
+        parts = [of_queries] if job.candidates is None else [of_queries, of_candidates]
+        return SimilarityResult(
+            compared=compared,
+            model=model.name,
+            space_id=model.ready.embedder.card.space_id,
+            truncated_queries=of_queries.truncated_rows,
+            truncated_candidates=of_candidates.truncated_rows,
+            total_tokens=sum(part.total_tokens for part in parts),
+            timings=self._timings(began_s, *parts),
+        )
+
+    async def _side(
+        self, model: ServedModel, side: TextSide | VectorSide, columns: int, truncation: Truncation
+    ) -> tuple[Rows, Embedded]:
+        """Returns float32 [n, columns]: texts embedded to unit length, vectors as they are."""
+        if isinstance(side, VectorSide):
+            return side.rows, Embedded(rows=side.rows, token_counts=None)
+        embedded = await self._embed_all(model, side, truncation)
+        rows = await self._run(embedded.rows.size, lambda: vectors.unit_length(embedded.rows[:, :columns]))
+        return rows, embedded
+
+    async def _compare(self, job: SimilarityJob, queries: Rows, candidates: Rows) -> Rows | list[Ranking]:
+        """Compares block by block, so that a cancelled call ends with the block that it is in."""
+        if isinstance(job.shape, Pairwise):
+            return await self._run(queries.size, lambda: pairwise(queries, candidates, job.metric)[None])
+        work = len(queries) * candidates.size
+        comparison = await self._run(work, Comparison, candidates, job.metric)
+        blocks = [queries[block] for block in comparison.blocks(queries)]
+        if isinstance(job.shape, Nearest):
+            nearest = partial(comparison.nearest, k=job.shape.k, min_score=job.shape.min_score)
+            return [ranking for block in blocks for ranking in await self._run(work, nearest, block)]
+        return np.concatenate([await self._run(work, comparison.scores, block) for block in blocks])
+
+    async def _embed_all(self, model: ServedModel, side: TextSide, truncation: Truncation) -> Embedded:
+        """Embeds every text, or raises what is wrong with the first that cannot be, and with others alike."""
+        faults = empty_texts(side.texts)
+        if not faults:
+            try:
+                return await self._infer(model, side.texts, side.role, truncation)
+            except RowFaults as found:
+                faults = found.faults
+        raise merge([faults[row].at(side.path, row) for row in sorted(faults)])
+
+    async def _embed_what_can_be(self, model: ServedModel, job: EmbedJob) -> tuple[Embedded, dict[int, DomainError]]:
+        """Embeds the texts that can be; the others are rows of zeros, each with its fault."""
+        faults = empty_texts(job.texts)
+        while len(faults) < len(job.texts):
+            good = [row for row in range(len(job.texts)) if row not in faults]
+            try:
+                embedded = await self._infer(model, [job.texts[row] for row in good], job.role, job.truncation)
+            except RowFaults as found:
+                faults |= {good[row]: fault for row, fault in found.faults.items()}
+            else:
+                break
+        else:
+            good, embedded = [], nothing(model.ready.embedder.card)
+        for row, fault in faults.items():
+            fault.at(job.path, row)
+        return embedded.spread(good, len(job.texts)), dict(sorted(faults.items()))
+
+    async def _infer(self, model: ServedModel, texts: Sequence[str], role: Role, truncation: Truncation) -> Embedded:
+        model.queued_texts += len(texts)
+        try:
+            embedded = await model.ready.embedder.embed(texts, role, truncation)
+        finally:
+            model.queued_texts -= len(texts)
+        model.embedded_texts += len(texts)
+        return embedded
+
+    async def _run(self, numbers: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs numpy work: off the event loop where it touches many numbers."""
+        if numbers <= INLINE_NUMBERS:
+            return work(*args, **kwargs)
+        return await self._workers.run(work, *args, **kwargs)
+
+    def _check_time(self, deadline_s: float) -> None:
+        if self._clock.monotonic_s() >= deadline_s:
+            raise TimeUpError("the deadline had passed before work began")
+
+    def _timings(self, began_s: float, *parts: Embedded) -> Timings:
+        return Timings(
+            total_s=self._clock.monotonic_s() - began_s,
+            tokenization_s=sum(part.tokenization_s for part in parts),
+            queue_s=sum(part.queue_s for part in parts),
+            inference_s=sum(part.inference_s for part in parts),
+        )
+
+
+def nothing(card: ModelCard) -> Embedded:
+    """Returns what an Embedder would give for no texts."""
+    return Embedded(rows=np.empty((0, card.dimensions[0]), np.float32), token_counts=np.empty(0, np.int64))

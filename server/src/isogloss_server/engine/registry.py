@@ -1,0 +1,103 @@
+"""The models that are served, under their names, each with its state: what health tells and requests look up."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from isogloss_server.engine.job import Limits
+from isogloss_server.errors import ModelNotReadyError, UnknownModelError
+from isogloss_server.models.base import Embedder
+
+
+class State(IntEnum):
+    """How well a model serves; the greater the number, the worse."""
+
+    SERVING = 1
+    DEGRADED = 2
+    STARTING = 3
+    NOT_SERVING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A model that can be asked: what computes its vectors, and what one request may ask for."""
+
+    embedder: Embedder
+    limits: Limits
+
+
+class ServedModel:
+    """One model under its name: its state, and once loaded what computes its vectors."""
+
+    def __init__(self, name: str, changed: Callable[[], None]) -> None:
+        self.name = name
+        self.state = State.STARTING
+        self.detail = "loading"  # one line for people; empty where all is well
+        self.queued_texts = 0
+        self.embedded_texts = 0  # since the server started
+        self._ready: Ready | None = None
+        self._changed = changed
+
+    def serve(self, ready: Ready) -> None:
+        """Makes the model answer requests from now on."""
+        self._ready = ready
+        self.mark(State.SERVING, "")
+
+    def mark(self, state: State, detail: str) -> None:
+        """Sets the state that health tells, and the line that explains it."""
+        self.state, self.detail = state, detail
+        self._changed()
+
+    @property
+    def ready(self) -> Ready:
+        """What answers requests.
+
+        Raises:
+            ModelNotReadyError: the model is not loaded.
+        """
+        if self._ready is None:
+            raise ModelNotReadyError(f"model {self.name!r} is not ready: {self.detail}", model=self.name)
+        return self._ready
+
+
+class Registry:
+    """All models served, the default first."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._listeners: list[Callable[[], None]] = []
+        self._models = {name: ServedModel(name, self._notify) for name in names}
+        self.draining = False
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """The models, the default first."""
+        return list(self._models.values())
+
+    def get(self, name: str) -> ServedModel:
+        """Returns the model of that name, or the default where the name is empty.
+
+        Raises:
+            UnknownModelError: no model of that name is served.
+        """
+        model = self._models.get(name) if name else self.models[0]
+        if model is None:
+            served = ", ".join(self._models)
+            raise UnknownModelError(f"no such model; served are {served}", field="model", served=served)
+        return model
+
+    def state(self, model: ServedModel) -> State:
+        """Returns what health tells of a model: from the beginning of a drain, NOT_SERVING."""
+        return State.NOT_SERVING if self.draining else model.state
+
+    def drain(self) -> None:
+        """Tells that the server is about to stop; requests are still answered."""
+        self.draining = True
+        self._notify()
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` whenever what health tells may have changed."""
+        self._listeners.append(listener)
+
+    def _notify(self) -> None:
+        for listener in self._listeners:
+            listener()

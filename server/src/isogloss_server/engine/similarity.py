@@ -1,0 +1,134 @@
+"""Scores of queries against candidates. Pure numpy, computed in float64 and answered in float32.
+
+Float64 makes a pair's score independent of the block that it was computed in (but for one case in some ten million,
+where a sum falls within rounding of the middle between two float32 numbers), so that equal candidates tie, and parts
+of a large comparison can be merged by score.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isogloss_server.models.base import Rows
+
+BLOCK_PAIRS = 1 << 18  # scores held in float64 at a time: 2 MiB
+BLOCK_NUMBERS = 1 << 17  # differences held in float64 at a time: 1 MiB
+# Below this share of |a|^2 + |b|^2 a squared distance taken from dot products has lost digits, and is computed anew.
+CANCELLED = 1e-6
+
+Wide = NDArray[np.float64]
+
+
+class Metric(StrEnum):
+    """The measure of nearness; greater is nearer for all of them."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+    EUCLIDEAN = "euclidean"
+    MANHATTAN = "manhattan"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The nearest candidates of one query, best first: rows int64 [k], scores float32 [k]."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class Comparison:
+    """Scores any queries, float32 [q, d], against the same candidates, float32 [c, d], under one metric."""
+
+    def __init__(self, candidates: Rows, metric: Metric) -> None:
+        wide = candidates.astype(np.float64)
+        self._metric = metric
+        self._candidates = _directions(wide) if metric is Metric.COSINE else wide
+        self._squares = _squares(wide)
+
+    def blocks(self, queries: Rows) -> Iterator[slice]:
+        """Yields the slices of query rows that are small enough to be scored at once."""
+        step = max(1, BLOCK_PAIRS // max(1, len(self._candidates)))
+        return (slice(first, first + step) for first in range(0, len(queries), step))
+
+    def scores(self, queries: Rows) -> Rows:
+        """Returns float32 [q, c]; the cosine of a row of zeros with anything is 0."""
+        wide = queries.astype(np.float64)
+        if self._metric is Metric.MANHATTAN:
+            scores = self._manhattan(wide)
+        elif self._metric is Metric.EUCLIDEAN:
+            scores = self._euclidean(wide)
+        else:
+            scores = (_directions(wide) if self._metric is Metric.COSINE else wide) @ self._candidates.T
+        return _rounded(scores, self._metric)
+
+    def nearest(self, queries: Rows, k: int, min_score: float | None) -> list[Ranking]:
+        """Returns each query's best k candidates that score at least `min_score`, ties by lower row."""
+        return [_ranking(row, k, min_score) for row in self.scores(queries)]
+
+    def _euclidean(self, queries: Wide) -> Wide:
+        sums = _squares(queries)[:, None] + self._squares
+        squared = sums - 2 * (queries @ self._candidates.T)
+        for query, candidate in _chunks(np.argwhere(squared <= CANCELLED * sums), queries.shape[1]):
+            squared[query, candidate] = _squares(queries[query] - self._candidates[candidate])
+        return 0.0 - np.sqrt(squared)
+
+    def _manhattan(self, queries: Wide) -> Wide:
+        scores = np.empty((len(queries), len(self._candidates)))
+        step = max(1, BLOCK_NUMBERS // queries.shape[1])
+        for first in range(0, len(self._candidates), step):
+            block = self._candidates[first : first + step]
+            for row, query in enumerate(queries):
+                scores[row, first : first + step] = 0.0 - np.abs(query - block).sum(axis=1)
+        return scores
+
+
+def pairwise(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
+    """Returns float32 [n]: the score of row i of float32 [n, d] against row i of float32 [n, d]."""
+    left, right = queries.astype(np.float64), candidates.astype(np.float64)
+    if metric is Metric.MANHATTAN:
+        scores = 0.0 - np.abs(left - right).sum(axis=1)
+    elif metric is Metric.EUCLIDEAN:
+        scores = 0.0 - np.sqrt(_squares(left - right))
+    else:
+        if metric is Metric.COSINE:
+            left, right = _directions(left), _directions(right)
+        scores = np.einsum("nd,nd->n", left, right)
+    return _rounded(scores, metric)
+
+
+def _ranking(scores: Rows, k: int, min_score: float | None) -> Ranking:
+    """The best k of float32 [c]. All that tie with the k-th are sorted, so that lower rows win."""
+    rows = np.arange(len(scores))
+    if k < len(scores):
+        rows = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    if min_score is not None:
+        rows = rows[scores[rows] >= np.float32(min_score)]
+    best = rows[np.argsort(-scores[rows], kind="stable")[:k]]
+    return Ranking(best, scores[best])
+
+
+def _squares(rows: Wide) -> Wide:
+    squares: Wide = np.einsum("nd,nd->n", rows, rows)
+    return squares
+
+
+def _directions(rows: Wide) -> Wide:
+    lengths = np.sqrt(_squares(rows))
+    return rows / np.where(lengths > 0, lengths, 1.0)[:, None]
+
+
+def _chunks(pairs: NDArray[np.int64], columns: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    step = max(1, BLOCK_NUMBERS // columns)
+    for first in range(0, len(pairs), step):
+        chunk = pairs[first : first + step]
+        yield chunk[:, 0], chunk[:, 1]
+
+
+def _rounded(scores: Wide, metric: Metric) -> Rows:
+    if metric is Metric.COSINE:
+        scores = np.clip(scores, -1.0, 1.0)
+    with np.errstate(over="ignore"):  # beyond float32 a product of finite numbers is infinite, as IEEE 754 says
+        return scores.astype(np.float32)

@@ -1,0 +1,1 @@
+"""What computes vectors, one file a runtime; base.py holds the seams."""

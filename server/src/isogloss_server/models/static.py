@@ -1,0 +1,146 @@
+"""Static models: a text's vector is the mean of its tokens' vectors. numpy alone; the bundled model is one.
+
+Gives what sentence-transformers gives for the same folder (its StaticEmbedding module, with or without Normalize).
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from isogloss_server.errors import ModelFilesError
+from isogloss_server.models.base import ModelCard, Role, Rows, TokenBatch
+from isogloss_server.models.tokens import Tokens
+from isogloss_server.models.weights import ModelFolder, fingerprint, read_json
+
+MAX_TOKENS = 32_768  # a static model has no limit of its own; this one bounds what a single text may take
+BLOCK_TOKENS = 16_384  # gathered at a time, so that memory stays bounded
+
+
+class StaticModel:
+    """A table of token vectors, float32 [vocabulary, d]."""
+
+    def __init__(self, table: NDArray[np.float32], *, normalize: bool = False) -> None:
+        self._table = table
+        self._normalize = normalize
+
+    @property
+    def dimensions(self) -> int:
+        """The width d of a vector."""
+        return int(self._table.shape[1])
+
+    def forward(self, batch: TokenBatch) -> Rows:
+        """Returns float32 [n, d]: the mean of each text's token vectors, of unit length only where the model says so.
+
+        Texts of equal length are averaged together, and each text's sum runs over its own tokens in their order: a
+        vector is the same, bit for bit, in any company.
+        """
+        starts = np.cumsum(batch.lengths) - batch.lengths
+        rows = np.zeros((len(batch.lengths), self.dimensions), dtype=np.float32)
+        for length in np.unique(batch.lengths[batch.lengths > 0]):
+            alike = np.flatnonzero(batch.lengths == length)
+            step = max(1, BLOCK_TOKENS // int(length))
+            for block in (alike[first : first + step] for first in range(0, len(alike), step)):
+                ids = batch.ids[starts[block, None] + np.arange(length)]
+                rows[block] = self._table[ids].mean(axis=1)
+        if self._normalize:
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class StaticParts:
+    """What a static model's folder holds, ready to be served."""
+
+    model: StaticModel
+    tokens: Tokens
+    card: ModelCard
+    prompts: Mapping[Role, str]
+
+
+def load(folder: ModelFolder) -> StaticParts:
+    """Returns the static model of a folder in the sentence-transformers layout.
+
+    Raises:
+        ModelFilesError: a file is missing, damaged, or the folder holds another kind of model.
+    """
+    place, normalize = _modules(folder)
+    weights, tokenizer = f"{place}model.safetensors", f"{place}tokenizer.json"
+    with ThreadPoolExecutor(4) as pool:  # digests and files at once: both release the interpreter
+        digests = [pool.submit(folder.digest, name) for name in (weights, tokenizer)]
+        tokens_read = pool.submit(Tokens.from_file, folder.file(tokenizer), default_max_tokens=MAX_TOKENS)
+        table = pool.submit(_table, folder, weights)
+        weights_digest, tokenizer_digest = (digest.result() for digest in digests)
+        tokens, model = tokens_read.result(), StaticModel(table.result(), normalize=normalize)
+    if tokens.vocabulary_size > len(table.result()):
+        raise ModelFilesError(
+            f"model folder {folder.path}: the tokenizer has {tokens.vocabulary_size} tokens, "
+            f"the table {len(table.result())} rows"
+        )
+    prompts = _prompts(folder)
+    card = ModelCard(
+        backend="static",
+        space_id=fingerprint(
+            architecture="static",
+            weights=weights_digest,
+            tokenizer=tokenizer_digest,
+            pooling="mean",
+            normalize=normalize,
+            prompts={role.value: prompt for role, prompt in prompts.items()},
+        ),
+        dimensions=_dimensions(folder, model.dimensions),
+        max_tokens=tokens.max_tokens,
+        revision=folder.card.revision,
+        languages=folder.card.languages,
+        license=folder.card.license,
+        has_roles=bool(prompts),
+    )
+    return StaticParts(model, tokens, card, prompts)
+
+
+def _modules(folder: ModelFolder) -> tuple[str, bool]:
+    """Returns where the StaticEmbedding's files lie, and whether a Normalize module follows."""
+    names = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in folder.modules]
+    if names not in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
+        raise ModelFilesError(
+            f"model folder {folder.path} holds modules {', '.join(names) or 'none'}; "
+            "served are StaticEmbedding, alone or followed by Normalize"
+        )
+    place = str(folder.modules[0].get("path", ""))
+    return (f"{place}/" if place else ""), len(names) == 2
+
+
+def _table(folder: ModelFolder, name: str) -> NDArray[np.float32]:
+    file = folder.file(name)
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            names = list(tensors.keys())
+            if names not in (["embedding.weight"], ["embeddings"]):
+                raise ModelFilesError(f"{file} holds {', '.join(names)}; a static model has embedding.weight alone")
+            table = tensors.get_tensor(names[0])
+    except (OSError, SafetensorError) as error:
+        raise ModelFilesError(f"{file} is damaged: {error}") from error
+    if table.ndim != 2 or table.dtype.kind != "f":
+        raise ModelFilesError(f"{file}: the table must be floats of two dimensions, not {table.dtype} {table.shape}")
+    widened: NDArray[np.float32] = table.astype(np.float32)
+    if not np.isfinite(widened).all():
+        raise ModelFilesError(f"{file} is damaged: the table holds numbers that are not finite")
+    return widened
+
+
+def _prompts(folder: ModelFolder) -> dict[Role, str]:
+    """Returns the non-empty prompts that the folder names by role."""
+    name = "config_sentence_transformers.json"
+    config = read_json(folder.file(name)) if (folder.path / name).is_file() else {}
+    prompts = config.get("prompts") or {} if isinstance(config, dict) else {}
+    return {role: str(prompts[role.value]) for role in Role if prompts.get(role.value)}
+
+
+def _dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:
+    offered = folder.card.dimensions or (own,)
+    if offered[0] != own or not all(0 < d <= own for d in offered):
+        raise ModelFilesError(f"model folder {folder.path} offers dimensions {offered}; its vectors are {own} wide")
+    return offered

@@ -1,0 +1,128 @@
+"""A model's name or folder to verified local files.
+
+A folder is laid out as sentence-transformers saves it. It may hold `isogloss.json` beside that, which says what the
+layout does not (licence, languages, dimensions that may be asked for), the sha256 of each file, and probes: texts
+with the vectors that the model must give for them.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from isogloss_server.errors import ModelFilesError
+
+BUNDLED = "isogloss-static"
+CARD_FILE = "isogloss.json"
+
+
+class Probe(BaseModel):
+    """A text and the vector, float32 [d] as the model scales it, that must come out for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str
+    vector: tuple[float, ...]
+
+
+class CardFile(BaseModel):
+    """What stands in a folder's isogloss.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    revision: str = ""
+    license: str = ""
+    languages: tuple[str, ...] = ()
+    dimensions: tuple[int, ...] = ()  # that mean something alone as leading columns, the model's own first
+    files: Mapping[str, str] = {}  # name -> sha256, hexadecimal
+    probes: tuple[Probe, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A folder in the sentence-transformers layout, with what it says of itself."""
+
+    path: Path
+    card: CardFile
+    modules: tuple[Mapping[str, object], ...]  # of modules.json, in order
+
+    def file(self, name: str) -> Path:
+        """Returns the path of a file that must be there.
+
+        Raises:
+            ModelFilesError: it is not.
+        """
+        file = self.path / name
+        if not file.is_file():
+            raise ModelFilesError(f"model folder {self.path} has no file {name}")
+        return file
+
+    def digest(self, name: str) -> str:
+        """Returns the sha256 of a file, hexadecimal, held against isogloss.json where that names it.
+
+        Raises:
+            ModelFilesError: the file is missing, unreadable or damaged.
+        """
+        file = self.file(name)
+        try:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise ModelFilesError(f"cannot read {file}: {error.strerror}") from error
+        expected = self.card.files.get(name, digest)
+        if digest != expected:
+            raise ModelFilesError(f"{file} is damaged: its sha256 is {digest}, {CARD_FILE} says {expected}")
+        return digest
+
+
+def locate(source: str) -> ModelFolder:
+    """Returns the files of a model: `isogloss-static`, which is bundled, or a folder's path.
+
+    Raises:
+        ModelFilesError: there is no such folder, or a file that describes it is missing or damaged.
+    """
+    bundled = Path(str(resources.files("isogloss_server") / "bundled"))
+    path = bundled if source == BUNDLED else Path(source).expanduser()
+    if not path.is_dir():
+        raise ModelFilesError(f"model {source!r} is neither {BUNDLED!r}, which is bundled, nor an existing folder")
+    folder = ModelFolder(path, _card(path), ())
+    modules = read_json(folder.file("modules.json"))
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ModelFilesError(f"{path / 'modules.json'} is damaged: it must hold a list of modules")
+    return ModelFolder(path, folder.card, tuple(modules))
+
+
+def read_json(file: Path) -> object:
+    """Returns what a JSON file holds.
+
+    Raises:
+        ModelFilesError: the file is unreadable, or not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelFilesError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelFilesError(f"{file} is damaged: {error}") from error
+
+
+def _card(path: Path) -> CardFile:
+    file = path / CARD_FILE
+    if not file.is_file():
+        return CardFile()
+    try:
+        return CardFile.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelFilesError(f"{file} is damaged: {where}: {first['msg']}") from error
+
+
+def fingerprint(**parts: object) -> str:
+    """Returns a space's id: equal where, and only where, all that makes the space is equal."""
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return "s1-" + hashlib.sha256(canonical.encode()).hexdigest()[:32]

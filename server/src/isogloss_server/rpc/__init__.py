@@ -1,0 +1,1 @@
+"""The gRPC face: the only folder that knows the wire."""

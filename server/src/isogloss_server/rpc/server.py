@@ -1,0 +1,85 @@
+"""The grpc.aio server: options, services, the port, and the end."""
+
+import errno
+import socket
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
+
+from isogloss_server.clock import Clock
+from isogloss_server.engine.pipeline import Pipeline
+from isogloss_server.engine.registry import Registry
+from isogloss_server.errors import ListenError
+from isogloss_server.rpc.health import StandardHealth
+from isogloss_server.rpc.interceptors import CallInterceptor
+from isogloss_server.rpc.service import EmbeddingService
+from isogloss_server.settings import Settings
+
+SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+ROOM_BYTES = 1024 * 1024  # of a message beside texts and vectors
+
+
+def options(settings: Settings) -> list[tuple[str, int]]:
+    """Returns the channel arguments of the server."""
+    return [
+        ("grpc.so_reuseport", 0),  # else a second server shares a taken port silently
+        # A request up to twice the limit is still read, so that its refusal can carry reason and limit.
+        ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + ROOM_BYTES),
+        ("grpc.max_send_message_length", settings.max_response_bytes + ROOM_BYTES),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 60_000),  # connections whose other end is gone are closed
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+
+
+class Server:
+    """The gRPC face of a pipeline on one address."""
+
+    def __init__(self, settings: Settings, registry: Registry, pipeline: Pipeline, clock: Clock) -> None:
+        interceptor = CallInterceptor(SERVICE, clock, access_log=settings.access_log)
+        self._settings = settings
+        self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(settings))
+        self._health = StandardHealth(registry, SERVICE)
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
+            EmbeddingService(registry, pipeline, clock), self._grpc
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+
+    async def start(self) -> int:
+        """Begins to listen; returns the port.
+
+        Raises:
+            ListenError: the address is taken, not this machine's, or not allowed.
+        """
+        host, port = self._settings.host, self._settings.port
+        check_free(host, port)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ListenError(f"cannot listen on {address}: {error}") from error
+        await self._grpc.start()
+        return bound
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Takes no new calls, ends watches, gives calls in flight `grace_s` seconds, then cancels them."""
+        self._health.end_watches()
+        await self._grpc.stop(grace_s)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises ListenError where the address cannot be listened on; the kernel's word is clearer than gRPC's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        known = {errno.EADDRINUSE: "the port is in use", errno.EACCES: "the port needs more rights"}
+        why = known.get(error.errno or 0, error.strerror)
+        raise ListenError(f"cannot listen on {host}:{port}: {why}") from error

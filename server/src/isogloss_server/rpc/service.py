@@ -1,0 +1,59 @@
+"""The EmbeddingService: one method for each RPC, read -> pipeline -> write."""
+
+from collections.abc import AsyncIterator
+from typing import NoReturn
+
+import grpc
+from isogloss.v1 import embedding_pb2 as pb
+from isogloss.v1 import embedding_pb2_grpc
+
+from isogloss_server._version import __version__
+from isogloss_server.clock import Clock
+from isogloss_server.engine.job import TextSide
+from isogloss_server.engine.pipeline import Pipeline
+from isogloss_server.engine.registry import Registry
+from isogloss_server.rpc import messages
+from isogloss_server.rpc.calls import CURRENT_CALL, Context
+
+
+class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
+    """Answers isogloss.v1; domain errors leave to the interceptor, which makes statuses of them."""
+
+    def __init__(self, registry: Registry, pipeline: Pipeline, clock: Clock) -> None:
+        self._registry = registry
+        self._pipeline = pipeline
+        self._clock = clock
+        self._started_s = clock.monotonic_s()
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """Texts to one row vector each."""
+        call = CURRENT_CALL.get()
+        call.texts = len(request.texts)
+        result = await self._pipeline.embed(messages.to_embed_job(request, call.deadline_s))
+        call.model, call.tokens = result.model, result.embedded.total_tokens
+        return messages.to_embed_response(result)
+
+    async def EmbedStream(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
+    ) -> NoReturn:
+        """Not served yet."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "EmbedStream is not served yet; call Embed")
+
+    async def Similarity(self, request: pb.SimilarityRequest, context: Context) -> pb.SimilarityResponse:
+        """Scores of queries against candidates."""
+        call = CURRENT_CALL.get()
+        job = messages.to_similarity_job(request, call.deadline_s)
+        call.texts = sum(len(side) for side in (job.queries, job.candidates) if isinstance(side, TextSide))
+        result = await self._pipeline.similarity(job)
+        call.model, call.tokens = result.model, result.total_tokens
+        return messages.to_similarity_response(result)
+
+    async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
+        """How the models are."""
+        models = [self._registry.get(request.model)] if request.model else self._registry.models
+        uptime_s = self._clock.monotonic_s() - self._started_s
+        return messages.to_health_response(self._registry, models, version=__version__, uptime_s=uptime_s)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """What the models are, and what one request may ask of them."""
+        return pb.ListModelsResponse(models=[messages.to_model_info(model) for model in self._registry.models])

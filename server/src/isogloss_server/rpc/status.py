@@ -1,0 +1,77 @@
+"""A domain error to a gRPC status with google.rpc details, the one place where that is done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf import any_pb2, message
+from google.rpc import error_details_pb2, status_pb2
+
+from isogloss_server import errors
+
+DOMAIN = "isogloss"
+MAX_DETAILS_BYTES = 4096  # all details of an error, as the contract says; larger trailers get lost on the way
+MAX_MESSAGE_CHARACTERS = 300
+MAX_FIGURE_CHARACTERS = 600
+
+CODES: Mapping[type[errors.DomainError], grpc.StatusCode] = {
+    errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.TimeUpError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.UnforeseenError: grpc.StatusCode.INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a failed call answers: the code, and google.rpc.Status for trailers and RowError."""
+
+    code: grpc.StatusCode
+    proto: status_pb2.Status
+
+    @property
+    def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
+        """The trailing metadata that carries the details."""
+        return (("grpc-status-details-bin", self.proto.SerializeToString()),)
+
+
+def code_of(error: errors.DomainError) -> grpc.StatusCode:
+    """Returns the status code of an error's kind."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
+def to_status(error: errors.DomainError) -> Status:
+    """Returns the status of an error, its details within MAX_DETAILS_BYTES."""
+    code = code_of(error)
+    figures = {name: _cut(value, MAX_FIGURE_CHARACTERS) for name, value in error.figures.items()}
+    details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=figures)]
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=_cut(v.description, 200))
+        for v in error.violations[: errors.MAX_VIOLATIONS]
+    ]
+    proto = _assembled(code, error.message, details, violations)
+    while proto.ByteSize() > MAX_DETAILS_BYTES and violations:
+        violations.pop()
+        proto = _assembled(code, error.message, details, violations)
+    return Status(code, proto)
+
+
+def _assembled(
+    code: grpc.StatusCode,
+    text: str,
+    details: list[message.Message],
+    violations: list[error_details_pb2.BadRequest.FieldViolation],
+) -> status_pb2.Status:
+    proto = status_pb2.Status(code=code.value[0], message=_cut(text, MAX_MESSAGE_CHARACTERS))
+    bad_request = [error_details_pb2.BadRequest(field_violations=violations)] if violations else []
+    for detail in [*details, *bad_request]:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        proto.details.append(packed)
+    return proto
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"

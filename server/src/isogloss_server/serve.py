@@ -1,0 +1,125 @@
+"""The composition root: builds the parts, announces ready, waits for a signal, drains, stops."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from isogloss_server import logs
+from isogloss_server.clock import Clock, SystemClock
+from isogloss_server.engine.job import Limits, default_max_texts
+from isogloss_server.engine.local import LocalEmbedder
+from isogloss_server.engine.pipeline import Pipeline
+from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.workers import Workers
+from isogloss_server.models import static, weights
+from isogloss_server.models.base import ModelCard
+from isogloss_server.rpc.server import Server
+from isogloss_server.settings import Settings, model_name_and_source
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first asks to drain, the second to stop at once."""
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._receive, number)
+
+    def _receive(self, number: signal.Signals) -> None:
+        self.received.append(number)
+        (self.second if self.first.is_set() else self.first).set()
+
+
+async def serve(settings: Settings, clock: Clock | None = None) -> int:
+    """Serves until a signal, and returns the exit status: 0 when drained, 128 + signal when stopped at once.
+
+    Raises:
+        StartupError: the address cannot be listened on, or a model cannot be loaded.
+    """
+    clock = clock or SystemClock()
+    began_s = clock.monotonic_s()
+    asyncio.get_running_loop().set_exception_handler(_log_stray_fault)
+    signals = StopSignals()
+    workers = Workers(settings.worker_threads)
+    sources = dict(map(model_name_and_source, settings.model))
+    registry = Registry(tuple(sources))
+    server = Server(settings, registry, Pipeline(registry, workers, clock), clock)
+    port = await server.start()
+    try:
+        for model in registry.models:
+            model.serve(await workers.run(_loaded, sources[model.name], settings, workers, clock))
+        with _port_file(settings.port_file, port):
+            _announce(registry, f"{settings.host}:{port}", clock.monotonic_s() - began_s)
+            await signals.first.wait()
+            return await _drain(server, registry, settings, signals)
+    finally:
+        await server.stop(None)
+        workers.close()
+
+
+def _loaded(source: str, settings: Settings, workers: Workers, clock: Clock) -> Ready:
+    """Loads a model, runs it once, and holds its vectors against known ones."""
+    folder = weights.locate(source)
+    parts = static.load(folder)
+    embedder = LocalEmbedder(parts.model, parts.tokens, parts.card, parts.prompts, workers, clock)
+    embedder.verify([(probe.text, probe.vector) for probe in folder.card.probes])
+    return Ready(embedder, _limits(settings, parts.card))
+
+
+def _limits(settings: Settings, card: ModelCard) -> Limits:
+    return Limits(
+        max_texts=settings.max_texts or default_max_texts(card.dimensions[0]),
+        max_request_bytes=settings.max_request_bytes,
+        max_response_bytes=settings.max_response_bytes,
+        max_pairs=settings.max_pairs,
+    )
+
+
+async def _drain(server: Server, registry: Registry, settings: Settings, signals: StopSignals) -> int:
+    """Tells the balancers first, then takes no new calls, then lets calls in flight finish."""
+    logs.event("draining", signal=signals.received[0].name)
+    registry.drain()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(signals.second.wait(), settings.drain_delay_s)
+    at_once = asyncio.ensure_future(signals.second.wait())
+    stopped = asyncio.ensure_future(server.stop(settings.drain_s))
+    await asyncio.wait({at_once, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    at_once.cancel()
+    if not stopped.done():
+        await server.stop(None)
+    await stopped
+    cut = signals.second.is_set()
+    logs.event("stopped at once" if cut else "stopped")
+    return 128 + signals.received[-1] if cut else 0
+
+
+def _announce(registry: Registry, address: str, seconds: float) -> None:
+    for model in registry.models:
+        card = model.ready.embedder.card
+        logs.event("model ready", model=model.name, space=card.space_id, dimensions=card.dimensions[0])
+    logs.event("serving", address=address, start_s=round(seconds, 3))
+
+
+@contextlib.contextmanager
+def _port_file(file: Path | None, port: int) -> Iterator[None]:
+    """Holds the port in a file, written at once and whole, for as long as calls are taken."""
+    if file is None:
+        yield
+        return
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(f"{port}\n", encoding="ascii")
+    part.replace(file)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _log_stray_fault(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if error is not None:
+        logs.fault(error)
