@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     def _distinct_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         names = [name for name, _ in map(model_name_and_source, value)]
         if not all(names) or len(set(names)) != len(names):
-            raise ValueError("models need distinct names that are not empty; NAME=FOLDER gives one")
+            raise ValueError("models with distinct names, none empty; NAME=FOLDER gives one")
         return value
 
     @classmethod
@@ -162,7 +162,7 @@ def _complaint(given: Mapping[str, Any], name: str, message: str, kind: str) -> 
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        return f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+        return f"in the config file: {name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
     source = flag if name in given else variable if variable in os.environ else f"{name} in the config file"
     hint = ""
     if source == variable and os.environ[variable].startswith("tcp://"):

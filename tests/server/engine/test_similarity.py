@@ -1,0 +1,100 @@
+"""Scores against their formulas, ties, blocks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from isogloss_server.engine import similarity
+from isogloss_server.engine.similarity import Comparison, Metric, pairwise
+
+Array = np.ndarray[Any, Any]
+
+
+def by_formula(a: Array, b: Array, metric: Metric) -> float:
+    """The contract's formula for two vectors, in float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if metric is Metric.COSINE:
+        lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+        return float(a @ b) / lengths if lengths else 0.0
+    if metric is Metric.DOT:
+        return float(a @ b)
+    return -float(np.linalg.norm(a - b) if metric is Metric.EUCLIDEAN else np.abs(a - b).sum())
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_all_pairs_and_pairwise_are_the_formula(metric: Metric) -> None:
+    """Every metric is its formula, for all pairs and pair by pair, with near-equal and zero rows among them."""
+    rng = np.random.default_rng(7)
+    queries = rng.standard_normal((13, 33)).astype(np.float32)
+    candidates = np.concatenate([queries[:4], queries[4:8] + np.float32(1e-7), rng.standard_normal((5, 33))])
+    candidates = candidates.astype(np.float32)
+    queries[2] = candidates[9] = 0
+    expected = np.array([[by_formula(q, c, metric) for c in candidates] for q in queries])
+    scores = Comparison(candidates, metric).scores(queries)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, rtol=2e-7, atol=1e-12)
+    np.testing.assert_allclose(pairwise(queries, candidates, metric), np.diag(expected), rtol=2e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", [Metric.EUCLIDEAN, Metric.MANHATTAN])
+def test_a_vector_is_at_no_distance_from_itself(metric: Metric) -> None:
+    """The distance of a vector to itself is 0, not what rounding leaves."""
+    rows = np.random.default_rng(1).standard_normal((50, 384)).astype(np.float32)
+    diagonal = np.diag(Comparison(rows, metric).scores(rows))
+    assert (diagonal == 0).all()
+    assert not np.signbit(diagonal).any()
+
+
+def test_cosine_stays_within_its_bounds() -> None:
+    """A cosine is never above 1 or below -1, and 1 for a vector with itself."""
+    rows = np.random.default_rng(2).standard_normal((200, 100)).astype(np.float32)
+    scores = Comparison(np.concatenate([rows, -rows]), Metric.COSINE).scores(rows)
+    assert scores.max() <= 1
+    assert scores.min() >= -1
+    assert (np.diag(scores) == 1).all()
+
+
+@given(
+    data=st.data(),
+    k=st.integers(1, 12),
+    min_score=st.none() | st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
+)
+def test_nearest_is_a_sort(data: st.DataObject, k: int, min_score: float | None) -> None:
+    """Nearest is the k first of all candidates by descending score, then ascending row, above min_score."""
+    numbers = hnp.arrays(np.float32, (8, 2), elements=st.integers(-2, 2))
+    candidates, queries = data.draw(numbers), data.draw(numbers)
+    comparison = Comparison(candidates, Metric.DOT)
+    for row, ranking in zip(comparison.scores(queries), comparison.nearest(queries, k, min_score), strict=True):
+        order = sorted(range(8), key=lambda i: (-row[i], i))
+        expected = [i for i in order if min_score is None or row[i] >= min_score][:k]
+        assert ranking.rows.tolist() == expected
+        assert ranking.scores.tolist() == [row[i] for i in expected]
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_blocks_change_nothing(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores do not depend on how the work is cut into blocks, and equal candidates tie wherever they stand."""
+    rng = np.random.default_rng(3)
+    queries, few = (rng.standard_normal((n, 40)).astype(np.float32) for n in (37, 19))
+    candidates = np.concatenate([few, few, few])
+    whole = Comparison(candidates, metric).scores(queries)
+    monkeypatch.setattr(similarity, "BLOCK_PAIRS", 100)
+    monkeypatch.setattr(similarity, "BLOCK_NUMBERS", 90)
+    comparison = Comparison(candidates, metric)
+    blocks = list(comparison.blocks(queries))
+    assert len(blocks) > 1
+    parts = np.concatenate([comparison.scores(queries[block]) for block in blocks])
+    np.testing.assert_array_equal(parts, whole)
+    for ranking in comparison.nearest(queries, 3, None):
+        assert [row - ranking.rows[0] for row in ranking.rows] == [0, 19, 38]
+
+
+def test_products_beyond_float32_are_infinite() -> None:
+    """What no float32 can hold is infinite, as IEEE 754 says, and never NaN."""
+    rows = np.full((2, 4), 3e38, np.float32)
+    assert np.isposinf(Comparison(rows, Metric.DOT).scores(rows)).all()
+    assert (Comparison(rows, Metric.COSINE).scores(rows) == 1).all()

@@ -1,0 +1,155 @@
+"""Static models: their vectors, and what is refused to be loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from isogloss_server.errors import ModelFilesError
+from isogloss_server.models import static, weights
+from isogloss_server.models.base import Role, Truncation
+
+WORDS = ["<unk>", "one", "two", "three", "four"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small static model of four words in three dimensions, whose normaliser drops exclamation marks."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace("!", "")
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    table = np.arange(15, dtype=np.float16).reshape(5, 3)
+    save_file({"embedding.weight": table}, tmp_path / "model.safetensors")
+    (tmp_path / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "x.StaticEmbedding"}]')
+    return tmp_path
+
+
+def load(folder: Path) -> static.StaticParts:
+    return static.load(weights.locate(str(folder)))
+
+
+def test_a_vector_is_the_mean_of_its_tokens(folder: Path) -> None:
+    """The vector of a text is the mean of the table's rows of its tokens, unknown words among them."""
+    parts = load(folder)
+    tokens = parts.tokens.encode(["one two", "four", "zzz one one"], Truncation.END)
+    rows = parts.model.forward(tokens.batch)
+    np.testing.assert_array_equal(rows, np.array([[4.5, 5.5, 6.5], [12, 13, 14], [2, 3, 4]], np.float32))
+    assert rows.dtype == np.float32
+
+
+def test_a_vector_is_the_same_in_any_company() -> None:
+    """The same text gives the same bits alone, in any batch, and at any place in it."""
+    parts = static.load(weights.locate(weights.BUNDLED))
+    rng = np.random.default_rng(0)
+    words = "bonjour le monde wie geht es dir 今日は 123 where is the station".split()
+    texts = [" ".join(rng.choice(words, rng.integers(1, 60))) for _ in range(300)]
+    together = parts.model.forward(parts.tokens.encode(texts, Truncation.END).batch)
+    for row in rng.integers(0, 300, 40):
+        alone = parts.model.forward(parts.tokens.encode([texts[row]], Truncation.END).batch)
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_truncation_keeps_one_end_or_refuses(folder: Path) -> None:
+    """A text over the tokenizer's own limit keeps its beginning or its ending, or is at fault; the row is told."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokens = load(folder).tokens
+    texts = ["one", "one two three"]
+    assert tokens.encode(texts, Truncation.END).batch.ids.tolist() == [1, 1, 2]
+    assert tokens.encode(texts, Truncation.START).batch.ids.tolist() == [1, 2, 3]
+    assert tokens.encode(texts, Truncation.START).truncated_rows == (1,)
+    fault = tokens.encode(texts, Truncation.ERROR).faults[1]
+    assert (fault.reason, fault.figures) == ("TEXT_TOO_LONG", {"actual": "3", "limit": "2"})
+
+
+def test_a_text_without_tokens_is_at_fault(folder: Path) -> None:
+    """What the tokenizer leaves nothing of is no zero vector but a fault."""
+    faults = load(folder).tokens.encode(["one", "!!!"], Truncation.END).faults
+    assert {row: fault.reason for row, fault in faults.items()} == {1: "TEXT_WITHOUT_TOKENS"}
+
+
+def test_a_normalize_module_makes_unit_length(folder: Path) -> None:
+    """A folder whose modules end in Normalize gives rows of unit length, and is another space."""
+    before = load(folder).card.space_id
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 1, "name": "1", "path": "1_Normalize", "type": "x.Normalize"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    parts = load(folder)
+    rows = parts.model.forward(parts.tokens.encode(["one two"], Truncation.END).batch)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
+    assert parts.card.space_id != before
+
+
+def test_prompts_are_roles(folder: Path) -> None:
+    """Prompts of the folder belong to roles and to the space."""
+    before = load(folder).card
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "two ", "document": ""}}')
+    parts = load(folder)
+    assert parts.prompts == {Role.QUERY: "two "}
+    assert (before.has_roles, parts.card.has_roles) == (False, True)
+    assert parts.card.space_id != before.space_id
+
+
+def test_the_space_is_what_makes_the_vectors(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A copy of a folder is the same space; other weights or another tokenizer are another one."""
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp("copy"), dirs_exist_ok=True)
+    assert load(copy).card.space_id == load(folder).card.space_id
+    save_file({"embedding.weight": np.ones((5, 3), np.float16)}, copy / "model.safetensors")
+    assert load(copy).card.space_id != load(folder).card.space_id
+
+
+def test_the_bundled_model_offers_what_its_card_says() -> None:
+    """The bundled model names its languages, licence and Matryoshka dimensions, its own width first."""
+    folder = weights.locate(weights.BUNDLED)
+    card = static.load(folder).card
+    table = load_file(folder.path / "model.safetensors")["embedding.weight"]
+    assert card.dimensions[0] == table.shape[1]
+    assert card.license == "Apache-2.0"
+    assert {"ar", "zh", "en", "fr", "de", "hi", "it", "pt", "es"} <= set(card.languages)
+
+
+def damage_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no file model.safetensors"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no file tokenizer.json"),
+    "no modules": (lambda f: (f / "modules.json").unlink(), "has no file modules.json"),
+    "modules no JSON": (lambda f: (f / "modules.json").write_text("["), "modules.json is damaged"),
+    "modules no list": (lambda f: (f / "modules.json").write_text('{"a": 1}'), "must hold a list"),
+    "other module": (lambda f: (f / "modules.json").write_text('[{"type": "a.Transformer"}]'), "Transformer"),
+    "short weights": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 20), "is damaged"),
+    "tokenizer no tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "is not a tokenizer"),
+    "flipped bit": (damage_weights, "its sha256 is"),
+    "other tensors": (lambda f: save_file({"w": np.ones((5, 3))}, f / "model.safetensors"), "embedding.weight alone"),
+    "flat table": (lambda f: save_file({"embeddings": np.ones(5)}, f / "model.safetensors"), "two dimensions"),
+    "small table": (lambda f: save_file({"embeddings": np.ones((4, 3))}, f / "model.safetensors"), "4 rows"),
+    "NaN table": (lambda f: save_file({"embeddings": np.full((5, 3), np.nan)}, f / "model.safetensors"), "finite"),
+    "card no card": (lambda f: (f / "isogloss.json").write_text('{"licence": "x"}'), "licence"),
+    "dimensions": (lambda f: (f / "isogloss.json").write_text('{"dimensions": [7]}'), "offers dimensions"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(folder: Path, damage: str) -> None:
+    """Whatever is missing or damaged is one line that names the file."""
+    harm, expected = DAMAGES[damage]
+    if damage == "flipped bit":
+        digest = weights.locate(str(folder)).digest("model.safetensors")
+        (folder / "isogloss.json").write_text(json.dumps({"files": {"model.safetensors": digest}}))
+    harm(folder)
+    with pytest.raises(ModelFilesError) as raised:
+        load(folder)
+    assert expected in str(raised.value)
+    assert str(folder) in str(raised.value)

@@ -1,0 +1,231 @@
+"""What bad input gets: code, reason and field path, as any gRPC client reads them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from isogloss.v1 import embedding_pb2 as pb
+
+from tests.support.wire import WireError, error_of, matrix_of, texts, vectors
+
+Stub = Any
+
+
+def space_of(stub: Stub) -> str:
+    return str(stub.ListModels(pb.ListModelsRequest()).models[0].space_id)
+
+
+EMBEDS = [
+    (pb.EmbedRequest(), "INVALID_ARGUMENT", "EMPTY_TEXTS", ["texts"]),
+    (pb.EmbedRequest(texts=["a", "", "b"]), "INVALID_ARGUMENT", "EMPTY_TEXT", ["texts[1]"]),
+    (pb.EmbedRequest(texts=[" \t\n\u3000\u2029"]), "INVALID_ARGUMENT", "EMPTY_TEXT", ["texts[0]"]),
+    (pb.EmbedRequest(texts=["", "a", " "]), "INVALID_ARGUMENT", "EMPTY_TEXT", ["texts[0]", "texts[2]"]),
+    (pb.EmbedRequest(texts=["a"] * 9), "INVALID_ARGUMENT", "TOO_MANY_TEXTS", ["texts"]),
+    (pb.EmbedRequest(texts=["é" * 2049]), "INVALID_ARGUMENT", "REQUEST_TOO_LARGE", ["texts"]),
+    (pb.EmbedRequest(texts=["a"], model="gpt"), "NOT_FOUND", "UNKNOWN_MODEL", ["model"]),
+    (pb.EmbedRequest(texts=["a"], dimensions=100), "INVALID_ARGUMENT", "UNSUPPORTED_DIMENSIONS", ["dimensions"]),
+    (pb.EmbedRequest(texts=["a"], input_type=99), "INVALID_ARGUMENT", "UNKNOWN_ENUM", ["input_type"]),
+    (pb.EmbedRequest(texts=["a"], element_type=7), "INVALID_ARGUMENT", "UNKNOWN_ENUM", ["element_type"]),
+    (pb.EmbedRequest(texts=["a"], truncation=4), "INVALID_ARGUMENT", "UNKNOWN_ENUM", ["truncation"]),
+    (pb.EmbedRequest(texts=["a"], priority=-1), "INVALID_ARGUMENT", "UNKNOWN_ENUM", ["priority"]),
+    (pb.EmbedRequest(texts=["a"], space_id="other"), "FAILED_PRECONDITION", "SPACE_MISMATCH", ["space_id"]),
+    (pb.EmbedRequest(texts=["a"] * 8), "INVALID_ARGUMENT", "RESPONSE_TOO_LARGE", ["texts"]),
+]
+
+
+@pytest.mark.parametrize(("request_", "code", "reason", "fields"), EMBEDS, ids=[f"{case[2]} {case[3]}" for case in EMBEDS])
+def test_embed_refuses(small_stub: Stub, request_: pb.EmbedRequest, code: str, reason: str, fields: list[str]) -> None:
+    """An Embed that cannot be answered names what is wrong with it, and where."""
+    error = error_of(lambda: small_stub.Embed(request_))
+    assert (error.code, error.reason, error.fields) == (code, reason, fields)
+    assert error.request_id
+
+
+def similarity_cases() -> list[tuple[str, Callable[[str], pb.SimilarityRequest], str, str, list[str]]]:
+    row = np.ones((1, 256), np.float32)
+    good = matrix_of(row)
+
+    def with_queries(change: Callable[[str], pb.Items]) -> Callable[[str], pb.SimilarityRequest]:
+        return lambda space: pb.SimilarityRequest(queries=change(space), candidates=texts("b"))
+
+    def with_matrix(matrix: pb.Matrix) -> Callable[[str], pb.SimilarityRequest]:
+        return with_queries(lambda space: vectors(matrix, space))
+
+    def on_texts(*lines: str, **fields: Any) -> Callable[[str], pb.SimilarityRequest]:
+        return lambda space: pb.SimilarityRequest(queries=texts(*lines), **fields)
+
+    invalid, path = "INVALID_ARGUMENT", "queries.vectors.vectors"
+    bits = pb.Matrix(data=bytes(32), rows=1, columns=256, element_type=pb.ELEMENT_TYPE_BINARY)
+    short = pb.Matrix(data=bytes(1023), rows=1, columns=256)
+    huge_rows = pb.Matrix(data=bytes(1024), rows=2**32 - 1, columns=2**32 - 1)
+    no_scales = pb.Matrix(data=bytes(256), rows=1, columns=256, element_type=pb.ELEMENT_TYPE_INT8)
+    stray_scale = matrix_of(row, scales=[1.0])
+    bad_scale = matrix_of(row, pb.ELEMENT_TYPE_INT8, scales=[math.inf])
+    unknown_type = pb.Matrix(data=good.data, rows=1, columns=256, element_type=42)
+    many = pb.Nearest(k=2**32 - 1)
+    return [
+        ("no queries", lambda space: pb.SimilarityRequest(), invalid, "MISSING_FIELD", ["queries"]),
+        ("no kind", on_texts("a", candidates=pb.Items()), invalid, "MISSING_FIELD", ["candidates"]),
+        ("no texts", on_texts(), invalid, "EMPTY_TEXTS", ["queries.texts.texts"]),
+        ("white text", on_texts("a", " "), invalid, "EMPTY_TEXT", ["queries.texts.texts[1]"]),
+        ("white candidate", on_texts("a", candidates=texts("")), invalid, "EMPTY_TEXT", ["candidates.texts.texts[0]"]),
+        ("many texts", on_texts(*"abcdefghi"), invalid, "TOO_MANY_TEXTS", ["queries.texts.texts"]),
+        ("many bytes", on_texts("a" * 5000), invalid, "REQUEST_TOO_LARGE", ["queries.texts.texts"]),
+        ("vector bytes", with_matrix(matrix_of(np.ones((5, 256)))), invalid, "REQUEST_TOO_LARGE", ["queries.vectors"]),
+        ("pairs", on_texts(*"abcde"), invalid, "RESPONSE_TOO_LARGE", ["candidates"]),
+        ("pairs of nearest", on_texts(*"abcde", nearest=many), invalid, "RESPONSE_TOO_LARGE", ["candidates"]),
+        ("model", on_texts("a", model="x"), "NOT_FOUND", "UNKNOWN_MODEL", ["model"]),
+        ("metric", on_texts("a", metric=5), invalid, "UNKNOWN_ENUM", ["metric"]),
+        ("priority", on_texts("a", priority=3), invalid, "UNKNOWN_ENUM", ["priority"]),
+        ("truncation", on_texts("a", truncation=9), invalid, "UNKNOWN_ENUM", ["truncation"]),
+        (
+            "input type",
+            lambda space: pb.SimilarityRequest(queries=texts("a", input_type=6)),
+            invalid,
+            "UNKNOWN_ENUM",
+            ["queries.texts.input_type"],
+        ),
+        ("dimensions", on_texts("a", dimensions=3), invalid, "UNSUPPORTED_DIMENSIONS", ["dimensions"]),
+        ("bits", with_matrix(bits), invalid, "BAD_MATRIX", [f"{path}.element_type"]),
+        ("short data", with_matrix(short), invalid, "BAD_MATRIX", [f"{path}.data"]),
+        ("huge rows", with_matrix(huge_rows), invalid, "BAD_MATRIX", [f"{path}.data"]),
+        ("no rows", with_matrix(pb.Matrix()), invalid, "BAD_MATRIX", [f"{path}.rows"]),
+        ("no columns", with_matrix(pb.Matrix(rows=1)), invalid, "BAD_MATRIX", [f"{path}.columns"]),
+        ("no scales", with_matrix(no_scales), invalid, "BAD_MATRIX", [f"{path}.row_scales"]),
+        ("stray scale", with_matrix(stray_scale), invalid, "BAD_MATRIX", [f"{path}.row_scales"]),
+        ("bad scale", with_matrix(bad_scale), invalid, "BAD_MATRIX", [f"{path}.row_scales"]),
+        ("not a number", with_matrix(matrix_of(row * math.nan)), invalid, "BAD_MATRIX", [f"{path}.data"]),
+        ("infinity", with_matrix(matrix_of(row * -math.inf)), invalid, "BAD_MATRIX", [f"{path}.data"]),
+        ("element type", with_matrix(unknown_type), invalid, "UNKNOWN_ENUM", [f"{path}.element_type"]),
+        (
+            "no space",
+            with_queries(lambda space: vectors(good, "")),
+            "FAILED_PRECONDITION",
+            "SPACE_MISMATCH",
+            ["queries.vectors.space_id"],
+        ),
+        (
+            "other space",
+            with_queries(lambda space: vectors(good, "s1-0")),
+            "FAILED_PRECONDITION",
+            "SPACE_MISMATCH",
+            ["queries.vectors.space_id"],
+        ),
+        (
+            "columns of two vector sides",
+            lambda space: pb.SimilarityRequest(
+                queries=vectors(good, space), candidates=vectors(matrix_of(np.ones((1, 64))), space)
+            ),
+            invalid,
+            "DIMENSION_MISMATCH",
+            ["candidates.vectors"],
+        ),
+        (
+            "columns against dimensions",
+            lambda space: pb.SimilarityRequest(queries=vectors(good, space), candidates=texts("a"), dimensions=64),
+            invalid,
+            "DIMENSION_MISMATCH",
+            ["queries.vectors"],
+        ),
+        (
+            "columns that texts cannot have",
+            with_matrix(matrix_of(np.ones((1, 100)))),
+            invalid,
+            "UNSUPPORTED_DIMENSIONS",
+            ["dimensions"],
+        ),
+        (
+            "unequal sides",
+            on_texts("a", candidates=texts("b", "c"), pairwise=pb.Pairwise()),
+            invalid,
+            "UNEQUAL_SIDES",
+            ["candidates"],
+        ),
+        ("no k", on_texts("a", nearest=pb.Nearest()), invalid, "BAD_K", ["nearest.k"]),
+        (
+            "least score",
+            on_texts("a", nearest=pb.Nearest(k=1, min_score=math.nan)),
+            invalid,
+            "BAD_MIN_SCORE",
+            ["nearest.min_score"],
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "reason", "fields"), [case[1:] for case in similarity_cases()], ids=[c[0] for c in similarity_cases()]
+)
+def test_similarity_refuses(
+    small_stub: Stub, make: Callable[[str], pb.SimilarityRequest], code: str, reason: str, fields: list[str]
+) -> None:
+    """A Similarity that cannot be answered names what is wrong with it, and where."""
+    request = make(space_of(small_stub))
+    error = error_of(lambda: small_stub.Similarity(request))
+    assert (error.code, error.reason, error.fields) == (code, reason, fields)
+
+
+def test_all_pairs_and_nearest_count_their_answers_bytes() -> None:
+    """An answer of too many bytes is refused before any work, though its pairs are few enough."""
+    from isogloss_server.engine.job import AllPairs, Limits, Nearest, SimilarityJob, TextSide
+    from isogloss_server.errors import ResponseTooLargeError
+    from isogloss_server.models.base import ModelCard, Role
+
+    limits = Limits(max_texts=100, max_request_bytes=1000, max_response_bytes=100, max_pairs=1000)
+    card = ModelCard(backend="", space_id="", dimensions=(4,), max_tokens=9)
+    side = TextSide("queries", ["a"] * 20, Role.QUERY)
+    for shape in (AllPairs(), Nearest(20, None)):
+        with pytest.raises(ResponseTooLargeError) as raised:
+            SimilarityJob(queries=side, candidates=None, shape=shape).check(card, limits)
+        assert raised.value.figures["limit"] == "100"
+
+
+def test_a_text_too_long_names_index_tokens_and_limit(stub: Stub) -> None:
+    """Under TRUNCATION_ERROR a long text is refused with its index, its tokens and the limit."""
+    request = pb.EmbedRequest(texts=["short", "7" * 40_000], truncation=pb.TRUNCATION_ERROR)
+    error = error_of(lambda: stub.Embed(request))
+    assert (error.code, error.reason, error.fields) == ("INVALID_ARGUMENT", "TEXT_TOO_LONG", ["texts[1]"])
+    limit = stub.ListModels(pb.ListModelsRequest()).models[0].max_tokens
+    assert error.figures["limit"] == str(limit)
+    assert int(error.figures["actual"]) > limit
+    assert error.figures["index"] == "1"
+
+
+def test_an_unknown_model_lists_those_served(stub: Stub) -> None:
+    """Who asks for a model that is not served learns which are."""
+    error = error_of(lambda: stub.Embed(pb.EmbedRequest(texts=["a"], model="nope")))
+    assert error.figures["served"] == "isogloss-static"
+    assert error_of(lambda: stub.Health(pb.HealthRequest(model="nope"))).reason == "UNKNOWN_MODEL"
+
+
+def test_dimensions_not_offered_lists_those_offered(stub: Stub) -> None:
+    """Who asks for dimensions that the model does not offer learns which it does."""
+    error = error_of(lambda: stub.Embed(pb.EmbedRequest(texts=["a"], dimensions=100)))
+    offered = stub.ListModels(pb.ListModelsRequest()).models[0].dimensions
+    assert error.figures["offered"] == ", ".join(map(str, offered))
+
+
+def test_errors_stay_small_and_quote_no_text(stub: Stub) -> None:
+    """However many texts are at fault, 16 are named, under 4 KiB, and none is quoted."""
+    secret = "SECRET" + "7" * 40_000
+    request = pb.EmbedRequest(texts=[secret] * 40, truncation=pb.TRUNCATION_ERROR)
+    error = error_of(lambda: stub.Embed(request))
+    assert error.fields == [f"texts[{row}]" for row in range(16)]
+    assert error.details_bytes < 4096
+    assert "SECRET" not in repr(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("caller-7", True), ("x" * 128, True), ("x" * 129, False), ("", False)],
+)
+def test_request_id_is_echoed_or_made(stub: Stub, given: str, kept: bool) -> None:
+    """A fit x-request-id comes back in the trailers of answers and errors; another one is replaced."""
+    metadata = [("x-request-id", given)]
+    _, call = stub.Embed.with_call(pb.EmbedRequest(texts=["a"]), metadata=metadata)
+    answered = dict(call.trailing_metadata())["x-request-id"]
+    failed: WireError = error_of(lambda: stub.Embed(pb.EmbedRequest(), metadata=metadata))
+    assert (answered == given) is kept
+    assert (failed.request_id == given) is kept
+    assert len(answered) >= 8

@@ -1,0 +1,71 @@
+"""A real `isogloss-server` in a process of its own, for tests that go through the socket."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+
+
+class ServerProcess:
+    """Runs `isogloss-server serve` on a free port; its log lines are kept as dicts."""
+
+    def __init__(self, *flags: str, env: dict[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "isogloss_server", "serve", "--port", "0", "--log-format", "json", *flags]
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, encoding="utf-8", env={**os.environ, **(env or {})}
+        )
+        self.lines: list[str] = []
+        self._queue: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            self._queue.put(line)
+        self._queue.put("")
+
+    def wait_for(self, message: str) -> dict[str, Any]:
+        """Returns the fields of the next log line with this message."""
+        while line := self._queue.get(timeout=60):
+            fields = json.loads(line) if line.startswith("{") else {}
+            if fields.get("message") == message:
+                return fields
+        raise AssertionError(f"the server ended without saying {message!r}: {''.join(self.lines)}")
+
+    @property
+    def address(self) -> str:
+        """Host and port, once ready."""
+        if not hasattr(self, "_address"):
+            self._address = str(self.wait_for("serving")["address"])
+        return self._address
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Returns the exit status, once it has ended."""
+        status = self.process.wait(timeout=60)
+        self._reader.join(timeout=60)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+    def stop(self) -> int:
+        """Asks it to drain; returns the exit status."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
