@@ -1,10 +1,14 @@
-"""Servers that the tests share."""
+"""Servers and model folders that the tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2_grpc
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from tests.support.server_process import ServerProcess
 
@@ -36,3 +40,19 @@ def small_stub(small_server: ServerProcess) -> Iterator[embedding_pb2_grpc.Embed
     """The generated stub on the server with small limits."""
     with grpc.insecure_channel(small_server.address) as channel:
         yield embedding_pb2_grpc.EmbeddingServiceStub(channel)
+
+
+@pytest.fixture
+def static_folder(tmp_path: Path) -> Path:
+    """A static model of four words in three dimensions, whose normaliser drops exclamation marks."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    words = ["<unk>", "one", "two", "three", "four"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace("!", "")
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    table = np.arange(1, 16, dtype=np.float16).reshape(5, 3)
+    save_file({"embedding.weight": table}, folder / "model.safetensors")
+    (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "x.StaticEmbedding"}]')
+    return folder

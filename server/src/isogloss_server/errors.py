@@ -2,6 +2,7 @@
 
 DomainError
 ├── InvalidRequestError        the caller can mend the request
+│   ├── MalformedRequestError
 │   ├── EmptyTextsError  EmptyTextError  TextWithoutTokensError  TextTooLongError
 │   ├── TooManyTextsError  RequestTooLargeError  ResponseTooLargeError
 │   ├── MissingFieldError  UnknownEnumError  UnsupportedDimensionsError  UnsupportedTruncationError
@@ -57,6 +58,12 @@ class DomainError(Exception):
 
 class InvalidRequestError(DomainError):
     """The request cannot be answered by any server with these limits; the caller can mend it."""
+
+
+class MalformedRequestError(InvalidRequestError):
+    """Bytes that are no message of the contract."""
+
+    reason = "MALFORMED_REQUEST"
 
 
 class EmptyTextsError(InvalidRequestError):

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
 from isogloss_server.engine.vectors import ElementType, bytes_per_row, quantise, shape, unit_length, widen
 
 Array = np.ndarray[Any, Any]

@@ -35,7 +35,9 @@ EMBEDS = [
 ]
 
 
-@pytest.mark.parametrize(("request_", "code", "reason", "fields"), EMBEDS, ids=[f"{case[2]} {case[3]}" for case in EMBEDS])
+@pytest.mark.parametrize(
+    ("request_", "code", "reason", "fields"), EMBEDS, ids=[f"{case[2]} {case[3]}" for case in EMBEDS]
+)
 def test_embed_refuses(small_stub: Stub, request_: pb.EmbedRequest, code: str, reason: str, fields: list[str]) -> None:
     """An Embed that cannot be answered names what is wrong with it, and where."""
     error = error_of(lambda: small_stub.Embed(request_))
@@ -155,7 +157,9 @@ def similarity_cases() -> list[tuple[str, Callable[[str], pb.SimilarityRequest],
 
 
 @pytest.mark.parametrize(
-    ("make", "code", "reason", "fields"), [case[1:] for case in similarity_cases()], ids=[c[0] for c in similarity_cases()]
+    ("make", "code", "reason", "fields"),
+    [case[1:] for case in similarity_cases()],
+    ids=[c[0] for c in similarity_cases()],
 )
 def test_similarity_refuses(
     small_stub: Stub, make: Callable[[str], pb.SimilarityRequest], code: str, reason: str, fields: list[str]

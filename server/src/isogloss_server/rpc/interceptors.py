@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.errors import DomainError, UnforeseenError
+from isogloss_server.errors import DomainError, MalformedRequestError, UnforeseenError
 from isogloss_server.rpc.calls import CURRENT_CALL, Call, Context
 from isogloss_server.rpc.status import to_status
 
@@ -42,19 +43,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = details.method.removeprefix(self._prefix)
         request_id = _request_id(details.invocation_metadata)
 
-        async def answer(request: Any, context: Context) -> Any:
-            return await self._answer(Call(method, request_id, self._deadline_s(context)), behavior, request, context)
+        read: Any = handler.request_deserializer
 
-        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+        async def answer(request: bytes, context: Context) -> Any:
+            call = Call(method, request_id, self._deadline_s(context))
+            return await self._answer(call, lambda: behavior(_parsed(read, request), context), context)
 
-    async def _answer(self, call: Call, behavior: Any, request: Any, context: Context) -> Any:
+        return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
+
+    async def _answer(self, call: Call, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
         began_s = self._clock.monotonic_s()
         CURRENT_CALL.set(call)
         identity = (REQUEST_ID, call.request_id)
         code = "OK"
         context.set_trailing_metadata((identity,))
         try:
-            return await behavior(request, context)
+            return await work()
         except asyncio.CancelledError:
             code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
             raise
@@ -69,6 +73,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _deadline_s(self, context: Context) -> float:
         remaining_s: float | None = context.time_remaining()
         return math.inf if remaining_s is None else self._clock.monotonic_s() + remaining_s
+
+
+def _parsed(read: Callable[[bytes], Any], request: bytes) -> Any:
+    """Returns the message in `request`; read here, since grpc.aio would answer UNKNOWN where it is none."""
+    try:
+        return read(request)
+    except DecodeError:
+        raise MalformedRequestError("the request's bytes are no message of the contract") from None
 
 
 def _request_id(metadata: Any) -> str:

@@ -1,0 +1,145 @@
+"""A server process from start to stop: ready, drained, killed, refused."""
+
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from isogloss.v1 import embedding_pb2 as pb
+from isogloss.v1 import embedding_pb2_grpc
+
+from tests.support.server_process import ServerProcess
+from tests.support.wire import error_of
+
+SERVICE = "isogloss.v1.EmbeddingService"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_ends_with_status_0(number: signal.Signals) -> None:
+    """SIGTERM and SIGINT end an idle server with exit status 0."""
+    process = ServerProcess()
+    assert process.address
+    process.signal(number)
+    assert process.wait() == 0
+    assert any('"stopped"' in line for line in process.lines)
+
+
+def test_the_port_file_holds_the_port_while_calls_are_taken(tmp_path: Path) -> None:
+    """--port 0 takes a free port, --port-file tells it once ready, and the file is gone at the end."""
+    file = tmp_path / "port"
+    with ServerProcess("--port-file", str(file)) as process:
+        port = process.address.rpartition(":")[2]
+        assert file.read_text() == f"{port}\n"
+    assert not file.exists()
+
+
+def test_while_draining_readiness_is_off_and_calls_are_answered() -> None:
+    """After the signal health says NOT_SERVING, liveness SERVING, and calls are still taken for --drain-delay-s."""
+    with ServerProcess("--drain-delay-s", "3600") as process, grpc.insecure_channel(process.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        process.signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        live = health.Check(health_pb2.HealthCheckRequest())
+        model = health.Check(health_pb2.HealthCheckRequest(service="isogloss-static"))
+        told = stub.Health(pb.HealthRequest())
+        answered = stub.Embed(pb.EmbedRequest(texts=["still here"]))
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert live.status == health_pb2.HealthCheckResponse.SERVING
+    assert model.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert told.status == pb.SERVING_STATUS_NOT_SERVING
+    assert answered.embeddings.rows == 1
+
+
+def test_an_open_watch_does_not_hold_the_stop() -> None:
+    """A Watch is ended when the server stops taking calls, so that the drain is not held by it."""
+    process = ServerProcess("--drain-s", "3600")
+    with grpc.insecure_channel(process.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        process.signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as raised:
+            next(watch)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert process.wait() == 0
+
+
+def test_a_call_in_flight_at_the_signal_is_answered() -> None:
+    """A call that was accepted before the signal gets its answer, and the status is 0."""
+    process = ServerProcess()
+    with grpc.insecure_channel(process.address) as channel:
+        stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+        model = stub.ListModels(pb.ListModelsRequest()).models[0]
+        many = [f"sentence number {row} of a long list" for row in range(model.max_texts)]
+        future = stub.Embed.future(pb.EmbedRequest(texts=many))
+        began = threading.Event()
+        threading.Thread(target=lambda: (_until_embedding(stub), began.set()), daemon=True).start()
+        assert began.wait(60)
+        process.signal(signal.SIGTERM)
+        assert future.result(timeout=60).embeddings.rows == len(many)
+    assert process.wait() == 0
+
+
+def _until_embedding(stub: Any) -> None:
+    """Returns once the server has begun on the texts, or has them done."""
+    while True:
+        model = stub.Health(pb.HealthRequest()).models[0]
+        if model.queued_texts or model.embedded_texts:
+            return
+
+
+def test_a_taken_port_is_one_line_and_status_1(server: ServerProcess) -> None:
+    """A port that is in use is refused, though grpc would share it."""
+    second = ServerProcess("--port", server.address.rpartition(":")[2])
+    assert second.wait() == 1
+    assert second.lines == [f"isogloss-server: cannot listen on {server.address}: the port is in use\n"]
+
+
+def test_a_missing_model_is_one_line_and_status_1(tmp_path: Path) -> None:
+    """Missing model files are one clear line."""
+    process = ServerProcess("--model", f"mine={tmp_path}")
+    assert process.wait() == 1
+    assert process.lines == [f"isogloss-server: model folder {tmp_path} has no file modules.json\n"]
+
+
+def test_two_models_are_served_under_their_names(static_folder: Path) -> None:
+    """--model twice serves both, the first as the default, each with its own readiness and space."""
+    with (
+        ServerProcess("--model", f"small={static_folder}", "--model", "isogloss-static") as process,
+        grpc.insecure_channel(process.address) as channel,
+    ):
+        stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+        models = stub.ListModels(pb.ListModelsRequest()).models
+        assert [model.name for model in models] == ["small", "isogloss-static"]
+        assert models[0].space_id != models[1].space_id
+        assert stub.Embed(pb.EmbedRequest(texts=["one"])).model == "small"
+        assert stub.Embed(pb.EmbedRequest(texts=["one"], model="isogloss-static")).model == "isogloss-static"
+        listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest()).statuses
+        assert set(listed) == {"", SERVICE, "small", "isogloss-static"}
+
+
+def test_garbage_on_the_port_harms_nobody(server: ServerProcess, stub: Any) -> None:
+    """Bytes that are no HTTP/2 and messages that are no messages leave the server serving."""
+    host, _, port = server.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)))
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Embed")
+        for malformed in (b"\xff\xff\xff", b"\n\x02\xc3\x28"):  # the second is a text that is no UTF-8
+            error = error_of(lambda malformed=malformed: call(malformed))
+            assert (error.code, error.reason) == ("INVALID_ARGUMENT", "MALFORMED_REQUEST")
+        unknown = channel.unary_unary(f"/{SERVICE}/Nothing")
+        with pytest.raises(grpc.RpcError) as raised:
+            unknown(b"")
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert stub.Embed(pb.EmbedRequest(texts=["well"])).embeddings.rows == 1

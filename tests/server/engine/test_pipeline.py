@@ -1,0 +1,48 @@
+"""One job's story: partial answers, counters."""
+
+import numpy as np
+import pytest
+from isogloss_server.clock import SystemClock
+from isogloss_server.engine.job import EmbedJob
+from isogloss_server.engine.pipeline import Pipeline
+from isogloss_server.engine.workers import Workers
+from isogloss_server.errors import EmptyTextError, TextWithoutTokensError
+
+from tests.support.in_process import CountingEmbedder, ready_registry
+
+
+def pipeline(embedder: CountingEmbedder) -> Pipeline:
+    return Pipeline(ready_registry(embedder), Workers(1), SystemClock())
+
+
+async def test_partial_blames_single_texts_and_embeds_the_others() -> None:
+    """With allow_partial a text at fault is a row of zeros with its error; the others get what they get alone."""
+    job = EmbedJob(texts=["", "ab", "!!!", " ", "abc"], allow_partial=True, normalize=False)
+    result = await pipeline(CountingEmbedder()).embed(job)
+    expected = [[0] * 4, [2, 1, 1, 1], [0] * 4, [0] * 4, [3, 1, 1, 1]]
+    np.testing.assert_array_equal(result.matrix.elements, expected)
+    assert {row: fault.reason for row, fault in result.faults.items()} == {
+        0: "EMPTY_TEXT", 2: "TEXT_WITHOUT_TOKENS", 3: "EMPTY_TEXT"
+    }  # fmt: skip
+    assert [fault.violations[0].field for fault in result.faults.values()] == ["texts[0]", "texts[2]", "texts[3]"]
+    assert result.embedded.token_counts is not None
+    assert result.embedded.token_counts.tolist() == [0, 2, 0, 0, 3]
+
+
+@pytest.mark.parametrize("texts", [["", " "], ["!!!", ""], ["!!!"]])
+async def test_partial_with_no_good_text_is_zeros(texts: list[str]) -> None:
+    """Where every text is at fault every row is zeros, and each is told."""
+    result = await pipeline(CountingEmbedder()).embed(EmbedJob(texts=texts, allow_partial=True, dimensions=2))
+    np.testing.assert_array_equal(result.matrix.elements, np.zeros((len(texts), 2)))
+    assert sorted(result.faults) == list(range(len(texts)))
+
+
+async def test_without_partial_the_whole_job_fails_before_inference() -> None:
+    """An empty text fails the job before the embedder is asked; a text without tokens fails it too."""
+    embedder = CountingEmbedder()
+    with pytest.raises(EmptyTextError):
+        await pipeline(embedder).embed(EmbedJob(texts=["a", " "]))
+    assert embedder.calls == []
+    with pytest.raises(TextWithoutTokensError) as raised:
+        await pipeline(embedder).embed(EmbedJob(texts=["a", "!!!", "b", "!!!"]))
+    assert [violation.field for violation in raised.value.violations] == ["texts[1]", "texts[3]"]

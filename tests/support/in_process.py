@@ -1,0 +1,64 @@
+"""The gRPC face around an embedder and a clock that the test owns, in the test's own process and loop."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+from isogloss.v1 import embedding_pb2_grpc
+from isogloss_server.clock import Clock, SystemClock
+from isogloss_server.engine.job import Limits
+from isogloss_server.engine.pipeline import Pipeline
+from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.workers import Workers
+from isogloss_server.errors import RowFaults, TextWithoutTokensError
+from isogloss_server.models.base import Embedded, ModelCard, Role, Truncation
+from isogloss_server.rpc.server import Server
+from isogloss_server.settings import Settings
+
+CARD = ModelCard(backend="test", space_id="s-test", dimensions=(4, 2), max_tokens=10)
+LIMITS = Limits(max_texts=5000, max_request_bytes=1 << 22, max_response_bytes=1 << 24, max_pairs=1 << 22)
+
+
+class CountingEmbedder:
+    """Gives each text the row [its length, 1, 1, 1]; a text "!!!" has no tokens; `before` runs first."""
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self.calls: list[list[str]] = []
+        self._before = before
+
+    card = CARD
+
+    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation) -> Embedded:
+        """Returns rows float32 [n, 4]."""
+        self.calls.append(list(texts))
+        self._before()
+        if faults := {row: TextWithoutTokensError("nothing left") for row, text in enumerate(texts) if text == "!!!"}:
+            raise RowFaults(faults)
+        rows = np.array([[len(text), 1, 1, 1] for text in texts], np.float32)
+        counts = np.array([len(text) for text in texts])
+        return Embedded(rows=rows, token_counts=counts, total_tokens=int(counts.sum()))
+
+
+def ready_registry(embedder: CountingEmbedder) -> Registry:
+    """Returns a registry that serves the embedder as model "test"."""
+    registry = Registry(["test"])
+    registry.get("test").serve(Ready(embedder, LIMITS))
+    return registry
+
+
+@asynccontextmanager
+async def serving(
+    registry: Registry, clock: Clock | None = None, **settings: Any
+) -> AsyncIterator[Any]:
+    """Serves a registry on a free port; gives the stub."""
+    clock, workers = clock or SystemClock(), Workers(2)
+    server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock), clock)
+    port = await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield embedding_pb2_grpc.EmbeddingServiceStub(channel)
+    finally:
+        await server.stop(None)
+        workers.close()

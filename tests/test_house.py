@@ -1,0 +1,73 @@
+"""The rules of CONTRIBUTING.md that a machine can check: who imports whom, and how long things are."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SERVER = ROOT / "server" / "src" / "isogloss_server"
+SOURCES = [
+    *SERVER.rglob("*.py"),
+    *(file for file in (ROOT / "client" / "src" / "isogloss").rglob("*.py") if "v1" not in file.parts),
+]
+FOR_ALL = {"errors", "settings", "clock", "logs", "_version"}
+# What each part may import of the server; serve.py builds everything, so it may import everything.
+MAY_IMPORT = {
+    "models": {"models.base", "models.tokens", "models.weights"},
+    "engine": {"engine", "models.base", "models.tokens"},
+    "rpc": {"rpc", "engine", "models.base"},
+    "settings": {"models.weights"},
+    "__main__": {"serve"},
+}
+MODULE_LINES, FUNCTION_LINES, POSITIONAL, PARAMETERS = 250, 40, 6, 12
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("file", sorted(SERVER.rglob("*.py")), ids=name_of)
+def test_imports_go_down(file: Path) -> None:
+    """Rpc -> engine -> models; only rpc knows grpc and the contract; only settings reads the environment."""
+    part = file.relative_to(SERVER).with_suffix("").parts[0]
+    tree = ast.parse(file.read_text())
+    for name in imported(tree):
+        top = name.split(".")[0]
+        assert part == "rpc" or not top.startswith(("grpc", "isogloss")) or top == "isogloss_server", name
+        assert not name.startswith("isogloss.") or name.startswith("isogloss.v1"), name
+        assert part == "clock" or top != "time", f"{name}: the clock is handed in"
+        if top == "isogloss_server" and part != "serve":
+            inner = name.removeprefix("isogloss_server.")
+            allowed = MAY_IMPORT.get(part, set()) | FOR_ALL
+            assert any(inner == a or inner.startswith(f"{a}.") for a in allowed), f"{part} imports {inner}"
+    if part != "settings":
+        reads = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in {"environ", "getenv"}]
+        assert not reads, "settings.py alone reads the environment"
+
+
+@pytest.mark.parametrize("file", sorted(SOURCES), ids=name_of)
+def test_ceilings(file: Path) -> None:
+    """No module, function or list of parameters is longer than what one can hold in mind."""
+    text = file.read_text()
+    assert len(text.splitlines()) <= MODULE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        lines = (node.end_lineno or 0) - node.lineno + 1
+        if ast.get_docstring(node) is not None:
+            lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+        positional = [a for a in node.args.posonlyargs + node.args.args if a.arg not in {"self", "cls"}]
+        assert lines <= FUNCTION_LINES, node.name
+        assert len(positional) <= POSITIONAL, node.name
+        assert len(positional) + len(node.args.kwonlyargs) <= PARAMETERS, node.name
