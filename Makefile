@@ -1,0 +1,72 @@
+# The contributor's verbs. `make demo` and `make test` each work as the first command on a fresh checkout.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_QUIET := -q --disable-pip-version-check
+CORE := constraints/core.txt
+PACKAGES := client/pyproject.toml server/pyproject.toml $(CORE)
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all serve check proto clean test-packages test-sentence-transformers
+
+help: ## what each verb does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.development ## .venv with both distributions, editable, and all that development needs
+
+demo: .venv/.runtime ## starts the server, embeds and compares texts in nine languages, stops
+	$(BIN)/python examples/demo.py
+
+serve: .venv/.runtime ## the server in the foreground
+	$(BIN)/isogloss-server serve
+
+check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs current, proto lint and breaking
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/contract tests/test_house.py
+
+test: check ## check, then every test that needs no second environment
+	$(BIN)/pytest -q -m "not packages and not sentence_transformers" --ignore tests/contract --ignore tests/test_house.py
+
+test-all: test test-packages test-sentence-transformers ## what CI runs: test, and each group in an environment of its own
+
+test-packages: .venv/.development
+	$(BIN)/pytest -q -m packages
+
+test-sentence-transformers: .venv-sentence-transformers/.ready
+	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
+
+proto: .venv-proto/.ready ## the stubs
+	.venv-proto/bin/python proto/contract.py stubs
+
+clean: ## removes environments and caches
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: .venv/bin/python $(PACKAGES)
+	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e client -e server
+	@touch $@
+
+.venv/.development: .venv/.runtime constraints/development.txt
+	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -r constraints/development.txt
+	@touch $@
+
+.venv-proto/.ready: constraints/proto.txt
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/pip install $(PIP_QUIET) -r constraints/proto.txt
+	@touch $@
+
+# torch first and by its exact version: any other request for it may bring gigabytes of CUDA along.
+.venv-sentence-transformers/.ready: constraints/sentence-transformers.txt $(PACKAGES)
+	$(PYTHON) -m venv .venv-sentence-transformers
+	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) -c constraints/sentence-transformers.txt torch
+	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) -c constraints/sentence-transformers.txt \
+		sentence-transformers pytest pytest-asyncio pytest-timeout hypothesis -e client -e server
+	@touch $@
