@@ -71,3 +71,21 @@ def test_ceilings(file: Path) -> None:
         assert lines <= FUNCTION_LINES, node.name
         assert len(positional) <= POSITIONAL, node.name
         assert len(positional) + len(node.args.kwonlyargs) <= PARAMETERS, node.name
+
+
+@pytest.mark.parametrize(("name", "copy"), [("LICENSE", "client"), ("LICENSE", "server"), ("NOTICE", "server")])
+def test_each_distribution_carries_its_licence(name: str, copy: str) -> None:
+    """The licence and the notice that a distribution carries are the repository's."""
+    assert (ROOT / copy / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+def test_versions_agree() -> None:
+    """Both distributions have one version, the server asks for the client of that version, and the changelog has it."""
+    scope: dict[str, str] = {}
+    versions = []
+    for package in ("client/src/isogloss", "server/src/isogloss_server"):
+        exec((ROOT / package / "_version.py").read_text(), scope)
+        versions.append(scope["__version__"])
+    assert versions[0] == versions[1]
+    assert f'"isogloss=={versions[0]}"' in (ROOT / "server" / "pyproject.toml").read_text()
+    assert f"## {versions[0]}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,12 +1,12 @@
 """A real `isogloss-server` in a process of its own, for tests that go through the socket."""
 
 import json
-import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,11 +14,9 @@ from typing import Any, Self
 class ServerProcess:
     """Runs `isogloss-server serve` on a free port; its log lines are kept as dicts."""
 
-    def __init__(self, *flags: str, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "isogloss_server", "serve", "--port", "0", "--log-format", "json", *flags]
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, encoding="utf-8", env={**os.environ, **(env or {})}
-        )
+    def __init__(self, *flags: str, python: str | Path = sys.executable) -> None:
+        command = [python, "-m", "isogloss_server", "serve", "--port", "0", "--log-format", "json", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         self.lines: list[str] = []
         self._queue: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)

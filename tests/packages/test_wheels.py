@@ -1,0 +1,118 @@
+"""Both distributions as a user gets them: built, installed into empty environments, and used there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.server_process import ServerProcess
+
+pytestmark = [pytest.mark.packages, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = ROOT / "constraints" / "core.txt"
+CLIENT_NEEDS = {"grpcio", "protobuf", "googleapis-common-protos", "numpy"}
+THEIR_NEEDS = {"typing-extensions"}  # of grpcio
+
+
+def run(*command: str | Path, **env: str) -> str:
+    """Returns what a command prints; the test fails with its errors where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env}, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheels of both distributions, each built from its sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    for name in ("client", "server"):
+        run(sys.executable, "-m", "build", "--outdir", out, ROOT / name)
+    return {wheel.name.split("-")[0]: wheel for wheel in out.glob("*.whl")}
+
+
+def environment(folder: Path, *wheels: Path) -> Path:
+    """Returns the programs of a new environment that holds these wheels and what they need."""
+    run(sys.executable, "-m", "venv", folder)
+    run(folder / "bin" / "pip", "install", "-q", "-c", CONSTRAINTS, *wheels)
+    run(folder / "bin" / "pip", "check")
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def client_only(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the client alone."""
+    return environment(tmp_path_factory.mktemp("client-only"), wheels["isogloss"])
+
+
+@pytest.fixture(scope="module")
+def both(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with client and server."""
+    return environment(tmp_path_factory.mktemp("both"), *wheels.values())
+
+
+def test_the_client_drags_in_nothing_else(client_only: Path) -> None:
+    """The client brings grpcio, protobuf, googleapis-common-protos and numpy, and nothing of the server."""
+    listed = json.loads(run(client_only / "pip", "list", "--format", "json"))
+    names = {package["name"].lower().replace("_", "-") for package in listed} - {"pip", "setuptools", "wheel"}
+    assert names - THEIR_NEEDS == {"isogloss"} | CLIENT_NEEDS
+    with pytest.raises(AssertionError, match="isogloss_server"):
+        run(client_only / "python", "-c", "import isogloss_server")
+
+
+def test_the_client_alone_talks_to_a_server(client_only: Path, server: ServerProcess) -> None:
+    """The lines that a caller writes work in an environment that holds the client alone."""
+    program = """
+import sys
+from isogloss import Client
+with Client(sys.argv[1]) as client:
+    vectors = client.embed(["Good morning", "おはよう"]).vectors
+    candidates = ["I like tea", "¿Dónde está la estación?", "Der Zug ist voll"]
+    [best] = client.nearest("Where is the station?", candidates, k=1)
+    print(vectors.dtype, vectors.shape[0], best.row, best.text)
+"""
+    assert run(client_only / "python", "-c", program, server.address) == "float32 2 1 ¿Dónde está la estación?\n"
+
+
+def test_the_command_line_is_installed(client_only: Path, server: ServerProcess) -> None:
+    """`isogloss` stands on the path and answers."""
+    told = json.loads(run(client_only / "isogloss", "health", "--json", "--server", server.address))
+    assert told["status"] == "serving"
+
+
+def test_the_server_runs_from_its_wheel(both: Path, wheels: dict[str, Path]) -> None:
+    """The server's wheel carries the bundled model, serves it, and stops with status 0."""
+    process = ServerProcess(python=both / "python")
+    scores = run(both / "isogloss", "similarity", "Good night", "Gute Nacht", "--server", process.address)
+    assert "Gute Nacht" in scores
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("isogloss", ["isogloss/py.typed", "isogloss/v1/embedding_pb2.pyi", "licenses/LICENSE"]),
+        (
+            "isogloss_server",
+            [
+                "isogloss_server/py.typed",
+                "isogloss_server/bundled/model.safetensors",
+                "isogloss_server/bundled/isogloss.json",
+                "licenses/LICENSE",
+                "licenses/NOTICE",
+            ],
+        ),
+    ],
+)
+def test_wheels_carry_what_belongs_to_them(wheels: dict[str, Path], name: str, expected: list[str]) -> None:
+    """Licence, typing marker, stubs and the bundled model are in the wheels, and no tests."""
+    names = zipfile.ZipFile(wheels[name]).namelist()
+    for end in expected:
+        assert [entry for entry in names if entry.endswith(end)], end
+    assert not [entry for entry in names if "test" in entry]
