@@ -31,6 +31,7 @@ def test_a_signal_drains_and_ends_with_status_0(number: signal.Signals) -> None:
 def test_the_port_file_holds_the_port_while_calls_are_taken(tmp_path: Path) -> None:
     """--port 0 takes a free port, --port-file tells it once ready, and the file is gone at the end."""
     file = tmp_path / "port"
+    file.write_text("left by a server that was killed")
     with ServerProcess("--port-file", str(file)) as process:
         port = process.address.rpartition(":")[2]
         assert file.read_text() == f"{port}\n"
@@ -100,6 +101,16 @@ def test_a_taken_port_is_one_line_and_status_1(server: ServerProcess) -> None:
     second = ServerProcess("--port", server.address.rpartition(":")[2])
     assert second.wait() == 1
     assert second.lines == [f"isogloss-server: cannot listen on {server.address}: the port is in use\n"]
+
+
+def test_a_port_file_that_cannot_be_written_is_one_line_and_status_1(tmp_path: Path) -> None:
+    """A port file in a folder that does not exist is one clear line."""
+    file = tmp_path / "nowhere" / "port"
+    process = ServerProcess("--port-file", str(file))
+    assert process.wait() == 1
+    assert [line for line in process.lines if not line.startswith("{")] == [
+        f"isogloss-server: cannot write the port file {file}: No such file or directory\n"
+    ]
 
 
 def test_a_missing_model_is_one_line_and_status_1(tmp_path: Path) -> None:

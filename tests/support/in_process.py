@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 from isogloss.v1 import embedding_pb2_grpc
 from isogloss_server.clock import Clock, SystemClock
-from isogloss_server.engine.job import Limits
+from isogloss_server.engine.limits import Limits
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Ready, Registry
 from isogloss_server.engine.workers import Workers

@@ -84,7 +84,13 @@ class TextFormatter(logging.Formatter):
         fields = _fields(record)
         head = f"{fields.pop('time')} {fields.pop('level'):7} {fields.pop('message')}"
         fields.pop("logger")
-        return " ".join([head, *(f"{name}={value}" for name, value in fields.items() if value != "")])
+        return " ".join([head, *(f"{name}={_word(value)}" for name, value in fields.items() if value != "")])
+
+
+def _word(value: object) -> str:
+    """Returns a value as one word, quoted where it would read as several or as another field."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(' ="\\') else text
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

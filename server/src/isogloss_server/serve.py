@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock, SystemClock
-from isogloss_server.engine.job import Limits, default_max_texts
+from isogloss_server.engine.limits import Limits, default_max_texts
 from isogloss_server.engine.local import LocalEmbedder
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Ready, Registry
 from isogloss_server.engine.workers import Workers
+from isogloss_server.errors import ListenError
 from isogloss_server.models import static, weights
 from isogloss_server.models.base import ModelCard
 from isogloss_server.rpc.server import Server
@@ -34,6 +35,41 @@ class StopSignals:
         (self.second if self.first.is_set() else self.first).set()
 
 
+class PortFile:
+    """The file that --port-file names: there, whole, for as long as calls are taken, and only then."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Takes away what a server that was killed may have left.
+
+        Raises:
+            ListenError: the file cannot be written there.
+        """
+        self._file = file
+        self._change(lambda path: path.unlink(missing_ok=True))
+
+    @contextlib.contextmanager
+    def holding(self, port: int) -> Iterator[None]:
+        """Holds the port in the file; raises ListenError where it cannot be written."""
+        self._change(lambda path: _write_whole(path, f"{port}\n"))
+        try:
+            yield
+        finally:
+            self._change(lambda path: path.unlink(missing_ok=True))
+
+    def _change(self, change: Callable[[Path], object]) -> None:
+        try:
+            if self._file is not None:
+                change(self._file)
+        except OSError as error:
+            raise ListenError(f"cannot write the port file {self._file}: {error.strerror}") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="ascii")
+    part.replace(path)
+
+
 async def serve(settings: Settings, clock: Clock | None = None) -> int:
     """Serves until a signal, and returns the exit status: 0 when drained, 128 + signal when stopped at once.
 
@@ -48,11 +84,12 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
     server = Server(settings, registry, Pipeline(registry, workers, clock), clock)
+    port_file = PortFile(settings.port_file)
     port = await server.start()
     try:
         for model in registry.models:
             model.serve(await workers.run(_loaded, sources[model.name], settings, workers, clock))
-        with _port_file(settings.port_file, port):
+        with port_file.holding(port):
             _announce(registry, f"{settings.host}:{port}", clock.monotonic_s() - began_s)
             await signals.first.wait()
             return await _drain(server, registry, settings, signals)
@@ -102,21 +139,6 @@ def _announce(registry: Registry, address: str, seconds: float) -> None:
         card = model.ready.embedder.card
         logs.event("model ready", model=model.name, space=card.space_id, dimensions=card.dimensions[0])
     logs.event("serving", address=address, start_s=round(seconds, 3))
-
-
-@contextlib.contextmanager
-def _port_file(file: Path | None, port: int) -> Iterator[None]:
-    """Holds the port in a file, written at once and whole, for as long as calls are taken."""
-    if file is None:
-        yield
-        return
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(f"{port}\n", encoding="ascii")
-    part.replace(file)
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
 
 
 def _log_stray_fault(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

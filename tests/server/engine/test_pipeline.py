@@ -1,9 +1,12 @@
-"""One job's story: partial answers, counters."""
+"""One job's story: partial answers, lanes."""
+
+import asyncio
+from typing import Any
 
 import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.job import EmbedJob
+from isogloss_server.engine.job import EmbedJob, Priority
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError
@@ -46,3 +49,31 @@ async def test_without_partial_the_whole_job_fails_before_inference() -> None:
     with pytest.raises(TextWithoutTokensError) as raised:
         await pipeline(embedder).embed(EmbedJob(texts=["a", "!!!", "b", "!!!"]))
     assert [violation.field for violation in raised.value.violations] == ["texts[1]", "texts[3]"]
+
+
+async def test_bulk_jobs_work_one_at_a_time_and_hold_nobody() -> None:
+    """However many BULK jobs wait, one works, and an INTERACTIVE job goes past them all."""
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(CountingEmbedder):
+        async def embed(self, texts: Any, *arguments: Any) -> Any:
+            if texts == ["bulk"]:
+                began.set()
+                await go_on.wait()
+            return await super().embed(texts, *arguments)
+
+    embedder = Slow()
+    registry = ready_registry(embedder)
+    line = Pipeline(registry, Workers(1), SystemClock())
+    bulk = [asyncio.ensure_future(line.embed(EmbedJob(texts=["bulk"], priority=Priority.BULK))) for _ in range(5)]
+    await began.wait()
+    interactive = await line.embed(EmbedJob(texts=["now"]))
+    assert interactive.matrix.elements.shape == (1, 4)
+    assert embedder.calls == [["now"]]
+    assert registry.get("test").queued_texts == 5
+    bulk[1].cancel()
+    go_on.set()
+    done = await asyncio.gather(*bulk, return_exceptions=True)
+    assert [type(result).__name__ for result in done].count("EmbedResult") == 4
+    assert registry.get("test").queued_texts == 0
+    assert registry.get("test").embedded_texts == 5

@@ -172,7 +172,8 @@ def test_similarity_refuses(
 
 def test_all_pairs_and_nearest_count_their_answers_bytes() -> None:
     """An answer of too many bytes is refused before any work, though its pairs are few enough."""
-    from isogloss_server.engine.job import AllPairs, Limits, Nearest, SimilarityJob, TextSide
+    from isogloss_server.engine.job import AllPairs, Nearest, SimilarityJob, TextSide
+    from isogloss_server.engine.limits import Limits
     from isogloss_server.errors import ResponseTooLargeError
     from isogloss_server.models.base import ModelCard, Role
 

@@ -109,9 +109,14 @@ async def test_no_line_a_call_with_the_access_log_off(caplog: pytest.LogCaptureF
 def test_readable_lines_leave_out_what_is_empty() -> None:
     """The text format is one readable line with name=value pairs."""
     record = logging.makeLogRecord(
-        {"name": "isogloss_server.access", "levelname": "INFO", "msg": "call", "fields": {"code": "OK", "model": ""}}
+        {
+            "name": "isogloss_server.access",
+            "levelname": "INFO",
+            "msg": "call",
+            "fields": {"code": "OK", "model": "", "id": "a code=NO"},
+        }
     )
-    assert logs.TextFormatter().format(record).endswith("info    call code=OK")
+    assert logs.TextFormatter().format(record).endswith('info    call code=OK id="a code=NO"')
 
 
 async def test_a_million_pairs_leave_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What may be asked of the engine, and the limits that it is checked against, once for every face."""
+"""What may be asked of the engine, checked once for every face."""
 
 import math
 from collections.abc import Sequence
@@ -6,28 +6,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from isogloss_server.engine.limits import Limits, answer_bytes, utf8_bytes
 from isogloss_server.engine.similarity import Metric
-from isogloss_server.engine.vectors import ElementType, bytes_per_row
+from isogloss_server.engine.vectors import ElementType
 from isogloss_server.errors import (
     BadKError,
     BadMinScoreError,
     DimensionMismatchError,
     DomainError,
     EmptyTextError,
-    EmptyTextsError,
-    RequestTooLargeError,
-    ResponseTooLargeError,
     SpaceMismatchError,
-    TooManyTextsError,
     UnequalSidesError,
     UnsupportedDimensionsError,
     UnsupportedTruncationError,
 )
 from isogloss_server.models.base import ModelCard, Role, Rows, Truncation
 
-ROW_OVERHEAD_BYTES = 20  # of an answer's row beside its numbers: token count, truncated row, scale
 NEIGHBOR_BYTES = 9  # a row number and a score
-DEFAULT_ANSWER_BYTES = 4 * 1024 * 1024 - 65_536  # what gRPC clients accept by default, less some room
 
 
 class Priority(StrEnum):
@@ -35,42 +30,6 @@ class Priority(StrEnum):
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one request of a model may ask for, as ListModels announces it."""
-
-    max_texts: int
-    max_request_bytes: int
-    max_response_bytes: int
-    max_pairs: int
-
-    def check_texts(self, texts: Sequence[str], path: str) -> None:
-        """Raises EmptyTextsError or TooManyTextsError where the request's list `path` is out of bounds."""
-        if not texts:
-            raise EmptyTextsError("at least one text is needed", field=path)
-        if len(texts) > self.max_texts:
-            message = f"{len(texts)} texts; one request may have {self.max_texts}"
-            raise TooManyTextsError(message, field=path, actual=len(texts), limit=self.max_texts)
-
-    def check_request_bytes(self, actual: int, path: str) -> None:
-        """Raises RequestTooLargeError where the texts and vectors of a request are `actual` bytes, and too many."""
-        if actual > self.max_request_bytes:
-            message = f"{actual} bytes of texts and vectors; one request may have {self.max_request_bytes}"
-            raise RequestTooLargeError(message, field=path, actual=actual, limit=self.max_request_bytes)
-
-    def check_response_bytes(self, actual: int, path: str) -> None:
-        """Raises ResponseTooLargeError where an answer of `actual` bytes would be too large."""
-        if actual > self.max_response_bytes:
-            message = f"the answer would have {actual} bytes; one response may have {self.max_response_bytes}"
-            raise ResponseTooLargeError(message, field=path, actual=actual, limit=self.max_response_bytes)
-
-    def check_pairs(self, actual: int) -> None:
-        """Raises ResponseTooLargeError where `actual` pairs are too many for one Similarity."""
-        if actual > self.max_pairs:
-            message = f"{actual} pairs of a query and a candidate; one request may have {self.max_pairs}"
-            raise ResponseTooLargeError(message, field="candidates", actual=actual, limit=self.max_pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +50,11 @@ class EmbedJob:
     space_id: str = ""
     deadline_s: float = math.inf
 
+    @property
+    def text_count(self) -> int:
+        """How many texts are to be embedded."""
+        return len(self.texts)
+
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the columns to answer with; raises the error of what is wrong with the whole request."""
         limits.check_texts(self.texts, self.path)
@@ -99,8 +63,7 @@ class EmbedJob:
             raise space_mismatch(self.space_id, card, "space_id")
         check_truncation(self.truncation, card)
         columns = offered(self.dimensions, card, "dimensions")
-        row_bytes = bytes_per_row(columns, self.element_type) + ROW_OVERHEAD_BYTES
-        limits.check_response_bytes(len(self.texts) * row_bytes, self.path)
+        limits.check_response_bytes(answer_bytes(len(self.texts), columns, self.element_type), self.path)
         return columns
 
 
@@ -160,6 +123,11 @@ class SimilarityJob:
     priority: Priority = Priority.INTERACTIVE
     shape: AllPairs | Pairwise | Nearest = AllPairs()
     deadline_s: float = math.inf
+
+    @property
+    def text_count(self) -> int:
+        """How many texts are to be embedded."""
+        return sum(len(side) for side in (self.queries, self.candidates) if isinstance(side, TextSide))
 
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the columns to compare in; raises the error of what is wrong with the whole request."""
@@ -230,16 +198,6 @@ def space_mismatch(space_id: str, card: ModelCard, path: str) -> SpaceMismatchEr
     """Returns the error for a request that is about another space than the model's."""
     message = "space_id is required with vectors" if not space_id else "the vectors' space is not the model's"
     return SpaceMismatchError(f"{message}, which is {card.space_id}", field=path, expected=card.space_id)
-
-
-def default_max_texts(dimensions: int) -> int:
-    """Returns how many texts' float32 vectors of that width fit the 4 MiB that gRPC clients accept by default."""
-    return DEFAULT_ANSWER_BYTES // (bytes_per_row(dimensions, ElementType.FLOAT32) + ROW_OVERHEAD_BYTES)
-
-
-def utf8_bytes(texts: Sequence[str]) -> int:
-    """Returns the bytes that `texts` take together in UTF-8."""
-    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
 def empty_texts(texts: Sequence[str]) -> dict[int, DomainError]:

@@ -1,6 +1,8 @@
 """THE STORY OF ONE JOB, readable top to bottom: check -> embed -> shape, or check -> embed the sides -> compare."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -9,7 +11,16 @@ import numpy as np
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine import vectors
-from isogloss_server.engine.job import EmbedJob, Nearest, Pairwise, SimilarityJob, TextSide, VectorSide, empty_texts
+from isogloss_server.engine.job import (
+    EmbedJob,
+    Nearest,
+    Pairwise,
+    Priority,
+    SimilarityJob,
+    TextSide,
+    VectorSide,
+    empty_texts,
+)
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.similarity import Comparison, Ranking, pairwise
 from isogloss_server.engine.workers import Workers
@@ -64,6 +75,7 @@ class Pipeline:
         self._registry = registry
         self._workers = workers
         self._clock = clock
+        self._bulk_lane = asyncio.Semaphore(1)
 
     async def embed(self, job: EmbedJob) -> EmbedResult:
         """Returns the vectors of a job's texts, shaped as it asks.
@@ -74,20 +86,21 @@ class Pipeline:
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
-        self._check_time(job.deadline_s)
-        if job.allow_partial:
-            embedded, faults = await self._embed_what_can_be(model, job)
-        else:
-            embedded, faults = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job.truncation), {}
-        shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
-        matrix = await self._run(embedded.rows.size, shape, embedded.rows)
+        faults: dict[int, DomainError] = {}
+        async with self._admitted(model, job) as waited_s:
+            if job.allow_partial:
+                embedded, faults = await self._embed_what_can_be(model, job)
+            else:
+                embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job.truncation)
+            shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
+            matrix = await self._run(embedded.rows.size, shape, embedded.rows)
         return EmbedResult(
             matrix=matrix,
             model=model.name,
             space_id=model.ready.embedder.card.space_id,
             embedded=embedded,
             faults=faults,
-            timings=self._timings(began_s, embedded),
+            timings=self._timings(began_s, waited_s, embedded),
         )
 
     async def similarity(self, job: SimilarityJob) -> SimilarityResult:
@@ -99,12 +112,12 @@ class Pipeline:
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
-        self._check_time(job.deadline_s)
-        queries, of_queries = await self._side(model, job.queries, columns, job.truncation)
-        candidates, of_candidates = queries, of_queries
-        if job.candidates is not None:
-            candidates, of_candidates = await self._side(model, job.candidates, columns, job.truncation)
-        compared = await self._compare(job, queries, candidates)
+        async with self._admitted(model, job) as waited_s:
+            queries, of_queries = await self._side(model, job.queries, columns, job.truncation)
+            candidates, of_candidates = queries, of_queries
+            if job.candidates is not None:
+                candidates, of_candidates = await self._side(model, job.candidates, columns, job.truncation)
+            compared = await self._compare(job, queries, candidates)
         parts = [of_queries] if job.candidates is None else [of_queries, of_candidates]
         return SimilarityResult(
             compared=compared,
@@ -113,8 +126,25 @@ class Pipeline:
             truncated_queries=of_queries.truncated_rows,
             truncated_candidates=of_candidates.truncated_rows,
             total_tokens=sum(part.total_tokens for part in parts),
-            timings=self._timings(began_s, *parts),
+            timings=self._timings(began_s, waited_s, *parts),
         )
+
+    @asynccontextmanager
+    async def _admitted(self, model: ServedModel, job: EmbedJob | SimilarityJob) -> AsyncIterator[float]:
+        """Lets a job work when its turn has come; gives the seconds that it waited.
+
+        BULK jobs work one at a time, a piece of work at a time, so that others wait for no more than one such piece.
+        """
+        asked_s = self._clock.monotonic_s()
+        model.queued_texts += job.text_count
+        try:
+            async with self._bulk_lane if job.priority is Priority.BULK else nullcontext():
+                began_s = self._clock.monotonic_s()
+                if began_s >= job.deadline_s:
+                    raise TimeUpError("the deadline had passed before work began")
+                yield began_s - asked_s
+        finally:
+            model.queued_texts -= job.text_count
 
     async def _side(
         self, model: ServedModel, side: TextSide | VectorSide, columns: int, truncation: Truncation
@@ -166,11 +196,7 @@ class Pipeline:
         return embedded.spread(good, len(job.texts)), dict(sorted(faults.items()))
 
     async def _infer(self, model: ServedModel, texts: Sequence[str], role: Role, truncation: Truncation) -> Embedded:
-        model.queued_texts += len(texts)
-        try:
-            embedded = await model.ready.embedder.embed(texts, role, truncation)
-        finally:
-            model.queued_texts -= len(texts)
+        embedded = await model.ready.embedder.embed(texts, role, truncation)
         model.embedded_texts += len(texts)
         return embedded
 
@@ -180,15 +206,11 @@ class Pipeline:
             return work(*args, **kwargs)
         return await self._workers.run(work, *args, **kwargs)
 
-    def _check_time(self, deadline_s: float) -> None:
-        if self._clock.monotonic_s() >= deadline_s:
-            raise TimeUpError("the deadline had passed before work began")
-
-    def _timings(self, began_s: float, *parts: Embedded) -> Timings:
+    def _timings(self, began_s: float, waited_s: float, *parts: Embedded) -> Timings:
         return Timings(
             total_s=self._clock.monotonic_s() - began_s,
             tokenization_s=sum(part.tokenization_s for part in parts),
-            queue_s=sum(part.queue_s for part in parts),
+            queue_s=waited_s + sum(part.queue_s for part in parts),
             inference_s=sum(part.inference_s for part in parts),
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from isogloss_server.engine.job import Limits
+from isogloss_server.engine.limits import Limits
 from isogloss_server.errors import ModelNotReadyError, UnknownModelError
 from isogloss_server.models.base import Embedder
 
@@ -33,7 +33,7 @@ class ServedModel:
         self.name = name
         self.state = State.STARTING
         self.detail = "loading"  # one line for people; empty where all is well
-        self.queued_texts = 0
+        self.queued_texts = 0  # of jobs that wait or work
         self.embedded_texts = 0  # since the server started
         self._ready: Ready | None = None
         self._changed = changed

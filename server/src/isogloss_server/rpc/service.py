@@ -9,7 +9,6 @@ from isogloss.v1 import embedding_pb2_grpc
 
 from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
-from isogloss_server.engine.job import TextSide
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.rpc import messages
@@ -43,7 +42,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         """Scores of queries against candidates."""
         call = CURRENT_CALL.get()
         job = messages.to_similarity_job(request, call.deadline_s)
-        call.texts = sum(len(side) for side in (job.queries, job.candidates) if isinstance(side, TextSide))
+        call.texts = job.text_count
         result = await self._pipeline.similarity(job)
         call.model, call.tokens = result.model, result.total_tokens
         return messages.to_similarity_response(result)
