@@ -45,121 +45,126 @@ def test_embed_refuses(small_stub: Stub, request_: pb.EmbedRequest, code: str, r
     assert error.request_id
 
 
-def similarity_cases() -> list[tuple[str, Callable[[str], pb.SimilarityRequest], str, str, list[str]]]:
-    row = np.ones((1, 256), np.float32)
-    good = matrix_of(row)
+ROW = np.ones((1, 256), np.float32)
+GOOD = matrix_of(ROW)
 
-    def with_queries(change: Callable[[str], pb.Items]) -> Callable[[str], pb.SimilarityRequest]:
-        return lambda space: pb.SimilarityRequest(queries=change(space), candidates=texts("b"))
 
-    def with_matrix(matrix: pb.Matrix) -> Callable[[str], pb.SimilarityRequest]:
-        return with_queries(lambda space: vectors(matrix, space))
+def with_queries(change: Callable[[str], pb.Items]) -> Callable[[str], pb.SimilarityRequest]:
+    return lambda space: pb.SimilarityRequest(queries=change(space), candidates=texts("b"))
 
-    def on_texts(*lines: str, **fields: Any) -> Callable[[str], pb.SimilarityRequest]:
-        return lambda space: pb.SimilarityRequest(queries=texts(*lines), **fields)
 
-    invalid, path = "INVALID_ARGUMENT", "queries.vectors.vectors"
-    bits = pb.Matrix(data=bytes(32), rows=1, columns=256, element_type=pb.ELEMENT_TYPE_BINARY)
-    short = pb.Matrix(data=bytes(1023), rows=1, columns=256)
-    huge_rows = pb.Matrix(data=bytes(1024), rows=2**32 - 1, columns=2**32 - 1)
-    no_scales = pb.Matrix(data=bytes(256), rows=1, columns=256, element_type=pb.ELEMENT_TYPE_INT8)
-    stray_scale = matrix_of(row, scales=[1.0])
-    bad_scale = matrix_of(row, pb.ELEMENT_TYPE_INT8, scales=[math.inf])
-    unknown_type = pb.Matrix(data=good.data, rows=1, columns=256, element_type=42)
-    many = pb.Nearest(k=2**32 - 1)
-    return [
-        ("no queries", lambda space: pb.SimilarityRequest(), invalid, "MISSING_FIELD", ["queries"]),
-        ("no kind", on_texts("a", candidates=pb.Items()), invalid, "MISSING_FIELD", ["candidates"]),
-        ("no texts", on_texts(), invalid, "EMPTY_TEXTS", ["queries.texts.texts"]),
-        ("white text", on_texts("a", " "), invalid, "EMPTY_TEXT", ["queries.texts.texts[1]"]),
-        ("white candidate", on_texts("a", candidates=texts("")), invalid, "EMPTY_TEXT", ["candidates.texts.texts[0]"]),
-        ("many texts", on_texts(*"abcdefghi"), invalid, "TOO_MANY_TEXTS", ["queries.texts.texts"]),
-        ("many bytes", on_texts("a" * 5000), invalid, "REQUEST_TOO_LARGE", ["queries.texts.texts"]),
-        ("vector bytes", with_matrix(matrix_of(np.ones((5, 256)))), invalid, "REQUEST_TOO_LARGE", ["queries.vectors"]),
-        ("pairs", on_texts(*"abcde"), invalid, "RESPONSE_TOO_LARGE", ["candidates"]),
-        ("pairs of nearest", on_texts(*"abcde", nearest=many), invalid, "RESPONSE_TOO_LARGE", ["candidates"]),
-        ("model", on_texts("a", model="x"), "NOT_FOUND", "UNKNOWN_MODEL", ["model"]),
-        ("metric", on_texts("a", metric=5), invalid, "UNKNOWN_ENUM", ["metric"]),
-        ("priority", on_texts("a", priority=3), invalid, "UNKNOWN_ENUM", ["priority"]),
-        ("truncation", on_texts("a", truncation=9), invalid, "UNKNOWN_ENUM", ["truncation"]),
-        (
-            "input type",
-            lambda space: pb.SimilarityRequest(queries=texts("a", input_type=6)),
-            invalid,
-            "UNKNOWN_ENUM",
-            ["queries.texts.input_type"],
+def with_matrix(matrix: pb.Matrix) -> Callable[[str], pb.SimilarityRequest]:
+    return with_queries(lambda space: vectors(matrix, space))
+
+
+def on_texts(*lines: str, **fields: Any) -> Callable[[str], pb.SimilarityRequest]:
+    return lambda space: pb.SimilarityRequest(queries=texts(*lines), **fields)
+
+
+INVALID, PATH = "INVALID_ARGUMENT", "queries.vectors.vectors"
+BITS = pb.Matrix(data=bytes(32), rows=1, columns=256, element_type=pb.ELEMENT_TYPE_BINARY)
+SHORT = pb.Matrix(data=bytes(1023), rows=1, columns=256)
+HUGE_ROWS = pb.Matrix(data=bytes(1024), rows=2**32 - 1, columns=2**32 - 1)
+NO_SCALES = pb.Matrix(data=bytes(256), rows=1, columns=256, element_type=pb.ELEMENT_TYPE_INT8)
+STRAY_SCALE = matrix_of(ROW, scales=[1.0])
+BAD_SCALE = matrix_of(ROW, pb.ELEMENT_TYPE_INT8, scales=[math.inf])
+UNKNOWN_TYPE = pb.Matrix(data=GOOD.data, rows=1, columns=256, element_type=42)
+MANY = pb.Nearest(k=2**32 - 1)
+
+
+SIMILARITIES = [
+    ("no queries", lambda space: pb.SimilarityRequest(), INVALID, "MISSING_FIELD", ["queries"]),
+    ("no kind", on_texts("a", candidates=pb.Items()), INVALID, "MISSING_FIELD", ["candidates"]),
+    ("no texts", on_texts(), INVALID, "EMPTY_TEXTS", ["queries.texts.texts"]),
+    ("white text", on_texts("a", " "), INVALID, "EMPTY_TEXT", ["queries.texts.texts[1]"]),
+    ("white candidate", on_texts("a", candidates=texts("")), INVALID, "EMPTY_TEXT", ["candidates.texts.texts[0]"]),
+    ("many texts", on_texts(*"abcdefghi"), INVALID, "TOO_MANY_TEXTS", ["queries.texts.texts"]),
+    ("many bytes", on_texts("a" * 5000), INVALID, "REQUEST_TOO_LARGE", ["queries.texts.texts"]),
+    ("vector bytes", with_matrix(matrix_of(np.ones((5, 256)))), INVALID, "REQUEST_TOO_LARGE", ["queries.vectors"]),
+    ("pairs", on_texts(*"abcde"), INVALID, "RESPONSE_TOO_LARGE", ["candidates"]),
+    ("pairs of nearest", on_texts(*"abcde", nearest=MANY), INVALID, "RESPONSE_TOO_LARGE", ["candidates"]),
+    ("model", on_texts("a", model="x"), "NOT_FOUND", "UNKNOWN_MODEL", ["model"]),
+    ("metric", on_texts("a", metric=5), INVALID, "UNKNOWN_ENUM", ["metric"]),
+    ("priority", on_texts("a", priority=3), INVALID, "UNKNOWN_ENUM", ["priority"]),
+    ("truncation", on_texts("a", truncation=9), INVALID, "UNKNOWN_ENUM", ["truncation"]),
+    (
+        "input type",
+        lambda space: pb.SimilarityRequest(queries=texts("a", input_type=6)),
+        INVALID,
+        "UNKNOWN_ENUM",
+        ["queries.texts.input_type"],
+    ),
+    ("dimensions", on_texts("a", dimensions=3), INVALID, "UNSUPPORTED_DIMENSIONS", ["dimensions"]),
+    ("bits", with_matrix(BITS), INVALID, "BAD_MATRIX", [f"{PATH}.element_type"]),
+    ("short data", with_matrix(SHORT), INVALID, "BAD_MATRIX", [f"{PATH}.data"]),
+    ("huge rows", with_matrix(HUGE_ROWS), INVALID, "BAD_MATRIX", [f"{PATH}.data"]),
+    ("no rows", with_matrix(pb.Matrix()), INVALID, "BAD_MATRIX", [f"{PATH}.rows"]),
+    ("no columns", with_matrix(pb.Matrix(rows=1)), INVALID, "BAD_MATRIX", [f"{PATH}.columns"]),
+    ("no scales", with_matrix(NO_SCALES), INVALID, "BAD_MATRIX", [f"{PATH}.row_scales"]),
+    ("stray scale", with_matrix(STRAY_SCALE), INVALID, "BAD_MATRIX", [f"{PATH}.row_scales"]),
+    ("bad scale", with_matrix(BAD_SCALE), INVALID, "BAD_MATRIX", [f"{PATH}.row_scales"]),
+    ("not a number", with_matrix(matrix_of(ROW * math.nan)), INVALID, "BAD_MATRIX", [f"{PATH}.data"]),
+    ("infinity", with_matrix(matrix_of(ROW * -math.inf)), INVALID, "BAD_MATRIX", [f"{PATH}.data"]),
+    ("element type", with_matrix(UNKNOWN_TYPE), INVALID, "UNKNOWN_ENUM", [f"{PATH}.element_type"]),
+    (
+        "no space",
+        with_queries(lambda space: vectors(GOOD, "")),
+        "FAILED_PRECONDITION",
+        "SPACE_MISMATCH",
+        ["queries.vectors.space_id"],
+    ),
+    (
+        "other space",
+        with_queries(lambda space: vectors(GOOD, "s1-0")),
+        "FAILED_PRECONDITION",
+        "SPACE_MISMATCH",
+        ["queries.vectors.space_id"],
+    ),
+    (
+        "columns of two vector sides",
+        lambda space: pb.SimilarityRequest(
+            queries=vectors(GOOD, space), candidates=vectors(matrix_of(np.ones((1, 64))), space)
         ),
-        ("dimensions", on_texts("a", dimensions=3), invalid, "UNSUPPORTED_DIMENSIONS", ["dimensions"]),
-        ("bits", with_matrix(bits), invalid, "BAD_MATRIX", [f"{path}.element_type"]),
-        ("short data", with_matrix(short), invalid, "BAD_MATRIX", [f"{path}.data"]),
-        ("huge rows", with_matrix(huge_rows), invalid, "BAD_MATRIX", [f"{path}.data"]),
-        ("no rows", with_matrix(pb.Matrix()), invalid, "BAD_MATRIX", [f"{path}.rows"]),
-        ("no columns", with_matrix(pb.Matrix(rows=1)), invalid, "BAD_MATRIX", [f"{path}.columns"]),
-        ("no scales", with_matrix(no_scales), invalid, "BAD_MATRIX", [f"{path}.row_scales"]),
-        ("stray scale", with_matrix(stray_scale), invalid, "BAD_MATRIX", [f"{path}.row_scales"]),
-        ("bad scale", with_matrix(bad_scale), invalid, "BAD_MATRIX", [f"{path}.row_scales"]),
-        ("not a number", with_matrix(matrix_of(row * math.nan)), invalid, "BAD_MATRIX", [f"{path}.data"]),
-        ("infinity", with_matrix(matrix_of(row * -math.inf)), invalid, "BAD_MATRIX", [f"{path}.data"]),
-        ("element type", with_matrix(unknown_type), invalid, "UNKNOWN_ENUM", [f"{path}.element_type"]),
-        (
-            "no space",
-            with_queries(lambda space: vectors(good, "")),
-            "FAILED_PRECONDITION",
-            "SPACE_MISMATCH",
-            ["queries.vectors.space_id"],
-        ),
-        (
-            "other space",
-            with_queries(lambda space: vectors(good, "s1-0")),
-            "FAILED_PRECONDITION",
-            "SPACE_MISMATCH",
-            ["queries.vectors.space_id"],
-        ),
-        (
-            "columns of two vector sides",
-            lambda space: pb.SimilarityRequest(
-                queries=vectors(good, space), candidates=vectors(matrix_of(np.ones((1, 64))), space)
-            ),
-            invalid,
-            "DIMENSION_MISMATCH",
-            ["candidates.vectors"],
-        ),
-        (
-            "columns against dimensions",
-            lambda space: pb.SimilarityRequest(queries=vectors(good, space), candidates=texts("a"), dimensions=64),
-            invalid,
-            "DIMENSION_MISMATCH",
-            ["queries.vectors"],
-        ),
-        (
-            "columns that texts cannot have",
-            with_matrix(matrix_of(np.ones((1, 100)))),
-            invalid,
-            "UNSUPPORTED_DIMENSIONS",
-            ["dimensions"],
-        ),
-        (
-            "unequal sides",
-            on_texts("a", candidates=texts("b", "c"), pairwise=pb.Pairwise()),
-            invalid,
-            "UNEQUAL_SIDES",
-            ["candidates"],
-        ),
-        ("no k", on_texts("a", nearest=pb.Nearest()), invalid, "BAD_K", ["nearest.k"]),
-        (
-            "least score",
-            on_texts("a", nearest=pb.Nearest(k=1, min_score=math.nan)),
-            invalid,
-            "BAD_MIN_SCORE",
-            ["nearest.min_score"],
-        ),
-    ]
+        INVALID,
+        "DIMENSION_MISMATCH",
+        ["candidates.vectors"],
+    ),
+    (
+        "columns against dimensions",
+        lambda space: pb.SimilarityRequest(queries=vectors(GOOD, space), candidates=texts("a"), dimensions=64),
+        INVALID,
+        "DIMENSION_MISMATCH",
+        ["queries.vectors"],
+    ),
+    (
+        "columns that texts cannot have",
+        with_matrix(matrix_of(np.ones((1, 100)))),
+        INVALID,
+        "UNSUPPORTED_DIMENSIONS",
+        ["dimensions"],
+    ),
+    (
+        "unequal sides",
+        on_texts("a", candidates=texts("b", "c"), pairwise=pb.Pairwise()),
+        INVALID,
+        "UNEQUAL_SIDES",
+        ["candidates"],
+    ),
+    ("no k", on_texts("a", nearest=pb.Nearest()), INVALID, "BAD_K", ["nearest.k"]),
+    (
+        "least score",
+        on_texts("a", nearest=pb.Nearest(k=1, min_score=math.nan)),
+        INVALID,
+        "BAD_MIN_SCORE",
+        ["nearest.min_score"],
+    ),
+]
 
 
 @pytest.mark.parametrize(
     ("make", "code", "reason", "fields"),
-    [case[1:] for case in similarity_cases()],
-    ids=[c[0] for c in similarity_cases()],
+    [case[1:] for case in SIMILARITIES],
+    ids=[c[0] for c in SIMILARITIES],
 )
 def test_similarity_refuses(
     small_stub: Stub, make: Callable[[str], pb.SimilarityRequest], code: str, reason: str, fields: list[str]

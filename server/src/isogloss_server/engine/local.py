@@ -94,7 +94,8 @@ class LocalEmbedder:
     async def _run(self, spent: _Spent, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         asked_s = self._clock.monotonic_s()
 
-        def piece() -> T:
+        def timed() -> T:
+            """Returns the result, and notes what waiting and working took."""
             began_s = self._clock.monotonic_s()
             spent.waited_s += began_s - asked_s
             try:
@@ -102,7 +103,7 @@ class LocalEmbedder:
             finally:
                 spent.worked_s += self._clock.monotonic_s() - began_s
 
-        return piece() if spent.inline else await self._workers.run(piece)
+        return timed() if spent.inline else await self._workers.run(timed)
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:

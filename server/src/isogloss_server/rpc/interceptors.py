@@ -46,6 +46,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         read: Any = handler.request_deserializer
 
         async def answer(request: bytes, context: Context) -> Any:
+            """Returns the response to the bytes of a request."""
             call = Call(method, request_id, self._deadline_s(context))
             return await self._answer(call, lambda: behavior(_parsed(read, request), context), context)
 
