@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from isogloss_server.models import static, weights
 from isogloss_server.models.base import Truncation
 

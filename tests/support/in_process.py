@@ -49,9 +49,7 @@ def ready_registry(embedder: CountingEmbedder) -> Registry:
 
 
 @asynccontextmanager
-async def serving(
-    registry: Registry, clock: Clock | None = None, **settings: Any
-) -> AsyncIterator[Any]:
+async def serving(registry: Registry, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Any]:
     """Serves a registry on a free port; gives the stub."""
     clock, workers = clock or SystemClock(), Workers(2)
     server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock), clock)

@@ -1,0 +1,124 @@
+"""What the command line takes, and how it is turned into a client's options."""
+
+import argparse
+import pathlib
+from collections.abc import Mapping
+
+from isogloss._version import __version__
+from isogloss.enums import ElementType, InputType, Metric, Truncation
+from isogloss.options import ClientOptions
+
+SERVER = "localhost:50051"
+EPILOG = """\
+environment:
+  ISOGLOSS_SERVER   the server, where --server is not given
+  ISOGLOSS_API_KEY  the key to send; there is no flag for it, because other users of the machine can read arguments
+  NO_COLOR          no colours, where --color is not given
+
+exit codes: 0, 2 for wrong usage, 1 for any other error, 130 after Ctrl-C
+"""
+
+
+class UsageError(Exception):
+    """The command line is wrong in a way that argparse cannot see."""
+
+
+def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Returns the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="isogloss",
+        description="Embed and compare texts of any language on an Isogloss server.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = top.add_subparsers(dest="command", required=True, metavar="embed|similarity|nearest|health|models")
+    common = _common(environment)
+    _embed(verbs.add_parser("embed", help="turn texts into vectors", parents=[common]))
+    _similarity(verbs.add_parser("similarity", help="compare texts with each other", parents=[common]))
+    _nearest(verbs.add_parser("nearest", help="find the texts nearest to one", parents=[common]))
+    health = verbs.add_parser("health", help="say whether the server can serve; exit code 1 if not", parents=[common])
+    health.add_argument("--model", default="", help="ask about this model alone")
+    verbs.add_parser("models", help="list the models that the server offers", parents=[common])
+    return top
+
+
+def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ClientOptions:
+    """Returns the client's options; raises UsageError where a value is out of its range, OSError for a missing file."""
+    authorities = arguments.root_certificates
+    try:
+        return ClientOptions(
+            target=arguments.server,
+            tls=arguments.tls or authorities is not None,
+            root_certificates=None if authorities is None else authorities.read_bytes(),
+            api_key=environment.get("ISOGLOSS_API_KEY") or None,
+            timeout_s=arguments.timeout_s,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("server and output")
+    server = environment.get("ISOGLOSS_SERVER") or SERVER
+    group.add_argument("--server", default=server, metavar="HOST:PORT", help="where it listens (default: %(default)s)")
+    group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
+    group.add_argument(
+        "--root-certificates", type=pathlib.Path, metavar="FILE", help="authorities to trust, in PEM; implies --tls"
+    )
+    group.add_argument(
+        "--timeout-s", type=float, default=60.0, metavar="SECONDS", help="for the whole call (default: %(default)g)"
+    )
+    group.add_argument("--json", action="store_true", help="print JSON")
+    group.add_argument(
+        "--color", choices=["auto", "always", "never"], default="auto", help="default: on a terminal, unless NO_COLOR"
+    )
+    return common
+
+
+def _embed(verb: argparse.ArgumentParser) -> None:
+    _texts(verb, "texts", "the texts; without any, or for -, the lines of standard input that are not blank")
+    _model(verb)
+    verb.add_argument("--input-type", choices=list(InputType), default="similarity", help="what the texts are for")
+    verb.add_argument("--element-type", choices=list(ElementType), default="float32", help="how vectors travel")
+
+
+def _similarity(verb: argparse.ArgumentParser) -> None:
+    _texts(verb, "texts", "the texts; without any, or for -, the lines of standard input that are not blank")
+    verb.add_argument(
+        "--candidate", action="append", metavar="TEXT", help="compare with these, not with each other; repeatable"
+    )
+    verb.add_argument("--pairwise", action="store_true", help="score each text with the --candidate of the same place")
+    _model(verb)
+    _metric(verb)
+
+
+def _nearest(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("query", metavar="QUERY", help="the text to find neighbours of")
+    _texts(verb, "candidates", "the texts to search; without any, or for -, the lines of standard input")
+    verb.add_argument("-k", type=_positive, default=10, help="how many neighbours at most (default: %(default)d)")
+    verb.add_argument("--min-score", type=float, metavar="SCORE", help="leave out what scores lower")
+    _model(verb)
+    _metric(verb)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _texts(verb: argparse.ArgumentParser, name: str, explanation: str) -> None:
+    verb.add_argument(name, nargs="*", metavar="TEXT", help=explanation)
+
+
+def _model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", default="", help="its name (default: the server's default model)")
+    verb.add_argument("--dimensions", type=int, default=0, help="how many numbers of a vector (default: the model's)")
+    verb.add_argument("--truncation", choices=list(Truncation), default="end", help="where to cut texts too long")
+
+
+def _metric(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--metric", choices=list(Metric), default="cosine", help="greater is nearer for all of them")

@@ -1,0 +1,176 @@
+"""Texts as vectors. In shapes, n counts texts and d dimensions."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from isogloss.enums import ElementType
+from isogloss.errors import InvalidArgumentError
+
+Number = TypeVar("Number", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the server spent its time, in seconds, summed over the parts of a call that was split.
+
+    Attributes:
+        total_s: From the request's arrival to its answer.
+        tokenization_s: Cutting texts into tokens.
+        queue_s: Waiting for a batch.
+        inference_s: Running the model, shared with the other texts of the batches.
+        cached_rows: How many rows were answered without inference.
+    """
+
+    total_s: float = 0.0
+    tokenization_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+    cached_rows: int = 0
+
+    @classmethod
+    def total(cls, parts: "Iterable[Timings]") -> "Timings":
+        """Returns the sum of `parts`."""
+        return reduce(cls._plus, parts, cls())
+
+    def _plus(self, other: "Timings") -> "Timings":
+        return Timings(
+            self.total_s + other.total_s,
+            self.tokenization_s + other.tokenization_s,
+            self.queue_s + other.queue_s,
+            self.inference_s + other.inference_s,
+            self.cached_rows + other.cached_rows,
+        )
+
+
+NO_TIME = Timings()
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a text could not be embedded, where allow_partial let the others pass: its row, and what is wrong."""
+
+    row: int
+    code: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Embeddings:
+    """One vector for each text of an embed, in order.
+
+    Attributes:
+        elements: The vectors as they crossed the wire, read-only: [n, d] of `element_type`, or uint8 or int8
+            [n, ceil(d / 8)] for the two binary types.
+        element_type: How to read `elements`.
+        row_scales: float32 [n] for INT8 and UINT8, else [0].
+        dimensions: d, the length of each vector.
+        model: The model that answered.
+        space_id: The space that the vectors lie in; only vectors of one space may be compared.
+        token_counts: Tokens read of each text, after truncation; empty where the model's provider does not tell.
+        truncated_rows: Rows whose text was cut, ascending; empty as well where the provider does not tell.
+        row_errors: With allow_partial, the rows that are zeros because their text could not be embedded, ascending.
+        total_tokens: Tokens read of all texts, as a provider bills them.
+        timings: Where the server spent its time.
+    """
+
+    elements: NDArray[np.generic]
+    element_type: ElementType
+    row_scales: NDArray[np.float32] = field(default_factory=lambda: read_only(np.zeros(0, np.float32)))
+    dimensions: int
+    model: str
+    space_id: str
+    token_counts: tuple[int, ...] = ()
+    truncated_rows: tuple[int, ...] = ()
+    row_errors: tuple[RowError, ...] = ()
+    total_tokens: int = 0
+    timings: Timings = NO_TIME
+
+    @cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        """The vectors as float32 [n, d], read-only, whatever the element type.
+
+        FLOAT16 is widened, INT8 and UINT8 take their row's scale, and the two binary types read as +1 and -1. Rows
+        have unit length where normalize was set and the element type is exact (FLOAT32; nearly so FLOAT16).
+        """
+        return read_only(_widened(self.elements, self.element_type, self.row_scales, self.dimensions))
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def __repr__(self) -> str:
+        shape = f"{len(self)} x {self.dimensions} {self.element_type}"
+        return f"Embeddings({shape}, model={self.model!r}, space_id={self.space_id!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Vectors:
+    """Vectors that a caller has kept, as one side of a comparison.
+
+    Attributes:
+        array: The vectors, float32 [n, d], read-only; any numbers that numpy reads as two dimensions are converted.
+        space_id: The space they lie in, as the Embeddings that they came from said.
+
+    Raises:
+        InvalidArgumentError: The array has not two dimensions, or other things than numbers (reason BAD_MATRIX).
+    """
+
+    array: NDArray[np.float32]
+    space_id: str
+
+    def __init__(self, array: ArrayLike, space_id: str) -> None:
+        object.__setattr__(self, "array", read_only(_matrix(array)))
+        object.__setattr__(self, "space_id", space_id)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __repr__(self) -> str:
+        rows, columns = self.array.shape
+        return f"Vectors({rows} x {columns} float32, space_id={self.space_id!r})"
+
+
+def read_only(array: NDArray[Number]) -> NDArray[Number]:
+    """Returns `array` itself, closed to writing."""
+    array.setflags(write=False)
+    return array
+
+
+def _matrix(array: ArrayLike) -> NDArray[np.float32]:
+    try:
+        given = np.asarray(array)
+        # A copy where the caller could still write into it: results and their sides never change.
+        matrix = np.array(given, dtype=np.float32, order="C", copy=True) if given.flags.writeable else given
+        matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError("vectors must be numbers in rows of one length", reason="BAD_MATRIX") from None
+    if given.ndim != 2:
+        message = f"vectors must have two dimensions [n, d], not {given.ndim}"
+        raise InvalidArgumentError(message, reason="BAD_MATRIX")
+    return matrix
+
+
+def _widened(
+    elements: NDArray[np.generic], element_type: ElementType, scales: NDArray[np.float32], dimensions: int
+) -> NDArray[np.float32]:
+    match element_type:
+        case ElementType.FLOAT32 | ElementType.FLOAT16:
+            return elements.astype(np.float32, copy=False)
+        case ElementType.INT8:
+            return elements.astype(np.float32) * scales[:, np.newaxis]
+        case ElementType.UINT8:
+            return (elements.astype(np.float32) - np.float32(128)) * scales[:, np.newaxis]
+        case ElementType.UBINARY:
+            return _signs(elements.view(np.uint8), dimensions)
+        case ElementType.BINARY:
+            return _signs(elements.view(np.uint8) ^ np.uint8(0x80), dimensions)  # adds back the 128, modulo 256
+
+
+def _signs(packed: NDArray[np.uint8], dimensions: int) -> NDArray[np.float32]:
+    bits = np.unpackbits(packed, axis=1, count=dimensions)
+    return bits.astype(np.float32) * np.float32(2) - np.float32(1)

@@ -1,0 +1,127 @@
+"""The heat map and the tables: aligned in every script, coloured only when asked, harmless whatever a text holds."""
+
+import re
+
+import numpy as np
+import pytest
+from isogloss import Neighbor
+from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, vector_table
+from isogloss.cli.width import fitted, printable, width
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+GREETINGS = ["Good night", "おやすみなさい", "शुभ रात्रि", "تصبح على خير", "Cafe\u0301"]
+
+
+def test_the_heat_map_of_texts_with_each_other() -> None:
+    """Rows and columns have the same numbers, so that one list explains both."""
+    values = [[1, 0.81, -0.07], [0.81, 1, 0.1], [-0.07, 0.1, 1]]
+    labels = ["Good night", "Gute Nacht", "The stock market fell"]
+    assert heat_map(values, labels, labels, colour=False) == (
+        "                              0      1      2\n"
+        "0  Good night              1.00   0.81  -0.07\n"
+        "1  Gute Nacht              0.81   1.00   0.10\n"
+        "2  The stock market fell  -0.07   0.10   1.00\n"
+    )
+
+
+def test_the_heat_map_of_two_sides() -> None:
+    """Columns of their own are listed before the table."""
+    assert heat_map([[0.5, 12.25]], ["a"], ["Gute Nacht", "おやすみ"], colour=False) == (
+        "0  Gute Nacht\n1  おやすみ\n\n          0      1\n0  a   0.50  12.25\n"
+    )
+
+
+def test_an_empty_heat_map() -> None:
+    """No rows are no failure."""
+    assert heat_map(np.zeros((0, 0)), [], [], colour=True) == "\n"
+
+
+def test_colours_change_nothing_but_colours() -> None:
+    """Without its colours, the coloured map begins with the plain one; nearer is another colour than farther."""
+    labels = ["a", "b"]
+    plain = heat_map([[1, 0], [0, 1]], labels, labels, colour=False)
+    coloured = heat_map([[1, 0], [0, 1]], labels, labels, colour=True)
+    bare = [line.rstrip() for line in ANSI.sub("", coloured).splitlines()]
+    assert bare[:3] == plain.splitlines()
+    assert "\x1b" not in plain
+    assert "48;5;221m 1.00" in coloured
+    assert "48;5;17m 0.00" in coloured
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_columns_are_aligned_in_every_script(colour: bool) -> None:
+    """Wide characters, combining marks and right-to-left labels all end in the same column."""
+    drawn = heat_map(np.full((5, 5), 0.5), GREETINGS, GREETINGS, colour=colour)
+    rows = ANSI.sub("", drawn).splitlines()[1:6]
+    assert {width(row.rstrip()) for row in rows} == {width(rows[0].rstrip())}
+
+
+def test_right_to_left_labels_are_isolated() -> None:
+    """Terminals that reorder text keep the scores beside an Arabic label in their columns."""
+    assert "\u2068تصبح على خير\u2069" in heat_map([[1]], ["تصبح على خير"], ["تصبح على خير"], colour=False)
+
+
+def test_the_table_of_neighbours() -> None:
+    """Score, row and text stand in columns, best first; vectors have no text."""
+    found = [Neighbor(2, "Où est la gare ?", 0.8312), Neighbor(117, None, -0.5)]
+    assert neighbors_table(found, colour=False) == (
+        "  score  row  text\n  0.831    2  Où est la gare ?\n -0.500  117\n"
+    )
+    assert ANSI.sub("", neighbors_table(found, colour=True)) == neighbors_table(found, colour=False)
+    assert neighbors_table([], colour=True) == "no neighbours\n"
+
+
+def test_the_table_of_pairs() -> None:
+    """Score, query and candidate stand in columns."""
+    values = np.array([0.5, 1], np.float32)
+    assert pair_table(values, ["a", "longer"], ["b", "c"], colour=False) == ("  0.500  a       b\n  1.000  longer  c\n")
+    assert "\x1b" in pair_table(values, ["a", "longer"], ["b", "c"], colour=True)
+
+
+def test_the_table_of_vectors() -> None:
+    """The first numbers are enough for people."""
+    assert vector_table(np.ones((1, 2), np.float32), ["a"]) == "+1.0000 +1.0000  a\n"
+    assert vector_table(np.ones((1, 8), np.float32), ["a"]).endswith("+1.0000 … 8 numbers  a\n")
+
+
+def test_texts_cannot_command_the_terminal() -> None:
+    """Escapes, line ends and marks that turn the line around do not leave the program."""
+    nasty = "a\x1b[2Jb\nc\u202ed\u2066e\ud83df\x9b"
+    shown = printable(nasty)
+    assert shown == "a [2Jb cde\ufffdf "
+    for drawn in (
+        heat_map([[1]], [nasty], [nasty], colour=False),
+        neighbors_table([Neighbor(0, nasty, 1)], colour=False),
+    ):
+        assert not set("\x1b\u202e\u2066\x9b") & set(drawn)
+        assert drawn.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("abc", 3),
+        ("日本語", 6),
+        ("Cafe\u0301", 4),
+        ("한국", 4),
+        ("\u1112\u1161\u11ab", 2),
+        ("a\u200db", 2),
+        ("ｱ", 1),
+        ("", 0),
+    ],
+)
+def test_width_is_what_a_terminal_shows(text: str, columns: int) -> None:
+    """East Asian characters take two columns, combining marks none."""
+    assert width(text) == columns
+
+
+def test_fitted_texts_are_exactly_so_wide() -> None:
+    """Short texts are padded, long ones are cut between characters and marked."""
+    assert fitted("ab", 4) == "ab  "
+    assert fitted("日本語", 4) == "日… "
+    assert fitted("abcdef", 4) == "abc…"
+
+
+def test_aligned_cells() -> None:
+    """Each column is as wide as its widest cell."""
+    assert aligned([("A", "B"), ("日本", "x")]) == "A     B\n日本  x\n"

@@ -1,0 +1,61 @@
+"""ClientOptions: what is refused, and what channels are made of it."""
+
+import json
+from typing import Any
+
+import pytest
+from isogloss import ClientOptions
+from isogloss._channel import address, arguments
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("localhost:50051", "dns:///localhost:50051"),
+        ("[::1]:50051", "dns:///[::1]:50051"),
+        ("embeddings", "dns:///embeddings"),
+        ("dns:///host:1", "dns:///host:1"),
+        ("dns://8.8.8.8/host:1", "dns://8.8.8.8/host:1"),
+        ("unix:/run/isogloss.sock", "unix:/run/isogloss.sock"),
+        ("ipv4:10.0.0.1:1,10.0.0.2:1", "ipv4:10.0.0.1:1,10.0.0.2:1"),
+    ],
+)
+def test_targets_are_resolved_by_name(target: str, expected: str) -> None:
+    """A plain host is looked up by DNS, so that all its addresses are used; other schemes stay as they are."""
+    assert address(ClientOptions(target=target)) == expected
+
+
+def test_the_channel_is_configured() -> None:
+    """All addresses are used in turn, and idle connections are tested no more often than servers tolerate."""
+    settings = dict(arguments(ClientOptions()))
+    config = json.loads(str(settings["grpc.service_config"]))
+    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
+    policy = config["methodConfig"][0]["retryPolicy"]
+    assert (policy["maxAttempts"], policy["retryableStatusCodes"]) == (4, ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
+    assert settings["grpc.keepalive_time_ms"] == 300_000
+    assert "grpc.keepalive_permit_without_calls" not in settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target", ""),
+        ("root_certificates", b"PEM"),
+        ("api_key", ""),
+        ("api_key", "sch\u00f6n"),
+        ("api_key", "a\nb"),
+        ("timeout_s", 0),
+        ("timeout_s", float("inf")),
+        ("timeout_s", float("nan")),
+        ("attempts", 0),
+        ("attempts", 6),
+        ("keepalive_s", 1),
+        ("keepalive_timeout_s", 0),
+        ("max_receive_bytes", 0),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, value: Any) -> None:
+    """A wrong option is a ValueError that names it; a key is never quoted."""
+    with pytest.raises(ValueError, match=name) as raised:
+        ClientOptions(**{name: value})
+    assert name != "api_key" or not value or value not in str(raised.value)

@@ -1,0 +1,139 @@
+"""Results: immutable, exact to the contract's definitions, and refused where an answer makes no sense."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from isogloss import Client, ElementType, Embeddings, InternalError, Neighbor, ServingStatus, Truncation
+from isogloss._messages import read_embed, read_nearest, read_scores
+from isogloss.v1 import embedding_pb2 as pb
+
+from tests.support.scripted_server import SPACE, Script
+
+
+def decoded(kind: str, data: bytes, columns: int, scales: tuple[float, ...] = ()) -> Embeddings:
+    """Returns a response of two rows as the client reads it."""
+    number = pb.ElementType.Value(f"ELEMENT_TYPE_{kind}")
+    matrix = pb.Matrix(data=data, rows=2, columns=columns, element_type=number, row_scales=scales)
+    return read_embed(pb.EmbedResponse(embeddings=matrix), 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "elements", "scales", "expected"),
+    [
+        ("FLOAT32", np.array([[0.1, -2], [3, 4]], "<f4"), (), [[np.float32(0.1), -2], [3, 4]]),
+        ("FLOAT16", np.array([[0.1, -2], [3, 4]], "<f2"), (), [[np.float32(np.float16(0.1)), -2], [3, 4]]),
+        ("INT8", np.array([[-127, 2], [3, 127]], "i1"), (0.5, 2), [[-63.5, 1], [6, 254]]),
+        ("UINT8", np.array([[1, 130], [128, 255]], "u1"), (0.5, 2), [[-63.5, 1], [0, 254]]),
+    ],
+)
+def test_numbers_are_decoded_exactly(
+    kind: str, elements: np.ndarray, scales: tuple[float, ...], expected: list[list[float]]
+) -> None:
+    """Each element type means what the contract says, and the elements stay to be had as they came."""
+    found = decoded(kind, elements.tobytes(), 2, scales)
+    assert found.element_type == ElementType[kind]
+    assert found.elements.dtype == elements.dtype
+    assert np.array_equal(found.elements, elements)
+    assert found.vectors.dtype == np.float32
+    assert np.array_equal(found.vectors, np.array(expected, np.float32))
+
+
+def test_bits_are_decoded_exactly() -> None:
+    """The first column is the high bit, spare bits are dropped, and the signed form is the unsigned minus 128."""
+    signs = np.array([[1, -1, -1, 1, 1, 1, -1, -1, 1, -1], [-1] * 10], np.float32)
+    packed = np.packbits(signs > 0, axis=1)
+    unsigned = decoded("UBINARY", packed.tobytes(), 10)
+    signed = decoded("BINARY", (packed.astype(int) - 128).astype("i1").tobytes(), 10)
+    assert (unsigned.elements.dtype, signed.elements.dtype) == (np.uint8, np.int8)
+    assert unsigned.elements.shape == signed.elements.shape == (2, 2)
+    assert np.array_equal(unsigned.vectors, signs)
+    assert np.array_equal(signed.vectors, signs)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        pb.Matrix(data=b"\0" * 8, rows=1, columns=2),
+        pb.Matrix(data=b"\0" * 8, rows=2, columns=2),
+        pb.Matrix(data=b"\0" * 4, rows=2, columns=2, element_type=pb.ELEMENT_TYPE_INT8),
+        pb.Matrix(data=b"\0" * 16, rows=2, columns=2, row_scales=[1, 1]),
+        pb.Matrix(data=b"\0" * 16, rows=2, columns=2, element_type=99),
+    ],
+)
+def test_a_matrix_that_does_not_fit_is_refused(matrix: Any) -> None:
+    """An answer of other rows than were asked for, or whose parts disagree, is an error and not a wrong vector."""
+    with pytest.raises(InternalError) as raised:
+        read_embed(pb.EmbedResponse(embeddings=matrix), 2)
+    assert raised.value.reason == "BAD_ANSWER"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pb.SimilarityResponse(),
+        pb.SimilarityResponse(nearest=pb.NeighborLists(queries=[pb.NeighborList(rows=[5], scores=[1])])),
+        pb.SimilarityResponse(nearest=pb.NeighborLists(queries=[pb.NeighborList(rows=[0], scores=[])])),
+    ],
+)
+def test_neighbours_that_do_not_fit_are_refused(response: Any) -> None:
+    """Rows that are no candidates, and lists of unequal length, are errors."""
+    with pytest.raises(InternalError):
+        read_nearest(response, 1, 5)
+
+
+def test_scores_that_do_not_fit_are_refused() -> None:
+    """Neighbours where scores were asked for are an error."""
+    with pytest.raises(InternalError):
+        read_scores(pb.SimilarityResponse(nearest=pb.NeighborLists()), 1, 1)
+
+
+def test_results_cannot_be_changed(client: Client, script: Script) -> None:
+    """Attributes cannot be set, and arrays are closed to writing, split or not."""
+    for limit in (0, 1):
+        script.limits.update(max_texts=limit, max_pairs=limit)
+        with Client(client._options.target) as used:
+            embeddings = used.embed(["a", "b"])
+            scores = used.similarity(["a", "b"])
+            pairs = used.pairwise(["a", "b"], ["c", "d"])
+            neighbors = used.nearest("a", ["b", "c"])
+        arrays = [embeddings.vectors, embeddings.elements, embeddings.row_scales, scores.values, pairs.values]
+        for array in [*arrays, neighbors.rows, neighbors.scores]:
+            assert not array.flags.writeable
+        for result in (embeddings, scores, pairs, neighbors):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                result.model = "other"
+
+
+def test_neighbors_read_as_a_list(client: Client) -> None:
+    """Length, items, slices, equality and repr are those of a list of Neighbor; the numbers are numpy as well."""
+    found = client.nearest("a", ["b", "a", "c"], k=2)
+    assert found[0] == Neighbor(1, "a", 1.0)
+    assert (len(found), list(found)) == (2, [found[0], found[-1]])
+    assert found[1:] == [found[1]]
+    assert found == list(found)
+    assert found != [found[0]]
+    assert hash(found) == hash(client.nearest("a", ["b", "a", "c"], k=2))
+    assert repr(found) == repr(list(found))
+    assert repr(found[0]) == "Neighbor(row=1, text='a', score=1.0)"
+    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
+    assert (found.model, found.space_id) == ("default", SPACE)
+
+
+def test_reprs_are_short(client: Client) -> None:
+    """A result in a log does not print its numbers."""
+    assert repr(client.embed(["a"])) == "Embeddings(1 x 16 float32, model='default', space_id='space-1')"
+
+
+def test_health_is_read(client: Client) -> None:
+    """Status, version and models come as plain values."""
+    report = client.health()
+    assert (report.status, report.version, report.uptime_s) == (ServingStatus.DEGRADED, "9.9", 3.0)
+    assert (report.models[0].model, report.models[0].detail, report.models[0].embedded_texts) == ("default", "slow", 7)
+
+
+def test_words_of_a_newer_server_do_no_harm(client: Client) -> None:
+    """A status that this version has no word for is UNKNOWN, and an unknown truncation is left out."""
+    assert client.health("newer").status is ServingStatus.UNKNOWN
+    assert client.models()[0].truncations == (Truncation.END,)
