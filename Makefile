@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check proto clean test-packages test-sentence-transformers
+.PHONY: help setup demo test test-all serve check proto model clean test-packages test-sentence-transformers
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,13 @@ test-sentence-transformers: .venv-sentence-transformers/.ready
 
 proto: .venv-proto/.ready ## the stubs
 	.venv-proto/bin/python proto/contract.py stubs
+
+# The folder that training leaves; without it, the card of the model that is bundled is written anew.
+BUNDLED := server/src/isogloss_server/bundled
+TRAINED ?= $(BUNDLED)
+
+model: .venv-sentence-transformers/.ready ## takes a trained folder (TRAINED=...) in as the bundled model, with its card
+	.venv-sentence-transformers/bin/python training/card.py $(TRAINED) $(BUNDLED)
 
 clean: ## removes environments and caches
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,50 +1,46 @@
-"""Writes isogloss.json into a model's folder: what the layout does not say, digests, and known vectors.
+"""Takes a trained folder into the server, and writes its card, isogloss.json: facts, digests, and known vectors.
 
-    python training/card.py FOLDER --revision 1 --license Apache-2.0 --languages en,de --dimensions 256,128,64
+    python training/card.py TRAINED BUNDLED
 
-The known vectors come from sentence-transformers (the environment of constraints/sentence-transformers.txt), so that
-a server which finds them again computes what the model's makers computed.
+The facts stand in bundled.toml beside this file. The known vectors come from sentence-transformers (the environment of
+constraints/sentence-transformers.txt), so that a server which finds them again computes what the model's makers did.
 """
 
 import argparse
 import hashlib
 import json
 import pathlib
+import shutil
+import tomllib
 
 from sentence_transformers import SentenceTransformer
 
+FACTS = pathlib.Path(__file__).with_name("bundled.toml")
+SHIPPED = ("config_sentence_transformers.json", "model.safetensors", "modules.json", "tokenizer.json")
 DIGESTED = ("model.safetensors", "tokenizer.json")
 PROBES = ("Good morning, how are you?", "¿Dónde está la estación de tren?", "今日は天気がいいですね。", "ما اسمك؟")
 
 
-def numbers(text: str) -> list[int]:
-    """Returns the whole numbers of a comma-separated list."""
-    return [int(part) for part in text.split(",")]
-
-
 def main() -> None:
-    """Reads the command line, writes the file."""
+    """Reads the command line, copies the model, writes the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--revision", required=True)
-    parser.add_argument("--license", required=True)
-    parser.add_argument("--languages", required=True)
-    parser.add_argument("--dimensions", required=True, type=numbers, help="the model's own first")
+    parser.add_argument("trained", type=pathlib.Path)
+    parser.add_argument("bundled", type=pathlib.Path, help="may be the same folder; then the card alone is written")
     args = parser.parse_args()
-    model = SentenceTransformer(str(args.folder), device="cpu", local_files_only=True).float()
+    if args.trained.resolve() != args.bundled.resolve():
+        for name in SHIPPED:
+            shutil.copyfile(args.trained / name, args.bundled / name)
+    model = SentenceTransformer(str(args.bundled), device="cpu", local_files_only=True).float()
     vectors = model.encode(list(PROBES), normalize_embeddings=False)
     card = {
-        "revision": args.revision,
-        "license": args.license,
-        "languages": args.languages.split(","),
-        "dimensions": args.dimensions,
-        "files": {name: hashlib.sha256((args.folder / name).read_bytes()).hexdigest() for name in DIGESTED},
+        **tomllib.loads(FACTS.read_text(encoding="utf-8")),
+        "files": {name: hashlib.sha256((args.bundled / name).read_bytes()).hexdigest() for name in DIGESTED},
         "probes": [
             {"text": text, "vector": [round(float(number), 8) for number in vector]}
             for text, vector in zip(PROBES, vectors, strict=True)
         ],
     }
-    (args.folder / "isogloss.json").write_text(json.dumps(card, ensure_ascii=False) + "\n", encoding="utf-8")
+    (args.bundled / "isogloss.json").write_text(json.dumps(card, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

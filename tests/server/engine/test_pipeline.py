@@ -1,6 +1,7 @@
 """One job's story: partial answers, lanes."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from isogloss_server.clock import SystemClock
 from isogloss_server.engine.job import EmbedJob, Priority
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.workers import Workers
-from isogloss_server.errors import EmptyTextError, TextWithoutTokensError
+from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
+from isogloss_server.models.base import Truncation
 
-from tests.support.in_process import CountingEmbedder, ready_registry
+from tests.support.in_process import CARD, CountingEmbedder, ready_registry
 
 
 def pipeline(embedder: CountingEmbedder) -> Pipeline:
@@ -77,3 +79,14 @@ async def test_bulk_jobs_work_one_at_a_time_and_hold_nobody() -> None:
     assert [type(result).__name__ for result in done].count("EmbedResult") == 4
     assert registry.get("test").queued_texts == 0
     assert registry.get("test").embedded_texts == 5
+
+
+async def test_a_truncation_that_the_model_does_not_offer_is_refused() -> None:
+    """Some providers cannot cut at every end; what they do not offer is refused with what they do."""
+
+    class ErrorOnly(CountingEmbedder):
+        card = replace(CARD, truncations=(Truncation.ERROR,))
+
+    with pytest.raises(UnsupportedTruncationError) as raised:
+        await pipeline(ErrorOnly()).embed(EmbedJob(texts=["a"], truncation=Truncation.START))
+    assert raised.value.figures == {"actual": "start", "offered": "error"}
