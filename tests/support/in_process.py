@@ -1,6 +1,6 @@
 """The gRPC face around an embedder and a clock that the test owns, in the test's own process and loop."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -49,14 +49,25 @@ def ready_registry(embedder: CountingEmbedder) -> Registry:
 
 
 @asynccontextmanager
-async def serving(registry: Registry, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Any]:
-    """Serves a registry on a free port; gives the stub."""
+async def serving_until(
+    registry: Registry, clock: Clock | None = None, **settings: Any
+) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
+    """Serves a registry on a free port; gives the stub (its channel as `stub.channel`) and what stops the server."""
     clock, workers = clock or SystemClock(), Workers(2)
     server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock), clock)
     port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield embedding_pb2_grpc.EmbeddingServiceStub(channel)
+            stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+            stub.channel = channel
+            yield stub, server.stop
     finally:
         await server.stop(None)
         workers.close()
+
+
+@asynccontextmanager
+async def serving(registry: Registry, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Any]:
+    """Serves a registry on a free port; gives the stub."""
+    async with serving_until(registry, clock, **settings) as (stub, _):
+        yield stub

@@ -2,7 +2,7 @@
 
 DomainError
 ├── InvalidRequestError        the caller can mend the request
-│   ├── MalformedRequestError
+│   ├── MalformedRequestError  DuplicateIdError
 │   ├── EmptyTextsError  EmptyTextError  TextWithoutTokensError  TextTooLongError
 │   ├── TooManyTextsError  RequestTooLargeError  ResponseTooLargeError
 │   ├── MissingFieldError  UnknownEnumError  UnsupportedDimensionsError  UnsupportedTruncationError
@@ -12,7 +12,7 @@ DomainError
 ├── PreconditionError          right in itself, wrong for this server
 │   └── SpaceMismatchError
 ├── UnavailableError           another moment or another server may answer
-│   └── ModelNotReadyError
+│   └── ModelNotReadyError  DrainingError
 ├── TimeUpError                nobody waits for the answer any more
 └── UnforeseenError            a fault of the server
 
@@ -64,6 +64,12 @@ class MalformedRequestError(InvalidRequestError):
     """Bytes that are no message of the contract."""
 
     reason = "MALFORMED_REQUEST"
+
+
+class DuplicateIdError(InvalidRequestError):
+    """An id of a stream was used again while it was in flight."""
+
+    reason = "DUPLICATE_ID"
 
 
 class EmptyTextsError(InvalidRequestError):
@@ -190,6 +196,12 @@ class ModelNotReadyError(UnavailableError):
     """The model is loading, or failed to load."""
 
     reason = "NOT_READY"
+
+
+class DrainingError(UnavailableError):
+    """The server is about to stop; another one may answer."""
+
+    reason = "DRAINING"
 
 
 class TimeUpError(DomainError):

@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     )
     max_response_bytes: int = knob(16 * 1024**2, "one answer", unit="BYTES", ge=1024, le=512 * 1024**2)
     max_pairs: int = knob(4 * 1024**2, "queries x candidates of one Similarity", unit="PAIRS", ge=1, le=10**9)
+    stream_window_requests: int = knob(
+        32, "requests of one stream that may be unanswered before no more are read", unit="REQUESTS", ge=1, le=10_000
+    )
+    stream_window_bytes: int = knob(
+        16 * 1024**2, "likewise, bytes of requests and of answers not yet sent", unit="BYTES", ge=1024, le=1024**3
+    )
     worker_threads: int = knob(2, "threads for inference and comparison", unit="THREADS", ge=1, le=256)
     drain_delay_s: float = knob(
         0.0,

@@ -4,15 +4,14 @@ import asyncio
 import math
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.errors import DomainError, MalformedRequestError, UnforeseenError
 from isogloss_server.rpc.calls import CURRENT_CALL, Call, Context
+from isogloss_server.rpc.faults import domain_error, parsed
 from isogloss_server.rpc.status import to_status
 
 REQUEST_ID = "x-request-id"
@@ -22,7 +21,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the unary methods of one service; other services' calls pass untouched."""
+    """Wraps the methods of one service, which are unary or stream both ways; other services' calls pass untouched."""
 
     def __init__(self, service: str, clock: Clock, *, access_log: bool) -> None:
         self._prefix = f"/{service}/"
@@ -36,20 +35,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """Returns the method's handler, wrapped."""
         details: Any = handler_call_details  # the stubs do not say what is in it
-        handler = await continuation(handler_call_details)
-        behavior: Any = handler and handler.unary_unary
-        if handler is None or behavior is None or not details.method.startswith(self._prefix):
-            return handler
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not details.method.startswith(self._prefix):
+            return cast("Handler", handler)
         method = details.method.removeprefix(self._prefix)
         request_id = _request_id(details.invocation_metadata)
-
-        read: Any = handler.request_deserializer
 
         async def answer(request: bytes, context: Context) -> Any:
             """Returns the response to the bytes of a request."""
             call = Call(method, request_id, self._deadline_s(context))
-            return await self._answer(call, lambda: behavior(_parsed(read, request), context), context)
+            read = handler.request_deserializer
+            return await self._answer(call, lambda: handler.unary_unary(parsed(read, request), context), context)
 
+        async def stream(requests: Any, context: Context) -> None:
+            """Serves a stream, which reads bytes and parses them itself."""
+            call = Call(method, request_id, self._deadline_s(context))
+            await self._answer(call, lambda: handler.stream_stream(requests, context), context)
+
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
 
     async def _answer(self, call: Call, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
@@ -64,7 +68,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
-            status = to_status(error if isinstance(error, DomainError) else _unforeseen(error, call))
+            status = to_status(domain_error(error, call))
             code = status.code.name
             await context.abort(status.code, status.proto.message, (*status.trailers, identity))
         finally:
@@ -76,23 +80,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return math.inf if remaining_s is None else self._clock.monotonic_s() + remaining_s
 
 
-def _parsed(read: Callable[[bytes], Any], request: bytes) -> Any:
-    """Returns the message in `request`; read here, since grpc.aio would answer UNKNOWN where it is none."""
-    try:
-        return read(request)
-    except DecodeError:
-        raise MalformedRequestError("the request's bytes are no message of the contract") from None
-
-
 def _request_id(metadata: Any) -> str:
     """Returns the caller's id for the call where it is fit to be logged, else a new one."""
     given = next((value for key, value in metadata or () if key == REQUEST_ID), "")
     fit = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
     return given if fit and given.isascii() and given.isprintable() else uuid.uuid4().hex
-
-
-def _unforeseen(error: Exception, call: Call) -> UnforeseenError:
-    """Logs a fault of the server under an opaque id, and returns what the caller learns of it: the id."""
-    fault_id = uuid.uuid4().hex
-    logs.fault(error, fault_id=fault_id, request_id=call.request_id, method=call.method)
-    return UnforeseenError(f"a fault of the server; its log has it under {fault_id}", id=fault_id)

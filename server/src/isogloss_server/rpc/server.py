@@ -15,6 +15,7 @@ from isogloss_server.errors import ListenError
 from isogloss_server.rpc.health import StandardHealth
 from isogloss_server.rpc.interceptors import CallInterceptor
 from isogloss_server.rpc.service import EmbeddingService
+from isogloss_server.rpc.streams import Window
 from isogloss_server.settings import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
@@ -43,9 +44,10 @@ class Server:
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
-        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
-            EmbeddingService(registry, pipeline, clock), self._grpc
-        )
+        window = Window(settings.stream_window_requests, settings.stream_window_bytes)
+        service = EmbeddingService(registry, pipeline, clock, window)
+        self._streams = service.streams
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(service, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
@@ -66,8 +68,9 @@ class Server:
         return bound
 
     async def stop(self, grace_s: float | None) -> None:
-        """Takes no new calls, ends watches, gives calls in flight `grace_s` seconds, then cancels them."""
+        """Takes no new calls, ends watches and streams, gives calls in flight `grace_s` seconds, then cancels them."""
         self._health.end_watches()
+        self._streams.end()
         await self._grpc.stop(grace_s)
 
 

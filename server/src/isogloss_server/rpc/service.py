@@ -1,9 +1,7 @@
 """The EmbeddingService: one method for each RPC, read -> pipeline -> write."""
 
 from collections.abc import AsyncIterator
-from typing import NoReturn
 
-import grpc
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
 
@@ -13,30 +11,36 @@ from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.rpc import messages
 from isogloss_server.rpc.calls import CURRENT_CALL, Context
+from isogloss_server.rpc.streams import EmbedStreams, Window
 
 
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Answers isogloss.v1; domain errors leave to the interceptor, which makes statuses of them."""
 
-    def __init__(self, registry: Registry, pipeline: Pipeline, clock: Clock) -> None:
+    def __init__(self, registry: Registry, pipeline: Pipeline, clock: Clock, window: Window) -> None:
         self._registry = registry
         self._pipeline = pipeline
         self._clock = clock
         self._started_s = clock.monotonic_s()
+        self.streams = EmbedStreams(self._embed, window, clock)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Texts to one row vector each."""
-        call = CURRENT_CALL.get()
-        call.texts = len(request.texts)
-        result = await self._pipeline.embed(messages.to_embed_job(request, call.deadline_s))
-        call.model, call.tokens = result.model, result.embedded.total_tokens
-        return messages.to_embed_response(result)
+        return await self._embed(request, CURRENT_CALL.get().deadline_s)
 
     async def EmbedStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
-    ) -> NoReturn:
-        """Not served yet."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "EmbedStream is not served yet; call Embed")
+    ) -> None:
+        """Embed, many at a time on one stream."""
+        await self.streams.serve(context)
+
+    async def _embed(self, request: pb.EmbedRequest, deadline_s: float) -> pb.EmbedResponse:
+        call = CURRENT_CALL.get()
+        call.texts += len(request.texts)
+        result = await self._pipeline.embed(messages.to_embed_job(request, deadline_s))
+        call.model = result.model
+        call.tokens += result.embedded.total_tokens
+        return messages.to_embed_response(result)
 
     async def Similarity(self, request: pb.SimilarityRequest, context: Context) -> pb.SimilarityResponse:
         """Scores of queries against candidates."""
