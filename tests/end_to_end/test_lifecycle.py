@@ -113,6 +113,31 @@ def test_a_port_file_that_cannot_be_written_is_one_line_and_status_1(tmp_path: P
     ]
 
 
+def test_a_server_that_cannot_start_leaves_anothers_port_file(tmp_path: Path) -> None:
+    """A second server on a taken port, told the same port file, leaves the first one's as it is."""
+    file = tmp_path / "port"
+    with ServerProcess("--port-file", str(file)) as first:
+        port = first.address.rpartition(":")[2]
+        second = ServerProcess("--port-file", str(file), "--port", port)
+        assert second.wait() == 1
+        assert file.read_text() == f"{port}\n"
+
+
+def test_a_signal_while_loading_ends_with_status_0() -> None:
+    """A server that is told to stop before it is ready stops, with status 0."""
+    process = ServerProcess("--log-level", "debug")
+    process.wait_for("listening")
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_a_host_that_is_none_is_one_line_and_status_1() -> None:
+    """A name that no host can have is one clear line."""
+    process = ServerProcess("--host", "a" * 70)
+    assert process.wait() == 1
+    assert process.lines == [f"isogloss-server: cannot listen on {'a' * 70}:0: that is no host name\n"]
+
+
 def test_a_missing_model_is_one_line_and_status_1(tmp_path: Path) -> None:
     """Missing model files are one clear line."""
     process = ServerProcess("--model", f"mine={tmp_path}")

@@ -64,7 +64,7 @@ def test_every_knob_is_a_flag_with_help_that_names_its_variable(name: str, capsy
         (["--port", "x"], {}, "", "--port must be a valid integer"),
         (["--log-format", "xml"], {}, "", "--log-format must be 'text' or 'json'"),
         (["--drain-s", "-1"], {}, "", "--drain-s must be greater than or equal to 0"),
-        (["--model", "a", "--model", "a"], {}, "", "--model must be models with distinct names"),
+        (["--model", "a", "--model", "a"], {}, "", "--model must be one model or more, with distinct names"),
         (["--prot", "1"], {}, "", "unrecognized arguments: --prot 1"),
         (["--config", "/no/such/file"], {}, "", "cannot read /no/such/file"),
         ([], {"ISOGLOSS_MAX_PAIRS": "0"}, "", "ISOGLOSS_MAX_PAIRS must be greater than or equal to 1"),
@@ -72,6 +72,10 @@ def test_every_knob_is_a_flag_with_help_that_names_its_variable(name: str, capsy
         ([], {}, "prot = 1", "prot is no setting; did you mean port?"),
         ([], {}, "port = 'x'", "port in the config file must be a valid integer"),
         ([], {}, "port =", "is not TOML"),
+        ([], {}, "model = []", "model in the config file must be one model or more"),
+        ([], {}, "config = 'other.toml'", "cannot name another config file"),
+        (["--config", ""], {}, "", "cannot read .: Is a directory"),
+        (["--drain-s", "nan"], {}, "", "--drain-s must be a finite number"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_status_2(

@@ -54,7 +54,7 @@ async def serving_until(
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
     """Serves a registry on a free port; gives the stub (its channel as `stub.channel`) and what stops the server."""
     clock, workers = clock or SystemClock(), Workers(2)
-    server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock), clock)
+    server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock), workers, clock)
     port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -1,6 +1,9 @@
 """`isogloss-server`: argv -> Settings -> serve."""
 
 import argparse
+import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -53,16 +56,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure(loaded.log_level, loaded.log_format)
     for line in settings.unknown_variables():
         logs.warning(line)
-    import uvloop  # noqa: PLC0415 - gRPC and the models too are loaded only once the settings are known to be right
-
-    from isogloss_server.serve import serve  # noqa: PLC0415
-
     try:
+        # Only now: wrong settings are told at once, before gRPC and numpy are loaded.
+        import uvloop  # noqa: PLC0415
+
+        from isogloss_server.serve import serve  # noqa: PLC0415
+
         return uvloop.run(serve(loaded))
     except StartupError as error:
         complain(str(error))
         return 1
+    except KeyboardInterrupt:  # before the signals are ours
+        return 128 + signal.SIGINT
+
+
+def run() -> None:
+    """Runs the program and ends the process, whatever its threads still do: nobody waits for them any more."""
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -52,6 +52,11 @@ def event(message: str, **fields: object) -> None:
     _events.info(message, extra={"fields": fields})
 
 
+def detail(message: str, **fields: object) -> None:
+    """Writes a line that only somebody looking closely wants."""
+    _events.debug(message, extra={"fields": fields})
+
+
 def warning(message: str, **fields: object) -> None:
     """Writes a line about what an operator should look at."""
     _events.warning(message, extra={"fields": fields})

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,41 +35,6 @@ class StopSignals:
         (self.second if self.first.is_set() else self.first).set()
 
 
-class PortFile:
-    """The file that --port-file names: there, whole, for as long as calls are taken, and only then."""
-
-    def __init__(self, file: Path | None) -> None:
-        """Takes away what a server that was killed may have left.
-
-        Raises:
-            ListenError: the file cannot be written there.
-        """
-        self._file = file
-        self._change(lambda path: path.unlink(missing_ok=True))
-
-    @contextlib.contextmanager
-    def holding(self, port: int) -> Iterator[None]:
-        """Holds the port in the file; raises ListenError where it cannot be written."""
-        self._change(lambda path: _write_whole(path, f"{port}\n"))
-        try:
-            yield
-        finally:
-            self._change(lambda path: path.unlink(missing_ok=True))
-
-    def _change(self, change: Callable[[Path], object]) -> None:
-        try:
-            if self._file is not None:
-                change(self._file)
-        except OSError as error:
-            raise ListenError(f"cannot write the port file {self._file}: {error.strerror}") from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="ascii")
-    part.replace(path)
-
-
 async def serve(settings: Settings, clock: Clock | None = None) -> int:
     """Serves until a signal, and returns the exit status: 0 when drained, 128 + signal when stopped at once.
 
@@ -83,19 +48,40 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     workers = Workers(settings.worker_threads)
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
-    server = Server(settings, registry, Pipeline(registry, workers, clock), clock)
-    port_file = PortFile(settings.port_file)
+    server = Server(settings, registry, Pipeline(registry, workers, clock), workers, clock)
     port = await server.start()
+    logs.detail("listening", address=f"{settings.host}:{port}")
     try:
-        for model in registry.models:
-            model.serve(await workers.run(_loaded, sources[model.name], settings, workers, clock))
-        with port_file.holding(port):
+        loading = asyncio.ensure_future(_load(registry, sources, settings, workers, clock))
+        if not await _first_done(loading, signals.first):
+            logs.event("stopped while loading", signal=signals.received[0].name)
+            return 0
+        with _port_file(settings.port_file, port):
             _announce(registry, f"{settings.host}:{port}", clock.monotonic_s() - began_s)
             await signals.first.wait()
             return await _drain(server, registry, settings, signals)
     finally:
         await server.stop(None)
         workers.close()
+
+
+async def _load(
+    registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Workers, clock: Clock
+) -> None:
+    for model in registry.models:
+        model.serve(await workers.run(_loaded, sources[model.name], settings, workers, clock))
+
+
+async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
+    """Returns whether `work` was done before the event; raises what it raised."""
+    waiting = asyncio.ensure_future(event.wait())
+    both: set[asyncio.Future[Any]] = {work, waiting}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    for task in both:
+        task.cancel()
+    if work.done() and not work.cancelled():
+        work.result()
+    return work.done() and not event.is_set()
 
 
 def _loaded(source: str, settings: Settings, workers: Workers, clock: Clock) -> Ready:
@@ -122,13 +108,9 @@ async def _drain(server: Server, registry: Registry, settings: Settings, signals
     registry.drain()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(signals.second.wait(), settings.drain_delay_s)
-    at_once = asyncio.ensure_future(signals.second.wait())
-    stopped = asyncio.ensure_future(server.stop(settings.drain_s))
-    await asyncio.wait({at_once, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    at_once.cancel()
-    if not stopped.done():
+    stopping = asyncio.ensure_future(server.stop(settings.drain_s))
+    if not await _first_done(stopping, signals.second):
         await server.stop(None)
-    await stopped
     cut = signals.second.is_set()
     logs.event("stopped at once" if cut else "stopped")
     return 128 + signals.received[-1] if cut else 0
@@ -139,6 +121,32 @@ def _announce(registry: Registry, address: str, seconds: float) -> None:
         card = model.ready.embedder.card
         logs.event("model ready", model=model.name, space=card.space_id, dimensions=card.dimensions[0])
     logs.event("serving", address=address, start_s=round(seconds, 3))
+
+
+@contextlib.contextmanager
+def _port_file(file: Path | None, port: int) -> Iterator[None]:
+    """Holds the port in a file, written whole, for as long as calls are taken.
+
+    Raises:
+        ListenError: the file cannot be written.
+    """
+    if file is None:
+        yield
+        return
+    part, text = file.with_name(f"{file.name}.part"), f"{port}\n"
+    try:
+        part.write_text(text, encoding="ascii")
+        part.replace(file)
+    except OSError as error:
+        raise ListenError(f"cannot write the port file {file}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        try:
+            if file.read_text(encoding="ascii") == text:  # else another server has taken the file over
+                file.unlink()
+        except OSError as error:
+            logs.warning("the port file was not removed", file=file, why=error.strerror)
 
 
 def _log_stray_fault(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

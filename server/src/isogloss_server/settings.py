@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, FiniteFloat, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -29,6 +29,7 @@ from pydantic_settings import (
 from isogloss_server.models.weights import BUNDLED
 
 PREFIX = "ISOGLOSS_"
+HIGHEST_MAX_TEXTS = 50_000
 CLIENT_VARIABLES = frozenset({"ISOGLOSS_SERVER", "ISOGLOSS_API_KEY"})
 
 
@@ -57,7 +58,7 @@ class Settings(BaseSettings):
         unit="MODEL",
     )
     max_texts: int = knob(
-        0, "texts of one request; 0 = as many float32 vectors as fit 4 MiB", unit="TEXTS", ge=0, le=50_000
+        0, "texts of one request; 0 = as many float32 vectors as fit 4 MiB", unit="TEXTS", ge=0, le=HIGHEST_MAX_TEXTS
     )
     max_request_bytes: int = knob(
         4 * 1024**2, "UTF-8 text and vectors of one request", unit="BYTES", ge=1024, le=256 * 1024**2
@@ -71,14 +72,14 @@ class Settings(BaseSettings):
         16 * 1024**2, "likewise, bytes of requests and of answers not yet sent", unit="BYTES", ge=1024, le=1024**3
     )
     worker_threads: int = knob(2, "threads for inference and comparison", unit="THREADS", ge=1, le=256)
-    drain_delay_s: float = knob(
+    drain_delay_s: FiniteFloat = knob(
         0.0,
         "after a stop signal, how long calls are still taken while health says NOT_SERVING",
         unit="SECONDS",
         ge=0,
         le=3600,
     )
-    drain_s: float = knob(25.0, "how long calls in flight may then take to finish", unit="SECONDS", ge=0, le=3600)
+    drain_s: FiniteFloat = knob(25.0, "how long calls in flight may then take to finish", unit="SECONDS", ge=0, le=3600)
     log_level: Literal["debug", "info", "warning", "error"] = knob("info", "least level that is logged", unit="LEVEL")
     log_format: Literal["text", "json"] = knob("text", "readable lines, or one JSON object a line", unit="FORMAT")
     access_log: bool = knob(True, "a line for each call", unit="")
@@ -92,8 +93,8 @@ class Settings(BaseSettings):
     @classmethod
     def _distinct_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         names = [name for name, _ in map(model_name_and_source, value)]
-        if not all(names) or len(set(names)) != len(names):
-            raise ValueError("models with distinct names, none empty; NAME=FOLDER gives one")
+        if not names or not all(names) or len(set(names)) != len(names):
+            raise ValueError("one model or more, with distinct names, none empty; NAME=FOLDER gives one")
         return value
 
     @classmethod
@@ -106,8 +107,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Orders the sources: flags, environment, the TOML file."""
-        config = init_settings().get("config") or env_settings().get("config")
-        file = TomlConfigSettingsSource(settings_cls, toml_file=_readable(Path(config)) if config else None)
+        named = [source["config"] for source in (init_settings(), env_settings()) if "config" in source]
+        file = TomlConfigSettingsSource(settings_cls, toml_file=_readable(Path(named[0])) if named else None)
         return init_settings, env_settings, file
 
 
@@ -155,7 +156,8 @@ def unknown_variables() -> Iterator[str]:
 
 def _readable(file: Path) -> Path:
     try:
-        tomllib.loads(file.read_text(encoding="utf-8"))
+        if "config" in tomllib.loads(file.read_text(encoding="utf-8")):
+            raise SettingsError(f"config: {file} cannot name another config file")
     except OSError as error:
         raise SettingsError(f"config: cannot read {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -67,11 +67,12 @@ def test_nearest_is_a_sort(data: st.DataObject, k: int, min_score: float | None)
     numbers = hnp.arrays(np.float32, (8, 2), elements=st.integers(-2, 2))
     candidates, queries = data.draw(numbers), data.draw(numbers)
     comparison = Comparison(candidates, Metric.DOT)
-    for row, ranking in zip(comparison.scores(queries), comparison.nearest(queries, k, min_score), strict=True):
+    rankings = comparison.nearest(queries, k, min_score).lists()
+    for row, (rows, scores) in zip(comparison.scores(queries), rankings, strict=True):
         order = sorted(range(8), key=lambda i: (-row[i], i))
         expected = [i for i in order if min_score is None or row[i] >= min_score][:k]
-        assert ranking.rows.tolist() == expected
-        assert ranking.scores.tolist() == [row[i] for i in expected]
+        assert rows == expected
+        assert scores == [row[i] for i in expected]
 
 
 @pytest.mark.parametrize("metric", list(Metric))
@@ -88,8 +89,8 @@ def test_blocks_change_nothing(metric: Metric, monkeypatch: pytest.MonkeyPatch) 
     assert len(blocks) > 1
     parts = np.concatenate([comparison.scores(queries[block]) for block in blocks])
     np.testing.assert_array_equal(parts, whole)
-    for ranking in comparison.nearest(queries, 3, None):
-        assert [row - ranking.rows[0] for row in ranking.rows] == [0, 19, 38]
+    for rows, _ in comparison.nearest(queries, 3, None).lists():
+        assert [row - rows[0] for row in rows] == [0, 19, 38]
 
 
 def test_products_beyond_float32_are_infinite() -> None:

@@ -87,6 +87,52 @@ def test_prompts_are_roles(folder: Path) -> None:
     assert parts.card.space_id != before.space_id
 
 
+def test_a_default_prompt_belongs_to_the_roles_that_have_none(folder: Path) -> None:
+    """As in sentence-transformers, a role without a prompt of its own has the default one; an empty one is its own."""
+    config = {"prompts": {"query": "two ", "document": ""}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
+    prompts = load(folder).prompts
+    assert prompts == {role: "two " for role in Role if role is not Role.DOCUMENT}
+
+
+LONG = {
+    "words": "one two three four " * 3000,
+    "one word": "one" * 20_000,
+    "few tokens": "one" + " " * 60_000 + "two",
+    "dots": "one." * 15_000,
+}
+
+
+@pytest.mark.parametrize("truncation", [Truncation.END, Truncation.START])
+@pytest.mark.parametrize("kind", LONG)
+def test_a_long_text_is_cut_as_if_all_of_it_had_been_tokenised(kind: str, truncation: Truncation) -> None:
+    """Of a long text only so much is tokenised as the model reads, and the tokens kept are those of the whole."""
+    parts = static.load(weights.locate(weights.BUNDLED))
+    tokens = parts.tokens
+    tokens.max_tokens = 1000
+    tokens._piece = 16_384
+    seen: list[int] = []
+    encoded = tokens._encoded
+    tokens._encoded = lambda texts: (seen.extend(map(len, texts)), encoded(texts))[1]  # type: ignore[method-assign]
+    bounded = tokens.encode([LONG[kind]], truncation)
+    if kind != "few tokens":
+        assert max(seen) <= 2 * 16_384
+    tokens._piece = 10**9
+    whole = tokens.encode([LONG[kind]], truncation)
+    np.testing.assert_array_equal(bounded.batch.ids, whole.batch.ids)
+    assert bounded.truncated_rows == whole.truncated_rows
+
+
+def test_a_long_text_that_is_refused_tells_what_was_counted() -> None:
+    """Where not all of a text was tokenised, the error says that it has at least so many tokens."""
+    tokens = static.load(weights.locate(weights.BUNDLED)).tokens
+    tokens.max_tokens = 1000
+    tokens._piece = 16_384
+    fault = tokens.encode(["7" * 40_000], Truncation.ERROR).faults[0]
+    assert "at least" in fault.message
+    assert int(fault.figures["actual"]) > 1000
+
+
 def test_the_space_is_what_makes_the_vectors(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A copy of a folder is the same space; other weights or another tokenizer are another one."""
     copy = shutil.copytree(folder, tmp_path_factory.mktemp("copy"), dirs_exist_ok=True)

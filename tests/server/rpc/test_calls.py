@@ -11,10 +11,10 @@ import pytest
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server import logs
 from isogloss_server.engine import similarity
-from isogloss_server.engine.registry import Registry, State
+from isogloss_server.engine.registry import Ready, Registry, State
 from isogloss_server.engine.similarity import Comparison
 
-from tests.support.in_process import CountingEmbedder, ready_registry, serving
+from tests.support.in_process import LIMITS, CountingEmbedder, ready_registry, serving
 from tests.support.wire import texts
 
 SECRET = "the caller's own words"
@@ -91,9 +91,9 @@ async def test_each_call_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     assert first == {
         "method": "Embed", "code": "OK", "texts": 2, "tokens": tokens, "model": "test", "request_id": "r-2"
     }  # fmt: skip
-    assert [(line["method"], line["code"], line["texts"]) for line in told[1:]] == [
-        ("Embed", "INVALID_ARGUMENT", 1),
-        ("Similarity", "OK", 3),
+    assert [(line["method"], line["code"], line["texts"], line["model"]) for line in told[1:]] == [
+        ("Embed", "INVALID_ARGUMENT", 1, "test"),
+        ("Similarity", "OK", 3, "test"),
     ]
     assert all(line["ms"] >= 0 for line in told)
 
@@ -150,6 +150,26 @@ async def test_a_model_that_is_not_loaded_is_unavailable() -> None:
             assert b"NOT_READY" in dict(error.trailing_metadata())["grpc-status-details-bin"]
         health = await stub.Health(pb.HealthRequest())
         assert (health.status, health.models[0].detail) == (pb.SERVING_STATUS_STARTING, "loading")
+
+
+async def test_models_are_listed_as_they_are_ready() -> None:
+    """While one model loads, those that are ready are listed and answer."""
+    registry = Registry(["slow", "test"])
+    registry.get("test").serve(Ready(CountingEmbedder(), LIMITS))
+    async with serving(registry) as stub:
+        assert [model.name for model in (await stub.ListModels(pb.ListModelsRequest())).models] == ["test"]
+        assert (await stub.Embed(pb.EmbedRequest(texts=["a"], model="test"))).model == "test"
+        health = await stub.Health(pb.HealthRequest())
+    assert [model.status for model in health.models] == [pb.SERVING_STATUS_STARTING, pb.SERVING_STATUS_SERVING]
+
+
+async def test_malformed_health_checks_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes that are no message are INVALID_ARGUMENT for grpc.health.v1 as well, whose calls are not logged."""
+    with caplog.at_level(logging.INFO):
+        async with serving(ready_registry(CountingEmbedder())) as stub:
+            check = stub.channel.unary_unary("/grpc.health.v1.Health/Check")
+            assert (await failure(check(b"\xff\xff"))).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
 
 
 async def test_health_is_the_worst_of_the_models() -> None:

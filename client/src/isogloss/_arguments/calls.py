@@ -72,8 +72,11 @@ class Nearest:
         return queries * candidates
 
     def response_bytes(self, queries: int, candidates: int) -> int:
-        """Returns the most bytes that the answer can take: a row of up to 5 and a score of 4 for each neighbour."""
-        return 9 * queries * min(self.k, candidates)
+        """Returns the most bytes that the answer can take.
+
+        A row of up to 5 and a score of 4 for each neighbour, and 20 for each query that they are listed under.
+        """
+        return queries * (20 + 9 * min(self.k, candidates))
 
 
 Shape = AllPairs | Pairwise | Nearest

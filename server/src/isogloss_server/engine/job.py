@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from isogloss_server.engine.limits import Limits, answer_bytes, utf8_bytes
+from isogloss_server.engine.limits import Limits, answer_bytes, rankings_bytes, utf8_bytes
 from isogloss_server.engine.similarity import Metric
 from isogloss_server.engine.vectors import ElementType
 from isogloss_server.errors import (
@@ -21,8 +21,6 @@ from isogloss_server.errors import (
     UnsupportedTruncationError,
 )
 from isogloss_server.models.base import ModelCard, Role, Rows, Truncation
-
-NEIGHBOR_BYTES = 9  # a row number and a score
 
 
 class Priority(StrEnum):
@@ -63,7 +61,8 @@ class EmbedJob:
             raise space_mismatch(self.space_id, card, "space_id")
         check_truncation(self.truncation, card)
         columns = offered(self.dimensions, card, "dimensions")
-        limits.check_response_bytes(answer_bytes(len(self.texts), columns, self.element_type), self.path)
+        size = answer_bytes(len(self.texts), columns, self.element_type, partial=self.allow_partial)
+        limits.check_response_bytes(size, self.path)
         return columns
 
 
@@ -160,7 +159,7 @@ class SimilarityJob:
             raise BadKError("k must be at least 1", field="nearest.k", actual=self.shape.k, limit=1)
         if self.shape.min_score is not None and math.isnan(self.shape.min_score):
             raise BadMinScoreError("min_score is not a number", field="nearest.min_score")
-        limits.check_response_bytes(queries * min(self.shape.k, candidates) * NEIGHBOR_BYTES, "nearest.k")
+        limits.check_response_bytes(rankings_bytes(queries, min(self.shape.k, candidates)), "nearest.k")
 
     def _columns(self, sides: Sequence[TextSide | VectorSide], card: ModelCard) -> int:
         given = [(side, int(side.rows.shape[1])) for side in sides if isinstance(side, VectorSide)]

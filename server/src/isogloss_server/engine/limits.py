@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from isogloss_server.engine.vectors import ElementType, bytes_per_row
 from isogloss_server.errors import EmptyTextsError, RequestTooLargeError, ResponseTooLargeError, TooManyTextsError
 
-ROW_OVERHEAD_BYTES = 20  # of an answer's row beside its numbers: token count, truncated row, scale
+# The most that parts of an answer take on the wire; a test holds them against real messages.
+ROW_OVERHEAD_BYTES = 20  # of a row beside its numbers: token count, truncated row, scale
+ROW_ERROR_BYTES = 240
+RANKING_BYTES = 20  # of a query beside its neighbours
+NEIGHBOR_BYTES = 9  # a row number and a score
 DEFAULT_ANSWER_BYTES = 4 * 1024 * 1024 - 65_536  # what gRPC clients accept by default, less some room
 
 
@@ -48,12 +52,18 @@ class Limits:
 
 def default_max_texts(dimensions: int) -> int:
     """Returns how many texts' float32 vectors of that width fit the 4 MiB that gRPC clients accept by default."""
-    return DEFAULT_ANSWER_BYTES // answer_bytes(1, dimensions, ElementType.FLOAT32)
+    return DEFAULT_ANSWER_BYTES // answer_bytes(1, dimensions, ElementType.FLOAT32, partial=True)
 
 
-def answer_bytes(texts: int, columns: int, element_type: ElementType) -> int:
-    """Returns the bytes that an answer to so many texts takes at most."""
-    return texts * (bytes_per_row(columns, element_type) + ROW_OVERHEAD_BYTES)
+def answer_bytes(texts: int, columns: int, element_type: ElementType, *, partial: bool) -> int:
+    """Returns the bytes that an answer to so many texts takes at most; `partial` where it may tell of failed rows."""
+    overhead = ROW_OVERHEAD_BYTES + (ROW_ERROR_BYTES if partial else 0)
+    return texts * (bytes_per_row(columns, element_type) + overhead)
+
+
+def rankings_bytes(queries: int, neighbors: int) -> int:
+    """Returns the bytes that so many neighbours for each query take at most."""
+    return queries * (RANKING_BYTES + neighbors * NEIGHBOR_BYTES)
 
 
 def utf8_bytes(texts: Sequence[str]) -> int:

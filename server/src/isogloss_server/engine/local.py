@@ -55,6 +55,8 @@ class LocalEmbedder:
         inline = sum(map(len, prompted)) <= INLINE_CHARACTERS
         tokenizing, inferring = _Spent(inline), _Spent(inline)
         parts = [await self._run(tokenizing, self._tokens.encode, block, truncation) for block in _blocks(prompted)]
+        if prompt:
+            await self._check_behind_prompt(texts)
         truncated = _truncated_or_faults(parts)
         rows = [await self._run(inferring, self._model.forward, part.batch) for part in parts]
         counts = np.concatenate([part.batch.lengths for part in parts])
@@ -83,13 +85,18 @@ class LocalEmbedder:
             raise ModelFilesError("the model is damaged: it gives vectors that are not finite, or all zeros")
         if any(vector.shape != row.shape for vector, row in zip(known, together, strict=False)):
             raise ModelFilesError("the model is damaged: its vectors are not as wide as the known ones")
-        expected = np.concatenate([*(vector[None] for vector in known), alone[len(known) :]])
-        for what, others in (("known vectors", expected), ("vectors of the same texts alone", alone)):
-            if (np.linalg.norm(together - others, axis=1) > PROBE_TOLERANCE * lengths).any():
+        for what, others in (("known vectors", known), ("vectors of the same texts alone", list(alone))):
+            apart = [np.linalg.norm(row - other) for row, other in zip(together, others, strict=False)]
+            if (np.array(apart) > PROBE_TOLERANCE * lengths[: len(apart)]).any():
                 raise ModelFilesError(f"the model is damaged: its vectors differ from the {what}")
 
     def _vectors(self, texts: Sequence[str]) -> Rows:
         return self._model.forward(self._tokens.encode(texts, Truncation.END).batch)
+
+    async def _check_behind_prompt(self, texts: Sequence[str]) -> None:
+        """Raises RowFaults where a text leaves no token but those of its prompt."""
+        bare = [await self._workers.run(self._tokens.encode, block, Truncation.END) for block in _blocks(texts)]
+        _truncated_or_faults(bare)
 
     async def _run(self, spent: _Spent, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         asked_s = self._clock.monotonic_s()

@@ -22,7 +22,7 @@ from isogloss_server.engine.job import (
     empty_texts,
 )
 from isogloss_server.engine.registry import Registry, ServedModel
-from isogloss_server.engine.similarity import Comparison, Ranking, pairwise
+from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import DomainError, RowFaults, TimeUpError, merge
 from isogloss_server.models.base import Embedded, ModelCard, Role, Rows, Truncation
@@ -57,9 +57,9 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarityResult:
-    """The answer to a SimilarityJob: scores float32 [q, c] or [1, n], or a ranking for each query."""
+    """The answer to a SimilarityJob: scores float32 [q, c] or [1, n], or rankings."""
 
-    compared: Rows | list[Ranking]
+    compared: Rows | Rankings
     model: str
     space_id: str
     truncated_queries: Sequence[int]
@@ -156,7 +156,7 @@ class Pipeline:
         rows = await self._run(embedded.rows.size, lambda: vectors.unit_length(embedded.rows[:, :columns]))
         return rows, embedded
 
-    async def _compare(self, job: SimilarityJob, queries: Rows, candidates: Rows) -> Rows | list[Ranking]:
+    async def _compare(self, job: SimilarityJob, queries: Rows, candidates: Rows) -> Rows | Rankings:
         """Compares block by block, so that a cancelled call ends with the block that it is in."""
         if isinstance(job.shape, Pairwise):
             return await self._run(queries.size, lambda: pairwise(queries, candidates, job.metric)[None])
@@ -165,7 +165,7 @@ class Pipeline:
         blocks = [queries[block] for block in comparison.blocks(queries)]
         if isinstance(job.shape, Nearest):
             nearest = partial(comparison.nearest, k=job.shape.k, min_score=job.shape.min_score)
-            return [ranking for block in blocks for ranking in await self._run(work, nearest, block)]
+            return Rankings.joined([await self._run(work, nearest, block) for block in blocks])
         return np.concatenate([await self._run(work, comparison.scores, block) for block in blocks])
 
     async def _embed_all(self, model: ServedModel, side: TextSide, truncation: Truncation) -> Embedded:
@@ -181,16 +181,17 @@ class Pipeline:
     async def _embed_what_can_be(self, model: ServedModel, job: EmbedJob) -> tuple[Embedded, dict[int, DomainError]]:
         """Embeds the texts that can be; the others are rows of zeros, each with its fault."""
         faults = empty_texts(job.texts)
-        while len(faults) < len(job.texts):
+        embedded = nothing(model.ready.embedder.card)
+        good: list[int] = []
+        for _ in range(2):  # the first time the tokenizer may find more faults
             good = [row for row in range(len(job.texts)) if row not in faults]
+            if not good:
+                break
             try:
                 embedded = await self._infer(model, [job.texts[row] for row in good], job.role, job.truncation)
+                break
             except RowFaults as found:
                 faults |= {good[row]: fault for row, fault in found.faults.items()}
-            else:
-                break
-        else:
-            good, embedded = [], nothing(model.ready.embedder.card)
         for row, fault in faults.items():
             fault.at(job.path, row)
         return embedded.spread(good, len(job.texts)), dict(sorted(faults.items()))

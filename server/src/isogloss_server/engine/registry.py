@@ -49,6 +49,11 @@ class ServedModel:
         self._changed()
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the model can be asked."""
+        return self._ready is not None
+
+    @property
     def ready(self) -> Ready:
         """What answers requests.
 
@@ -72,6 +77,18 @@ class Registry:
     def models(self) -> list[ServedModel]:
         """The models, the default first."""
         return list(self._models.values())
+
+    @property
+    def ready_models(self) -> list[ServedModel]:
+        """The models that are loaded, the default first where it is.
+
+        Raises:
+            ModelNotReadyError: none is.
+        """
+        loaded = [model for model in self.models if model.is_loaded]
+        if not loaded:
+            raise ModelNotReadyError("no model is ready yet")
+        return loaded
 
     def get(self, name: str) -> ServedModel:
         """Returns the model of that name, or the default where the name is empty.

@@ -5,7 +5,7 @@ where a sum falls within rounding of the middle between two float32 numbers), so
 of a large comparison can be merged by score.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,11 +32,26 @@ class Metric(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
-    """The nearest candidates of one query, best first: rows int64 [k], scores float32 [k]."""
+class Rankings:
+    """The nearest candidates of each query, best first, end to end: rows int64 [n], scores float32 [n], counts [q]."""
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rankings"]) -> "Rankings":
+        """Returns the rankings of all parts' queries, in order."""
+        rows, scores, counts = zip(*((part.rows, part.scores, part.counts) for part in parts), strict=True)
+        return cls(np.concatenate(rows), np.concatenate(scores), np.concatenate(counts))
+
+    def lists(self) -> Iterator[tuple[list[int], list[float]]]:
+        """Yields rows and scores, query by query."""
+        rows, scores = self.rows.tolist(), self.scores.tolist()
+        end = 0
+        for count in self.counts.tolist():
+            start, end = end, end + count
+            yield rows[start:end], scores[start:end]
 
 
 class Comparison:
@@ -64,9 +79,13 @@ class Comparison:
             scores = (_directions(wide) if self._metric is Metric.COSINE else wide) @ self._candidates.T
         return _rounded(scores, self._metric)
 
-    def nearest(self, queries: Rows, k: int, min_score: float | None) -> list[Ranking]:
+    def nearest(self, queries: Rows, k: int, min_score: float | None) -> Rankings:
         """Returns each query's best k candidates that score at least `min_score`, ties by lower row."""
-        return [_ranking(row, k, min_score) for row in self.scores(queries)]
+        scores = self.scores(queries)
+        best = [_best(row, k, min_score) for row in scores]
+        counts = np.array([len(rows) for rows in best], dtype=np.int64)
+        rows = np.concatenate(best)
+        return Rankings(rows, scores[np.repeat(np.arange(len(best)), counts), rows], counts)
 
     def _euclidean(self, queries: Wide) -> Wide:
         sums = _squares(queries)[:, None] + self._squares
@@ -99,15 +118,14 @@ def pairwise(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
     return _rounded(scores, metric)
 
 
-def _ranking(scores: Rows, k: int, min_score: float | None) -> Ranking:
-    """The best k of float32 [c]. All that tie with the k-th are sorted, so that lower rows win."""
+def _best(scores: Rows, k: int, min_score: float | None) -> NDArray[np.int64]:
+    """The rows of the best k of float32 [c]. All that tie with the k-th are sorted, so that lower rows win."""
     rows = np.arange(len(scores))
     if k < len(scores):
         rows = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
     if min_score is not None:
         rows = rows[scores[rows] >= np.float32(min_score)]
-    best = rows[np.argsort(-scores[rows], kind="stable")[:k]]
-    return Ranking(best, scores[best])
+    return rows[np.argsort(-scores[rows], kind="stable")[:k]]
 
 
 def _squares(rows: Wide) -> Wide:

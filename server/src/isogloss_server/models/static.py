@@ -96,7 +96,7 @@ def load(folder: ModelFolder) -> StaticParts:
         revision=folder.card.revision,
         languages=folder.card.languages,
         license=folder.card.license,
-        has_roles=bool(prompts),
+        has_roles=len(set(map(prompts.get, Role))) > 1,
     )
     return StaticParts(model, tokens, card, prompts)
 
@@ -132,11 +132,15 @@ def _table(folder: ModelFolder, name: str) -> NDArray[np.float32]:
 
 
 def _prompts(folder: ModelFolder) -> dict[Role, str]:
-    """Returns the non-empty prompts that the folder names by role."""
+    """Returns the non-empty prompts by role; a role that the folder does not name has its default prompt."""
     name = "config_sentence_transformers.json"
     config = read_json(folder.file(name)) if (folder.path / name).is_file() else {}
-    prompts = config.get("prompts") or {} if isinstance(config, dict) else {}
-    return {role: str(prompts[role.value]) for role in Role if prompts.get(role.value)}
+    if not isinstance(config, dict):
+        raise ModelFilesError(f"{folder.path / name} is damaged: it must hold an object")
+    prompts = config.get("prompts") or {}
+    default = prompts.get(config.get("default_prompt_name"), "")
+    by_role = {role: str(prompts.get(role.value, default)) for role in Role}
+    return {role: prompt for role, prompt in by_role.items() if prompt}
 
 
 def _dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:

@@ -10,6 +10,11 @@ from tokenizers import Tokenizer
 from isogloss_server.errors import DomainError, ModelFilesError, TextTooLongError, TextWithoutTokensError
 from isogloss_server.models.base import TokenBatch, Truncation
 
+LEAST_PIECE_CHARACTERS = 16_384  # up to here a text is tokenised whole, whatever the model reads of it
+SPARE_TOKENS = 64  # beyond the limit, so that no token that is kept touches the cut
+NEAR_CHARACTERS = 1024
+WHITE_SPACE = (" ", "\n", "\t")
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
@@ -29,6 +34,7 @@ class Tokens:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self._piece = max(LEAST_PIECE_CHARACTERS, 4 * max_tokens)
         self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -47,32 +53,57 @@ class Tokens:
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
         """Returns the tokens of `texts`; a faulty text has none, and an entry in `faults`."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        pieces = [text if len(text) <= self._piece else self._enough(text, truncation) for text in texts]
+        encodings = self._encoded(pieces)
         limit = self.max_tokens
         truncated: list[int] = []
         faults: dict[int, DomainError] = {}
         ids: list[int] = []
         lengths: list[int] = []
-        for row, encoding in enumerate(encodings):
-            tokens = encoding.ids
+        for row, tokens in enumerate(encodings):
+            kept = tokens
             if not tokens:
-                faults[row] = _without_tokens()
+                faults[row] = TextWithoutTokensError("the tokenizer leaves nothing of this text")
             elif len(tokens) > limit and truncation is Truncation.ERROR:
-                faults[row] = _too_long(len(tokens), limit)
-                tokens = []
+                faults[row] = _too_long(len(tokens), limit, whole=len(pieces[row]) == len(texts[row]))
+                kept = []
             elif len(tokens) > limit:
                 truncated.append(row)
-                tokens = tokens[:limit] if truncation is Truncation.END else tokens[-limit:]
-            ids.extend(tokens)
-            lengths.append(len(tokens))
+                kept = tokens[:limit] if truncation is Truncation.END else tokens[-limit:]
+            ids.extend(kept)
+            lengths.append(len(kept))
         batch = TokenBatch(np.array(ids, dtype=np.int32), np.array(lengths, dtype=np.int64))
         return Tokenized(batch, tuple(truncated), faults)
 
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
-def _without_tokens() -> DomainError:
-    return TextWithoutTokensError("the tokenizer leaves nothing of this text")
+    def _enough(self, text: str, truncation: Truncation) -> str:
+        """Returns so much of one end of a long text that it holds more tokens than the model reads, or all of it.
+
+        Millions of tokens of which all but the first thousands are thrown away would cost gigabytes. Cut between
+        words, and with tokens to spare, a piece's tokens are those of the whole text.
+        """
+        characters = self._piece
+        while characters < len(text):
+            piece = _cut(text, characters, from_start=truncation is not Truncation.START)
+            if len(self._encoded([piece])[0]) > self.max_tokens + SPARE_TOKENS:
+                return piece
+            characters *= 2
+        return text
 
 
-def _too_long(tokens: int, limit: int) -> DomainError:
-    message = f"the text has {tokens} tokens; the model reads {limit}"
-    return TextTooLongError(message, actual=tokens, limit=limit)
+def _cut(text: str, characters: int, *, from_start: bool) -> str:
+    """Returns about so many characters of one end of a text, cut at white space where some is near."""
+    if from_start:
+        near = max(text.rfind(space, characters - NEAR_CHARACTERS, characters) for space in WHITE_SPACE)
+        return text[: near if near > 0 else characters]
+    start = len(text) - characters
+    found = (text.find(space, start, start + NEAR_CHARACTERS) for space in WHITE_SPACE)
+    return text[min((near for near in found if near >= 0), default=start) :]
+
+
+def _too_long(tokens: int, limit: int, *, whole: bool) -> DomainError:
+    counted = str(tokens) if whole else f"at least {tokens}"
+    return TextTooLongError(f"the text has {counted} tokens; the model reads {limit}", actual=tokens, limit=limit)

@@ -89,11 +89,12 @@ def locate(source: str) -> ModelFolder:
     path = bundled if source == BUNDLED else Path(source).expanduser()
     if not path.is_dir():
         raise ModelFilesError(f"model {source!r} is neither {BUNDLED!r}, which is bundled, nor an existing folder")
-    folder = ModelFolder(path, _card(path), ())
-    modules = read_json(folder.file("modules.json"))
+    if not (path / "modules.json").is_file():
+        raise ModelFilesError(f"model folder {path} has no file modules.json")
+    modules = read_json(path / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelFilesError(f"{path / 'modules.json'} is damaged: it must hold a list of modules")
-    return ModelFolder(path, folder.card, tuple(modules))
+    return ModelFolder(path, _card(path), tuple(modules))
 
 
 def read_json(file: Path) -> object:

@@ -37,6 +37,7 @@ class EnumTable(Generic[E]):
 
     def write(self, word: E) -> Any:
         """Returns the number of a word."""
+        # The default has number 0 besides its own; its own is told.
         return max(number for number, known in self.words.items() if known is word)
 
 

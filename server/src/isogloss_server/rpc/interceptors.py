@@ -21,7 +21,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the methods of one service, which are unary or stream both ways; other services' calls pass untouched."""
+    """Wraps all methods of one service, and other services' unary ones, whose calls are not logged."""
 
     def __init__(self, service: str, clock: Clock, *, access_log: bool) -> None:
         self._prefix = f"/{service}/"
@@ -36,7 +36,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Returns the method's handler, wrapped."""
         details: Any = handler_call_details  # the stubs do not say what is in it
         handler: Any = await continuation(handler_call_details)
-        if handler is None or not details.method.startswith(self._prefix):
+        ours = details.method.startswith(self._prefix)
+        if handler is None or not (ours or handler.unary_unary):
             return cast("Handler", handler)
         method = details.method.removeprefix(self._prefix)
         request_id = _request_id(details.invocation_metadata)
@@ -72,7 +73,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = status.code.name
             await context.abort(status.code, status.proto.message, (*status.trailers, identity))
         finally:
-            if self._access_log:
+            if self._access_log and not call.method.startswith("/"):  # another service's keeps its full name
                 logs.call(call, code, (self._clock.monotonic_s() - began_s) * 1e3)
 
     def _deadline_s(self, context: Context) -> float:

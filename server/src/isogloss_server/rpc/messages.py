@@ -1,6 +1,6 @@
 """Requests -> jobs, results -> responses: translation only, nothing is decided here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from google.protobuf import duration_pb2
 from isogloss.v1 import embedding_pb2 as pb
@@ -8,7 +8,7 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.engine.job import AllPairs, EmbedJob, Nearest, Pairwise, SimilarityJob, TextSide, VectorSide
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
 from isogloss_server.engine.registry import Registry, ServedModel
-from isogloss_server.engine.similarity import Ranking
+from isogloss_server.engine.similarity import Rankings
 from isogloss_server.engine.vectors import ElementType, quantise
 from isogloss_server.errors import MissingFieldError
 from isogloss_server.rpc.enums import (
@@ -20,13 +20,14 @@ from isogloss_server.rpc.enums import (
     TRUNCATIONS,
 )
 from isogloss_server.rpc.matrix import from_matrix, to_matrix
-from isogloss_server.rpc.status import to_status
+from isogloss_server.rpc.status import to_row_status
+from isogloss_server.settings import HIGHEST_MAX_TEXTS
 
 
 def to_embed_job(request: pb.EmbedRequest, deadline_s: float) -> EmbedJob:
     """Returns the job that an Embed asks for; raises UnknownEnumError."""
     return EmbedJob(
-        texts=list(request.texts),
+        texts=_texts(request.texts),
         model=request.model,
         role=INPUT_TYPES.read(request.input_type, "input_type"),
         dimensions=request.dimensions,
@@ -50,7 +51,7 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
         space_id=result.space_id,
         token_counts=None if counts is None else counts.tolist(),
         truncated_rows=embedded.truncated_rows,
-        row_errors=[pb.RowError(row=row, status=to_status(fault).proto) for row, fault in result.faults.items()],
+        row_errors=[pb.RowError(row=row, status=to_row_status(fault)) for row, fault in result.faults.items()],
         timings=_timings(result.timings),
         total_tokens=embedded.total_tokens,
         per_text_counts=counts is not None,
@@ -81,8 +82,9 @@ def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
         truncated_candidates=result.truncated_candidates,
         timings=_timings(result.timings),
     )
-    if isinstance(result.compared, list):
-        response.nearest.CopyFrom(_neighbors(result.compared))
+    if isinstance(result.compared, Rankings):
+        for rows, scores in result.compared.lists():
+            response.nearest.queries.add(rows=rows, scores=scores)
     else:
         response.scores.CopyFrom(to_matrix(quantise(result.compared, ElementType.FLOAT32)))
     return response
@@ -135,12 +137,17 @@ def _side(items: pb.Items, path: str) -> TextSide | VectorSide:
     kind = items.WhichOneof("kind")
     if kind == "texts":
         role = INPUT_TYPES.read(items.texts.input_type, f"{path}.texts.input_type")
-        return TextSide(f"{path}.texts.texts", list(items.texts.texts), role)
+        return TextSide(f"{path}.texts.texts", _texts(items.texts.texts), role)
     if kind == "vectors":
         place, matrix = f"{path}.vectors", items.vectors.vectors
         rows = from_matrix(matrix, f"{place}.vectors")
         return VectorSide(place, rows, items.vectors.space_id, len(matrix.data) + 4 * len(matrix.row_scales))
     raise MissingFieldError("texts or vectors are needed", field=path)
+
+
+def _texts(given: Sequence[str]) -> Sequence[str]:
+    """Returns the texts of a message; of more than any limit admits, their number alone is looked at."""
+    return list(given) if len(given) <= HIGHEST_MAX_TEXTS else given
 
 
 def _shape(request: pb.SimilarityRequest) -> AllPairs | Pairwise | Nearest:
@@ -149,12 +156,6 @@ def _shape(request: pb.SimilarityRequest) -> AllPairs | Pairwise | Nearest:
         nearest = request.nearest
         return Nearest(nearest.k, nearest.min_score if nearest.HasField("min_score") else None)
     return Pairwise() if kind == "pairwise" else AllPairs()
-
-
-def _neighbors(rankings: Iterable[Ranking]) -> pb.NeighborLists:
-    return pb.NeighborLists(
-        queries=[pb.NeighborList(rows=ranking.rows.tolist(), scores=ranking.scores.tolist()) for ranking in rankings]
-    )
 
 
 def _timings(timings: Timings) -> pb.Timings:

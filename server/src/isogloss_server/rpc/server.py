@@ -11,6 +11,7 @@ from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
 from isogloss_server.clock import Clock
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
+from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ListenError
 from isogloss_server.rpc.health import StandardHealth
 from isogloss_server.rpc.interceptors import CallInterceptor
@@ -39,13 +40,15 @@ def options(settings: Settings) -> list[tuple[str, int]]:
 class Server:
     """The gRPC face of a pipeline on one address."""
 
-    def __init__(self, settings: Settings, registry: Registry, pipeline: Pipeline, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, pipeline: Pipeline, workers: Workers, clock: Clock
+    ) -> None:
         interceptor = CallInterceptor(SERVICE, clock, access_log=settings.access_log)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
         window = Window(settings.stream_window_requests, settings.stream_window_bytes)
-        service = EmbeddingService(registry, pipeline, clock, window)
+        service = EmbeddingService(registry, pipeline, workers, clock, window)
         self._streams = service.streams
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(service, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -82,6 +85,8 @@ def check_free(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
+    except UnicodeError as error:
+        raise ListenError(f"cannot listen on {host}:{port}: that is no host name") from error
     except OSError as error:
         known = {errno.EADDRINUSE: "the port is in use", errno.EACCES: "the port needs more rights"}
         why = known.get(error.errno or 0, error.strerror)

@@ -9,6 +9,7 @@ from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
+from isogloss_server.engine.workers import Workers
 from isogloss_server.rpc import messages
 from isogloss_server.rpc.calls import CURRENT_CALL, Context
 from isogloss_server.rpc.streams import EmbedStreams, Window
@@ -17,9 +18,10 @@ from isogloss_server.rpc.streams import EmbedStreams, Window
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Answers isogloss.v1; domain errors leave to the interceptor, which makes statuses of them."""
 
-    def __init__(self, registry: Registry, pipeline: Pipeline, clock: Clock, window: Window) -> None:
+    def __init__(self, registry: Registry, pipeline: Pipeline, workers: Workers, clock: Clock, window: Window) -> None:
         self._registry = registry
         self._pipeline = pipeline
+        self._workers = workers
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self.streams = EmbedStreams(self._embed, window, clock)
@@ -37,19 +39,19 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def _embed(self, request: pb.EmbedRequest, deadline_s: float) -> pb.EmbedResponse:
         call = CURRENT_CALL.get()
         call.texts += len(request.texts)
+        call.model = self._registry.get(request.model).name
         result = await self._pipeline.embed(messages.to_embed_job(request, deadline_s))
-        call.model = result.model
         call.tokens += result.embedded.total_tokens
         return messages.to_embed_response(result)
 
     async def Similarity(self, request: pb.SimilarityRequest, context: Context) -> pb.SimilarityResponse:
         """Scores of queries against candidates."""
         call = CURRENT_CALL.get()
-        job = messages.to_similarity_job(request, call.deadline_s)
-        call.texts = job.text_count
-        result = await self._pipeline.similarity(job)
-        call.model, call.tokens = result.model, result.total_tokens
-        return messages.to_similarity_response(result)
+        call.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
+        call.model = self._registry.get(request.model).name
+        result = await self._pipeline.similarity(messages.to_similarity_job(request, call.deadline_s))
+        call.tokens = result.total_tokens
+        return await self._workers.run(messages.to_similarity_response, result)
 
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         """How the models are."""
@@ -58,5 +60,6 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         return messages.to_health_response(self._registry, models, version=__version__, uptime_s=uptime_s)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        """What the models are, and what one request may ask of them."""
-        return pb.ListModelsResponse(models=[messages.to_model_info(model) for model in self._registry.models])
+        """What the models that are loaded are, and what one request may ask of them."""
+        models = self._registry.ready_models
+        return pb.ListModelsResponse(models=[messages.to_model_info(model) for model in models])

@@ -58,6 +58,13 @@ def to_status(error: errors.DomainError) -> Status:
     return Status(code, proto)
 
 
+def to_row_status(error: errors.DomainError) -> status_pb2.Status:
+    """Returns the status of one failed row: the row says where, so the details say only why."""
+    figures = {name: value for name, value in error.figures.items() if name != "index"}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=figures)
+    return _assembled(code_of(error), error.message, [info], [])
+
+
 def _assembled(
     code: grpc.StatusCode,
     text: str,

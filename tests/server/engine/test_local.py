@@ -1,0 +1,91 @@
+"""Local models: prompts, blocks, and the check at start."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from isogloss_server.clock import SystemClock
+from isogloss_server.engine import local
+from isogloss_server.engine.local import LocalEmbedder
+from isogloss_server.engine.workers import Workers
+from isogloss_server.errors import ModelFilesError, RowFaults
+from isogloss_server.models import static, weights
+from isogloss_server.models.base import Role, Rows, TokenBatch, Truncation
+
+
+def embedder(folder: Path, **prompts: str) -> LocalEmbedder:
+    parts = static.load(weights.locate(str(folder)))
+    by_role = {Role(role): prompt for role, prompt in prompts.items()}
+    return LocalEmbedder(parts.model, parts.tokens, parts.card, by_role, Workers(2), SystemClock())
+
+
+async def test_a_prompt_goes_before_the_texts_of_its_role(static_folder: Path) -> None:
+    """A role's prompt is read as part of the text; other roles' texts are read as they are."""
+    model = embedder(static_folder, query="two ")
+    query = await model.embed(["one"], Role.QUERY, Truncation.END)
+    plain = await model.embed(["two one", "one"], Role.DOCUMENT, Truncation.END)
+    np.testing.assert_array_equal(query.rows[0], plain.rows[0])
+    assert query.token_counts is not None
+    assert query.token_counts.tolist() == [2]
+
+
+async def test_a_prompt_does_not_stand_in_for_a_text(static_folder: Path) -> None:
+    """A text that the tokenizer leaves nothing of is at fault, whatever prompt goes before it."""
+    with pytest.raises(RowFaults) as raised:
+        await embedder(static_folder, query="two ").embed(["one", "!!!"], Role.QUERY, Truncation.END)
+    assert {row: fault.reason for row, fault in raised.value.faults.items()} == {1: "TEXT_WITHOUT_TOKENS"}
+
+
+async def test_blocks_change_nothing(static_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, counts and faults of a call that is worked on in blocks are those of the whole."""
+    model = embedder(static_folder)
+    texts = ["one two", "three", "four " * 40, "one", "two two two"]
+    whole = await model.embed(texts, Role.QUERY, Truncation.END)
+    monkeypatch.setattr(local, "BLOCK_CHARACTERS", 10)
+    monkeypatch.setattr(local, "INLINE_CHARACTERS", 0)
+    parts = await model.embed(texts, Role.QUERY, Truncation.END)
+    np.testing.assert_array_equal(parts.rows, whole.rows)
+    np.testing.assert_array_equal(parts.token_counts, whole.token_counts)
+    with pytest.raises(RowFaults) as raised:
+        await model.embed(["one", "two", "!", "three three three", "!!"], Role.QUERY, Truncation.END)
+    assert sorted(raised.value.faults) == [2, 4]
+
+
+class Harmed:
+    """A model whose vectors went through `harm`, which is told how many texts they are of."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def forward(self, batch: TokenBatch) -> Rows:
+        rows = np.ones((len(batch.lengths), 3), np.float32)
+        match self._kind:
+            case "NaN":
+                rows[0, 0] = np.nan
+            case "zeros":
+                rows[:] = 0
+            case "company":
+                rows[:, 0] = len(rows)
+        return rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("NaN", "not finite"), ("zeros", "all zeros"), ("company", "differ from the vectors of the same texts alone")],
+)
+def test_a_model_that_computes_nonsense_is_not_served(static_folder: Path, kind: str, expected: str) -> None:
+    """Vectors that are no numbers, all zeros, or depend on their company are found before the model serves."""
+    parts = static.load(weights.locate(str(static_folder)))
+    model = LocalEmbedder(Harmed(kind), parts.tokens, parts.card, {}, Workers(1), SystemClock())
+    with pytest.raises(ModelFilesError, match=expected):
+        model.verify([])
+
+
+def test_known_vectors_must_be_found_again(static_folder: Path) -> None:
+    """A model that misses a known vector, or is not as wide, is not served; one that finds it is."""
+    model = embedder(static_folder)
+    model.verify([("two", (7.0, 8.0, 9.0))])
+    with pytest.raises(ModelFilesError, match="differ from the known vectors"):
+        model.verify([("two", (7.0, 8.0, 9.1))])
+    with pytest.raises(ModelFilesError, match="not as wide"):
+        model.verify([("two", (7.0, 8.0))])
