@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check proto model clean test-packages test-sentence-transformers
+.PHONY: help setup demo test test-all serve check proto model clean test-packages test-client-lowest test-sentence-transformers
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -31,10 +31,13 @@ check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs curre
 test: check ## check, then every test that needs no second environment
 	$(BIN)/pytest -q -m "not packages and not sentence_transformers" --ignore tests/contract --ignore tests/test_house.py
 
-test-all: test test-packages test-sentence-transformers ## what CI runs: test, and each group in an environment of its own
+test-all: test test-packages test-client-lowest test-sentence-transformers ## what CI runs: test, and each group in an environment of its own
 
 test-packages: .venv/.development
 	$(BIN)/pytest -q -m packages
+
+test-client-lowest: .venv-client-lowest/.ready
+	.venv-client-lowest/bin/pytest -q tests/client tests/cli
 
 test-sentence-transformers: .venv-sentence-transformers/.ready
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
@@ -68,6 +71,12 @@ clean: ## removes environments and caches
 .venv-proto/.ready: constraints/proto.txt
 	$(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/pip install $(PIP_QUIET) -r constraints/proto.txt
+	@touch $@
+
+.venv-client-lowest/.ready: constraints/client-lowest.txt client/pyproject.toml
+	$(PYTHON) -m venv .venv-client-lowest
+	.venv-client-lowest/bin/pip install $(PIP_QUIET) -c constraints/client-lowest.txt \
+		-e client pytest pytest-asyncio pytest-timeout hypothesis trustme
 	@touch $@
 
 # torch first and by its exact version: any other request for it may bring gigabytes of CUDA along.

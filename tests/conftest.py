@@ -7,8 +7,6 @@ import grpc
 import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2_grpc
-from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from tests.support.server_process import ServerProcess
 
@@ -45,6 +43,9 @@ def small_stub(small_server: ServerProcess) -> Iterator[embedding_pb2_grpc.Embed
 @pytest.fixture
 def static_folder(tmp_path: Path) -> Path:
     """A static model of four words in three dimensions, whose normaliser drops exclamation marks."""
+    from safetensors.numpy import save_file  # here, since the client's tests also run where no server is
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
     folder = tmp_path / "model"
     folder.mkdir()
     words = ["<unk>", "one", "two", "three", "four"]

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import isogloss
 import pytest
 
 from tests.support.server_process import ServerProcess
@@ -29,10 +30,12 @@ def run(*command: str | Path, **env: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheels of both distributions, each built from its sdist."""
+    """The wheels of both distributions, each built from its sdist; both check clean."""
     out = tmp_path_factory.mktemp("dist")
     for name in ("client", "server"):
         run(sys.executable, "-m", "build", "--outdir", out, ROOT / name)
+    run(sys.executable, "-m", "twine", "check", "--strict", *out.iterdir())
+    assert len(list(out.iterdir())) == 4
     return {wheel.name.split("-")[0]: wheel for wheel in out.glob("*.whl")}
 
 
@@ -113,6 +116,13 @@ def test_the_server_runs_from_its_wheel(both: Path, wheels: dict[str, Path]) -> 
 def test_wheels_carry_what_belongs_to_them(wheels: dict[str, Path], name: str, expected: list[str]) -> None:
     """Licence, typing marker, stubs and the bundled model are in the wheels, and no tests."""
     names = zipfile.ZipFile(wheels[name]).namelist()
+    [described] = [entry for entry in names if entry.endswith("METADATA")]
+    told = zipfile.ZipFile(wheels[name]).read(described).decode()
+    assert f"Version: {isogloss.__version__}" in told
+    assert "License-Expression: Apache-2.0" in told
+    assert "# isogloss" in told
+    if name == "isogloss_server":
+        assert f"Requires-Dist: isogloss=={isogloss.__version__}" in told
     for end in expected:
         assert [entry for entry in names if entry.endswith(end)], end
-    assert not [entry for entry in names if "test" in entry]
+    assert not [entry for entry in names if entry.startswith("tests") or "/test_" in entry]

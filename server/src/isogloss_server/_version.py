@@ -1,3 +1,5 @@
-"""The version of this distribution."""
+"""The version of this distribution, which is that of the client it was built with."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("isogloss-server")
