@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check proto model clean test-packages test-client-lowest test-sentence-transformers
+.PHONY: help setup demo test test-all serve check bench proto model clean test-packages test-client-lowest test-sentence-transformers
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test-client-lowest: .venv-client-lowest/.ready
 
 test-sentence-transformers: .venv-sentence-transformers/.ready
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
+
+bench: .venv/.runtime ## the benchmarks; results under benchmarks/results/
+	$(BIN)/python -m benchmarks --json benchmarks/results/bundled.json
 
 proto: .venv-proto/.ready ## the stubs
 	.venv-proto/bin/python proto/contract.py stubs

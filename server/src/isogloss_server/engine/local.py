@@ -59,9 +59,9 @@ class LocalEmbedder:
             await self._check_behind_prompt(texts)
         truncated = _truncated_or_faults(parts)
         rows = [await self._run(inferring, self._model.forward, part.batch) for part in parts]
-        counts = np.concatenate([part.batch.lengths for part in parts])
+        counts = np.concatenate([part.batch.lengths for part in parts]) if len(parts) > 1 else parts[0].batch.lengths
         return Embedded(
-            rows=np.concatenate(rows),
+            rows=np.concatenate(rows) if len(rows) > 1 else rows[0],
             token_counts=counts,
             truncated_rows=truncated,
             total_tokens=int(counts.sum()),
@@ -100,6 +100,10 @@ class LocalEmbedder:
 
     async def _run(self, spent: _Spent, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         asked_s = self._clock.monotonic_s()
+        if spent.inline:
+            result = work(*args, **kwargs)
+            spent.worked_s += self._clock.monotonic_s() - asked_s
+            return result
 
         def timed() -> T:
             """Returns the result, and notes what waiting and working took."""
@@ -110,7 +114,7 @@ class LocalEmbedder:
             finally:
                 spent.worked_s += self._clock.monotonic_s() - began_s
 
-        return timed() if spent.inline else await self._workers.run(timed)
+        return await self._workers.run(timed)
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -1,8 +1,6 @@
 """THE STORY OF ONE JOB, readable top to bottom: check -> embed -> shape, or check -> embed the sides -> compare."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -15,16 +13,16 @@ from isogloss_server.engine.job import (
     EmbedJob,
     Nearest,
     Pairwise,
-    Priority,
     SimilarityJob,
     TextSide,
     VectorSide,
     empty_texts,
 )
+from isogloss_server.engine.lanes import Lanes
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
 from isogloss_server.engine.workers import Workers
-from isogloss_server.errors import DomainError, RowFaults, TimeUpError, merge
+from isogloss_server.errors import DomainError, RowFaults, merge
 from isogloss_server.models.base import Embedded, ModelCard, Role, Rows, Truncation
 
 INLINE_NUMBERS = 1 << 14  # so few are done sooner than another thread could take them over
@@ -75,7 +73,7 @@ class Pipeline:
         self._registry = registry
         self._workers = workers
         self._clock = clock
-        self._bulk_lane = asyncio.Semaphore(1)
+        self._lanes = Lanes(clock)
 
     async def embed(self, job: EmbedJob) -> EmbedResult:
         """Returns the vectors of a job's texts, shaped as it asks.
@@ -87,7 +85,7 @@ class Pipeline:
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
         faults: dict[int, DomainError] = {}
-        async with self._admitted(model, job) as waited_s:
+        async with self._lanes.turn(model, job) as waited_s:
             if job.allow_partial:
                 embedded, faults = await self._embed_what_can_be(model, job)
             else:
@@ -112,7 +110,7 @@ class Pipeline:
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
-        async with self._admitted(model, job) as waited_s:
+        async with self._lanes.turn(model, job) as waited_s:
             queries, of_queries = await self._side(model, job.queries, columns, job.truncation)
             candidates, of_candidates = queries, of_queries
             if job.candidates is not None:
@@ -128,23 +126,6 @@ class Pipeline:
             total_tokens=sum(part.total_tokens for part in parts),
             timings=self._timings(began_s, waited_s, *parts),
         )
-
-    @asynccontextmanager
-    async def _admitted(self, model: ServedModel, job: EmbedJob | SimilarityJob) -> AsyncIterator[float]:
-        """Lets a job work when its turn has come; gives the seconds that it waited.
-
-        BULK jobs work one at a time, a piece of work at a time, so that others wait for no more than one such piece.
-        """
-        asked_s = self._clock.monotonic_s()
-        model.queued_texts += job.text_count
-        try:
-            async with self._bulk_lane if job.priority is Priority.BULK else nullcontext():
-                began_s = self._clock.monotonic_s()
-                if began_s >= job.deadline_s:
-                    raise TimeUpError("the deadline had passed before work began")
-                yield began_s - asked_s
-        finally:
-            model.queued_texts -= job.text_count
 
     async def _side(
         self, model: ServedModel, side: TextSide | VectorSide, columns: int, truncation: Truncation

@@ -65,8 +65,9 @@ def unit_length(rows: Rows) -> Rows:
     """Returns float32 [n, d], each row divided by its Euclidean length; a row of zeros stays zeros."""
     wide = rows.astype(np.float64)  # the squares of small or large float32 numbers stay in range
     lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    scaled: Rows = (wide / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
-    return scaled
+    lengths[lengths == 0] = 1.0
+    wide /= lengths[:, None]
+    return wide.astype(np.float32)
 
 
 def quantise(rows: Rows, element_type: ElementType) -> Quantised:

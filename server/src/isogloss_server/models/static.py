@@ -38,6 +38,8 @@ class StaticModel:
         Texts of equal length are averaged together, and each text's sum runs over its own tokens in their order: a
         vector is the same, bit for bit, in any company.
         """
+        if len(batch.lengths) == 1 and len(batch.ids):
+            return self._scaled(self._table[batch.ids].mean(axis=0)[None])
         starts = np.cumsum(batch.lengths) - batch.lengths
         rows = np.zeros((len(batch.lengths), self.dimensions), dtype=np.float32)
         for length in np.unique(batch.lengths[batch.lengths > 0]):
@@ -46,6 +48,9 @@ class StaticModel:
             for block in (alike[first : first + step] for first in range(0, len(alike), step)):
                 ids = batch.ids[starts[block, None] + np.arange(length)]
                 rows[block] = self._table[ids].mean(axis=1)
+        return self._scaled(rows)
+
+    def _scaled(self, rows: Rows) -> Rows:
         if self._normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return rows

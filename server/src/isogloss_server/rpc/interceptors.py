@@ -27,38 +27,47 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._prefix = f"/{service}/"
         self._clock = clock
         self._access_log = access_log
+        self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """Returns the method's handler, wrapped."""
+        """Returns the method's handler, wrapped once and for all."""
         details: Any = handler_call_details  # the stubs do not say what is in it
-        handler: Any = await continuation(handler_call_details)
-        ours = details.method.startswith(self._prefix)
-        if handler is None or not (ours or handler.unary_unary):
-            return cast("Handler", handler)
-        method = details.method.removeprefix(self._prefix)
-        request_id = _request_id(details.invocation_metadata)
+        method: str = details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # whatever names are tried, nothing is kept of them
+                return None
+            self._wrapped[method] = self._wrap(handler, method)
+        return self._wrapped[method]
+
+    def _wrap(self, handler: Any, method: str) -> Handler:
+        ours = method.startswith(self._prefix)
+        name = method.removeprefix(self._prefix)
+        read = handler.request_deserializer
 
         async def answer(request: bytes, context: Context) -> Any:
             """Returns the response to the bytes of a request."""
-            call = Call(method, request_id, self._deadline_s(context))
-            read = handler.request_deserializer
-            return await self._answer(call, lambda: handler.unary_unary(parsed(read, request), context), context)
+            return await self._answer(name, lambda: handler.unary_unary(parsed(read, request), context), context)
 
         async def stream(requests: Any, context: Context) -> None:
             """Serves a stream, which reads bytes and parses them itself."""
-            call = Call(method, request_id, self._deadline_s(context))
-            await self._answer(call, lambda: handler.stream_stream(requests, context), context)
+            await self._answer(name, lambda: handler.stream_stream(requests, context), context)
 
-        if handler.stream_stream is not None:
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
+        if ours:
             return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
-        return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
+        return cast("Handler", handler)
 
-    async def _answer(self, call: Call, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
+    async def _answer(self, method: str, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
         began_s = self._clock.monotonic_s()
+        remaining_s: float | None = context.time_remaining()
+        deadline_s = math.inf if remaining_s is None else began_s + remaining_s
+        call = Call(method, _request_id(context.invocation_metadata()), deadline_s)
         CURRENT_CALL.set(call)
         identity = (REQUEST_ID, call.request_id)
         code = "OK"
@@ -75,10 +84,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             if self._access_log and not call.method.startswith("/"):  # another service's keeps its full name
                 logs.call(call, code, (self._clock.monotonic_s() - began_s) * 1e3)
-
-    def _deadline_s(self, context: Context) -> float:
-        remaining_s: float | None = context.time_remaining()
-        return math.inf if remaining_s is None else self._clock.monotonic_s() + remaining_s
 
 
 def _request_id(metadata: Any) -> str:

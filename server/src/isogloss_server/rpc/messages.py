@@ -45,17 +45,18 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
     """Returns the answer to an Embed."""
     embedded = result.embedded
     counts = embedded.token_counts
-    return pb.EmbedResponse(
+    response = pb.EmbedResponse(
         embeddings=to_matrix(result.matrix),
         model=result.model,
         space_id=result.space_id,
         token_counts=None if counts is None else counts.tolist(),
         truncated_rows=embedded.truncated_rows,
         row_errors=[pb.RowError(row=row, status=to_row_status(fault)) for row, fault in result.faults.items()],
-        timings=_timings(result.timings),
         total_tokens=embedded.total_tokens,
         per_text_counts=counts is not None,
     )
+    _write_timings(result.timings, response.timings)
+    return response
 
 
 def to_similarity_job(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityJob:
@@ -80,8 +81,8 @@ def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
         space_id=result.space_id,
         truncated_queries=result.truncated_queries,
         truncated_candidates=result.truncated_candidates,
-        timings=_timings(result.timings),
     )
+    _write_timings(result.timings, response.timings)
     if isinstance(result.compared, Rankings):
         for rows, scores in result.compared.lists():
             response.nearest.queries.add(rows=rows, scores=scores)
@@ -95,10 +96,9 @@ def to_health_response(
 ) -> pb.HealthResponse:
     """Returns how `models` are, and the worst of it."""
     models = list(models)
-    return pb.HealthResponse(
+    response = pb.HealthResponse(
         status=SERVING_STATUSES.write(max(registry.state(model) for model in models)),
         version=version,
-        uptime=_duration(uptime_s),
         models=[
             pb.ModelHealth(
                 model=model.name,
@@ -110,6 +110,8 @@ def to_health_response(
             for model in models
         ],
     )
+    _write_seconds(uptime_s, response.uptime)
+    return response
 
 
 def to_model_info(model: ServedModel) -> pb.ModelInfo:
@@ -158,16 +160,12 @@ def _shape(request: pb.SimilarityRequest) -> AllPairs | Pairwise | Nearest:
     return Pairwise() if kind == "pairwise" else AllPairs()
 
 
-def _timings(timings: Timings) -> pb.Timings:
-    return pb.Timings(
-        total=_duration(timings.total_s),
-        tokenization=_duration(timings.tokenization_s),
-        queue=_duration(timings.queue_s),
-        inference=_duration(timings.inference_s),
-    )
+def _write_timings(timings: Timings, to: pb.Timings) -> None:
+    _write_seconds(timings.total_s, to.total)
+    _write_seconds(timings.tokenization_s, to.tokenization)
+    _write_seconds(timings.queue_s, to.queue)
+    _write_seconds(timings.inference_s, to.inference)
 
 
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromNanoseconds(max(0, round(seconds * 1e9)))
-    return duration
+def _write_seconds(seconds: float, to: duration_pb2.Duration) -> None:
+    to.seconds, to.nanos = divmod(max(0, int(seconds * 1e9)), 1_000_000_000)

@@ -1,0 +1,38 @@
+"""The reference for the wire: a server on the same gRPC stack that answers every call with the same ready bytes.
+
+python -m benchmarks.echo PORT_FILE ANSWER_BYTES
+"""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import grpc
+import uvloop
+
+
+async def main(port_file: Path, answer_bytes: int) -> None:
+    """Answers /isogloss.v1.EmbeddingService/Embed until SIGTERM; neither reads nor makes a message."""
+    answer = bytes(answer_bytes)
+
+    async def embed(_request: bytes, _context: object) -> bytes:
+        return answer
+
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    handlers = {"Embed": grpc.unary_unary_rpc_method_handler(embed)}
+    generic = grpc.method_handlers_generic_handler("isogloss.v1.EmbeddingService", handlers)
+    server.add_generic_rpc_handlers((generic,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    part = port_file.with_suffix(".part")
+    part.write_text(str(port))
+    part.replace(port_file)
+    await stop.wait()
+    await server.stop(None)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(Path(sys.argv[1]), int(sys.argv[2])))
