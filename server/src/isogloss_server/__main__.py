@@ -12,6 +12,18 @@ from isogloss_server._version import __version__
 from isogloss_server.errors import StartupError
 
 PROGRAM = "isogloss-server"
+EPILOG = """\
+example:
+  isogloss-server serve        the bundled model, for this machine alone
+"""
+SERVE_EPILOG = """\
+A setting is its flag, else its variable, else its key in the TOML file that --config names, else the default.
+
+exit status: 0 drained, 1 could not start, 2 wrong settings, 128 + signal stopped at once
+
+example:
+  isogloss-server serve --host 0.0.0.0 --port 50051 --log-format json --drain-delay-s 5
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,14 +42,20 @@ def complain(message: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command line's grammar."""
-    top = Parser(prog=PROGRAM, description="Multilingual embeddings over gRPC.")
+    top = Parser(
+        prog=PROGRAM,
+        description="Multilingual embeddings over gRPC.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    verbs = top.add_subparsers(dest="verb", required=True, title="verbs", metavar="VERB", parser_class=Parser)
     serve = verbs.add_parser(
         "serve",
         help="serve models until SIGTERM or SIGINT",
         description="Serves models over gRPC until SIGTERM or SIGINT, then drains; a second signal stops at once.",
-        epilog="Exit status: 0 drained, 1 could not start, 2 wrong settings, 128 + signal stopped at once.",
+        epilog=SERVE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     settings.add_flags(serve)

@@ -1,8 +1,7 @@
 """The Embedder of every local model: texts -> tokens -> Model.forward, off the event loop unless the call is small."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -17,17 +16,16 @@ INLINE_CHARACTERS = 1 << 10  # so few are done sooner than another thread could 
 PROBE_TOLERANCE = 1e-5  # by which a known vector may be missed, as a share of its length
 WARM_UP_TEXTS = ("Good morning", "Buenos días", "おはようございます", "صباح الخير", "Where is the station?")
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What one block of texts gave, and the seconds that it took; rows are None where a text is at fault."""
 
-@dataclass(slots=True)
-class _Spent:
-    """Seconds that pieces of work of one kind took, and waited for a thread before; inline work waits for none."""
-
-    inline: bool
-    worked_s: float = 0.0
-    waited_s: float = 0.0
+    tokenized: Tokenized
+    rows: Rows | None
+    waited_s: float
+    tokenization_s: float
+    inference_s: float
 
 
 class LocalEmbedder:
@@ -50,25 +48,23 @@ class LocalEmbedder:
 
     async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation) -> Embedded:
         """Returns the vectors of `texts`, in order; see `models.base.Embedder`."""
-        prompt = self._prompts.get(role, "")
-        prompted = [prompt + text for text in texts] if prompt else texts
-        inline = sum(map(len, prompted)) <= INLINE_CHARACTERS
-        tokenizing, inferring = _Spent(inline), _Spent(inline)
-        parts = [await self._run(tokenizing, self._tokens.encode, block, truncation) for block in _blocks(prompted)]
-        if prompt:
-            await self._check_behind_prompt(texts)
-        truncated = _truncated_or_faults(parts)
-        rows = [await self._run(inferring, self._model.forward, part.batch) for part in parts]
-        counts = np.concatenate([part.batch.lengths for part in parts]) if len(parts) > 1 else parts[0].batch.lengths
-        return Embedded(
-            rows=np.concatenate(rows) if len(rows) > 1 else rows[0],
-            token_counts=counts,
-            truncated_rows=truncated,
-            total_tokens=int(counts.sum()),
-            tokenization_s=tokenizing.worked_s,
-            queue_s=tokenizing.waited_s + inferring.waited_s,
-            inference_s=inferring.worked_s,
-        )
+        inline = sum(map(len, texts)) <= INLINE_CHARACTERS
+        pieces: list[_Piece] = []
+        for block in _blocks(texts):
+            arguments = block, self._prompts.get(role, ""), truncation, self._clock.monotonic_s()
+            pieces.append(self._work(*arguments) if inline else await self._workers.run(self._work, *arguments))
+        return _joined(pieces)
+
+    def _work(self, texts: Sequence[str], prompt: str, truncation: Truncation, asked_s: float) -> _Piece:
+        """Tokenises a block, and infers it unless a text is at fault."""
+        began_s = self._clock.monotonic_s()
+        tokenized = self._tokens.encode([prompt + text for text in texts] if prompt else texts, truncation)
+        if prompt:  # which must not stand in for a text that leaves no token
+            tokenized.faults.update(self._tokens.encode(texts, Truncation.END).faults)
+        tokenized_s = self._clock.monotonic_s()
+        rows = None if tokenized.faults else self._model.forward(tokenized.batch)
+        done_s = self._clock.monotonic_s()
+        return _Piece(tokenized, rows, began_s - asked_s, tokenized_s - began_s, done_s - tokenized_s)
 
     def verify(self, probes: Sequence[tuple[str, Sequence[float]]]) -> None:
         """Runs a first batch, and holds its vectors against known ones and against each text's vector alone.
@@ -93,29 +89,6 @@ class LocalEmbedder:
     def _vectors(self, texts: Sequence[str]) -> Rows:
         return self._model.forward(self._tokens.encode(texts, Truncation.END).batch)
 
-    async def _check_behind_prompt(self, texts: Sequence[str]) -> None:
-        """Raises RowFaults where a text leaves no token but those of its prompt."""
-        bare = [await self._workers.run(self._tokens.encode, block, Truncation.END) for block in _blocks(texts)]
-        _truncated_or_faults(bare)
-
-    async def _run(self, spent: _Spent, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        asked_s = self._clock.monotonic_s()
-        if spent.inline:
-            result = work(*args, **kwargs)
-            spent.worked_s += self._clock.monotonic_s() - asked_s
-            return result
-
-        def timed() -> T:
-            """Returns the result, and notes what waiting and working took."""
-            began_s = self._clock.monotonic_s()
-            spent.waited_s += began_s - asked_s
-            try:
-                return work(*args, **kwargs)
-            finally:
-                spent.worked_s += self._clock.monotonic_s() - began_s
-
-        return await self._workers.run(timed)
-
 
 def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     """Yields `texts` in pieces of about BLOCK_CHARACTERS; a longer text is a piece of its own."""
@@ -128,15 +101,25 @@ def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     yield texts[first:]
 
 
-def _truncated_or_faults(parts: Sequence[Tokenized]) -> tuple[int, ...]:
-    """Returns the truncated rows of all parts, counted through; raises RowFaults where a text is at fault."""
+def _joined(pieces: Sequence[_Piece]) -> Embedded:
+    """Returns what all blocks gave, rows counted through; raises RowFaults where a text is at fault."""
     truncated: list[int] = []
     faults: dict[int, DomainError] = {}
     first = 0
-    for part in parts:
-        truncated += (first + row for row in part.truncated_rows)
-        faults |= {first + row: fault for row, fault in part.faults.items()}
-        first += len(part.batch.lengths)
+    for piece in pieces:
+        truncated += (first + row for row in piece.tokenized.truncated_rows)
+        faults |= {first + row: fault for row, fault in piece.tokenized.faults.items()}
+        first += len(piece.tokenized.batch.lengths)
     if faults:
         raise RowFaults(faults)
-    return tuple(truncated)
+    rows = [piece.rows for piece in pieces if piece.rows is not None]
+    counts = [piece.tokenized.batch.lengths for piece in pieces]
+    return Embedded(
+        rows=rows[0] if len(rows) == 1 else np.concatenate(rows),
+        token_counts=counts[0] if len(counts) == 1 else np.concatenate(counts),
+        truncated_rows=tuple(truncated),
+        total_tokens=sum(int(part.sum()) for part in counts),
+        tokenization_s=sum(piece.tokenization_s for piece in pieces),
+        queue_s=sum(piece.waited_s for piece in pieces),
+        inference_s=sum(piece.inference_s for piece in pieces),
+    )

@@ -25,7 +25,7 @@ from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import DomainError, RowFaults, merge
 from isogloss_server.models.base import Embedded, ModelCard, Role, Rows, Truncation
 
-INLINE_NUMBERS = 1 << 14  # so few are done sooner than another thread could take them over
+INLINE_NUMBERS = 1 << 17  # so few are done sooner than another thread could take them over
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -99,6 +99,6 @@ class Embedder(Protocol):
         """Returns the vectors of `texts` (at least one, none of white space alone), in order.
 
         Raises:
-            RowFaults: some texts cannot be embedded; nothing was inferred.
+            RowFaults: some texts cannot be embedded; all of them are named.
         """
         ...
