@@ -31,6 +31,13 @@ def test_the_heat_map_of_two_sides() -> None:
     )
 
 
+def test_no_score_is_minus_nothing() -> None:
+    """What rounds to zero has no sign."""
+    assert heat_map([[-0.001]], ["a"], ["a"], colour=False) == "         0\n0  a  0.00\n"
+    assert pair_table(np.array([-0.0001], np.float32), ["a"], ["b"], colour=False) == "  0.000  a  b\n"
+    assert neighbors_table([Neighbor(0, "a", -0.0001)], colour=False).endswith(" 0.000    0  a\n")
+
+
 def test_an_empty_heat_map() -> None:
     """No rows are no failure."""
     assert heat_map(np.zeros((0, 0)), [], [], colour=True) == "\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from isogloss_server import settings
-from isogloss_server.__main__ import main
+from isogloss_server.__main__ import PROGRAM, main, parser
 from isogloss_server.settings import Settings, SettingsError, load
 
 
@@ -123,3 +123,15 @@ def test_config_error_is_a_settings_error() -> None:
     """load() raises one kind of error whatever is wrong."""
     with pytest.raises(SettingsError):
         load({"port": -1})
+
+
+@pytest.mark.parametrize("verb", [[], ["serve"]])
+def test_help_ends_with_an_example_of_settings_that_exist(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line of each help is a command line, and one that the parser takes."""
+    with pytest.raises(SystemExit) as ended:
+        main([*verb, "--help"])
+    assert ended.value.code == 0
+    last = capsys.readouterr().out.rstrip().splitlines()[-1]
+    program, *arguments = last.strip().partition("   ")[0].split()
+    assert program == PROGRAM
+    assert load({key: value for key, value in vars(parser().parse_args(arguments)).items() if key != "verb"})

@@ -37,9 +37,11 @@ class SettingsError(Exception):
     """A knob is set to what it cannot be; the message is the one line that an operator reads."""
 
 
-def knob(default: Any, help_text: str, *, unit: str, ge: float | None = None, le: float | None = None) -> Any:
-    """Declares one knob; `unit` is what stands for its value in the help."""
-    return Field(default, description=help_text, ge=ge, le=le, json_schema_extra={"unit": unit})
+def knob(
+    default: Any, help_text: str, *, section: str, unit: str, ge: float | None = None, le: float | None = None
+) -> Any:
+    """Declares one knob; `section` is its place in the help, `unit` what stands for its value there."""
+    return Field(default, description=help_text, ge=ge, le=le, json_schema_extra={"section": section, "unit": unit})
 
 
 class Settings(BaseSettings):
@@ -47,42 +49,75 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    config: Path | None = knob(None, "TOML file with settings under these names", unit="FILE")
-    host: str = knob("127.0.0.1", "address to listen on; 0.0.0.0 or :: for all of the machine's", unit="HOST")
-    port: int = knob(50051, "port to listen on; 0 takes a free one", unit="PORT", ge=0, le=65_535)
-    port_file: Path | None = knob(None, "file to write the port to once ready; removed at the end", unit="FILE")
+    config: Path | None = knob(None, "TOML file with settings under these names", section="address", unit="FILE")
+    host: str = knob(
+        "127.0.0.1", "address to listen on; 0.0.0.0 or :: for all of the machine's", section="address", unit="HOST"
+    )
+    port: int = knob(50051, "port to listen on; 0 takes a free one", section="address", unit="PORT", ge=0, le=65_535)
+    port_file: Path | None = knob(
+        None, "file to write the port to once ready; removed at the end", section="address", unit="FILE"
+    )
     model: Annotated[tuple[str, ...], NoDecode] = knob(
         (BUNDLED,),
         f"model to serve, {BUNDLED} (bundled) or a folder in the sentence-transformers layout, optionally NAME=FOLDER; "
         "may be given more than once (in the environment: parted by commas), the first is the default",
+        section="models",
         unit="MODEL",
     )
     max_texts: int = knob(
-        0, "texts of one request; 0 = as many float32 vectors as fit 4 MiB", unit="TEXTS", ge=0, le=HIGHEST_MAX_TEXTS
+        0,
+        "texts of one request; 0 = as many float32 vectors as fit 4 MiB",
+        section="limits",
+        unit="TEXTS",
+        ge=0,
+        le=HIGHEST_MAX_TEXTS,
     )
     max_request_bytes: int = knob(
-        4 * 1024**2, "UTF-8 text and vectors of one request", unit="BYTES", ge=1024, le=256 * 1024**2
+        4 * 1024**2, "UTF-8 text and vectors of one request", section="limits", unit="BYTES", ge=1024, le=256 * 1024**2
     )
-    max_response_bytes: int = knob(16 * 1024**2, "one answer", unit="BYTES", ge=1024, le=512 * 1024**2)
-    max_pairs: int = knob(4 * 1024**2, "queries x candidates of one Similarity", unit="PAIRS", ge=1, le=10**9)
+    max_response_bytes: int = knob(
+        16 * 1024**2, "one answer", section="limits", unit="BYTES", ge=1024, le=512 * 1024**2
+    )
+    max_pairs: int = knob(
+        4 * 1024**2, "queries x candidates of one Similarity", section="limits", unit="PAIRS", ge=1, le=10**9
+    )
     stream_window_requests: int = knob(
-        32, "requests of one stream that may be unanswered before no more are read", unit="REQUESTS", ge=1, le=10_000
+        32,
+        "requests of one stream that may be unanswered before no more are read",
+        section="limits",
+        unit="REQUESTS",
+        ge=1,
+        le=10_000,
     )
     stream_window_bytes: int = knob(
-        16 * 1024**2, "likewise, bytes of requests and of answers not yet sent", unit="BYTES", ge=1024, le=1024**3
+        16 * 1024**2,
+        "likewise, bytes of requests and of answers not yet sent",
+        section="limits",
+        unit="BYTES",
+        ge=1024,
+        le=1024**3,
     )
-    worker_threads: int = knob(2, "threads for inference and comparison", unit="THREADS", ge=1, le=256)
+    worker_threads: int = knob(
+        2, "threads for inference and comparison", section="models", unit="THREADS", ge=1, le=256
+    )
     drain_delay_s: FiniteFloat = knob(
         0.0,
         "after a stop signal, how long calls are still taken while health says NOT_SERVING",
+        section="stopping",
         unit="SECONDS",
         ge=0,
         le=3600,
     )
-    drain_s: FiniteFloat = knob(25.0, "how long calls in flight may then take to finish", unit="SECONDS", ge=0, le=3600)
-    log_level: Literal["debug", "info", "warning", "error"] = knob("info", "least level that is logged", unit="LEVEL")
-    log_format: Literal["text", "json"] = knob("text", "readable lines, or one JSON object a line", unit="FORMAT")
-    access_log: bool = knob(True, "a line for each call", unit="")
+    drain_s: FiniteFloat = knob(
+        25.0, "how long calls in flight may then take to finish", section="stopping", unit="SECONDS", ge=0, le=3600
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = knob(
+        "info", "least level that is logged", section="logs", unit="LEVEL"
+    )
+    log_format: Literal["text", "json"] = knob(
+        "text", "readable lines, or one JSON object a line", section="logs", unit="FORMAT"
+    )
+    access_log: bool = knob(True, "a line for each call", section="logs", unit="")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -120,13 +155,16 @@ def model_name_and_source(model: str) -> tuple[str, str]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Gives `parser` a flag for each knob."""
+    sections: dict[str, argparse._ArgumentGroup] = {}
     for name, field in Settings.model_fields.items():
+        section = _extra(field, "section")
+        group = sections.get(section) or sections.setdefault(section, parser.add_argument_group(section))
         flag, text = f"--{name.replace('_', '-')}", _help(name, field)
         if field.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             action = "append" if isinstance(field.default, tuple) else "store"
-            parser.add_argument(flag, action=action, metavar=_unit(field), help=text)
+            group.add_argument(flag, action=action, metavar=_extra(field, "unit"), help=text)
 
 
 def load(flags: Mapping[str, Any]) -> Settings:
@@ -178,9 +216,9 @@ def _complaint(given: Mapping[str, Any], name: str, message: str, kind: str) -> 
     return f"{source} must be {message}{hint}"
 
 
-def _unit(field: FieldInfo) -> str:
+def _extra(field: FieldInfo, name: str) -> str:
     extra = field.json_schema_extra
-    return str(extra["unit"]) if isinstance(extra, dict) else ""
+    return str(extra[name]) if isinstance(extra, dict) else ""
 
 
 def _help(name: str, field: FieldInfo) -> str:
@@ -190,5 +228,7 @@ def _help(name: str, field: FieldInfo) -> str:
     facts = [f"{low:g} to {high:,}"] if low is not None and high is not None else []
     facts += [" or ".join(map(str, words))] if words else []
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    if isinstance(default, bool):
+        default = "on" if default else "off"
     facts += [f"default {default}"] if default is not None else []
     return f"{field.description} ({'; '.join([*facts, PREFIX + name.upper()])})".replace("%", "%%")

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from isogloss.cli.arguments import UsageError, options, parser
-from isogloss.cli.commands import COMMANDS, Output
+from isogloss.cli.commands import COMMANDS
+from isogloss.cli.completion import script
+from isogloss.cli.output import Output
 from isogloss.client import Client
 from isogloss.errors import IsoglossError
 
@@ -19,6 +21,9 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.
     arguments = parsing.parse_args(argv)
     _make_tolerant(sys.stdout, sys.stderr)
     try:
+        if arguments.command == "completion":
+            sys.stdout.write(script(arguments.shell, parser({})))
+            return 0
         with Client(options=options(arguments, environment)) as client:
             code = COMMANDS[arguments.command](client, arguments, Output.of(sys.stdout, arguments, environment))
         sys.stdout.flush()

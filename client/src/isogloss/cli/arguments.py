@@ -1,10 +1,12 @@
 """What the command line takes, and how it is turned into a client's options."""
 
 import argparse
-import pathlib
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from isogloss._version import __version__
+from isogloss.cli.completion import SHELLS
 from isogloss.enums import ElementType, InputType, Metric, Truncation
 from isogloss.options import ClientOptions
 
@@ -16,11 +18,43 @@ environment:
   NO_COLOR          no colours, where --color is not given
 
 exit codes: 0, 2 for wrong usage, 1 for any other error, 130 after Ctrl-C
+
+example:
+  isogloss similarity "Good night" "Gute Nacht" "The stock market fell"
 """
+TEXTS = "the texts; without any, or for -, the lines of standard input that are not blank"
 
 
 class UsageError(Exception):
     """The command line is wrong in a way that argparse cannot see."""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps every verb and most flags on one line with their help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+        self._action_max_length = 14  # argparse forgets that verbs are indented twice
+
+
+class _Verbs:
+    """The verbs of the program, each with its line in the program's help and an example at the end of its own."""
+
+    def __init__(self, program: argparse.ArgumentParser) -> None:
+        self._parsers = program.add_subparsers(
+            dest="command", required=True, title="verbs", metavar="VERB", help="isogloss VERB --help tells more"
+        )
+
+    def add(self, name: str, line: str, *example: str, parents: tuple[argparse.ArgumentParser, ...] = ()) -> Any:
+        """Returns the parser of a new verb."""
+        return self._parsers.add_parser(
+            name,
+            help=line,
+            description=f"{line[0].upper()}{line[1:]}.",
+            epilog="\n  ".join(["example:", *example]),
+            formatter_class=_Formatter,
+            parents=parents,
+        )
 
 
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -29,17 +63,20 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         prog="isogloss",
         description="Embed and compare texts of any language on an Isogloss server.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    verbs = top.add_subparsers(dest="command", required=True, metavar="embed|similarity|nearest|health|models")
-    common = _common(environment)
-    _embed(verbs.add_parser("embed", help="turn texts into vectors", parents=[common]))
-    _similarity(verbs.add_parser("similarity", help="compare texts with each other", parents=[common]))
-    _nearest(verbs.add_parser("nearest", help="find the texts nearest to one", parents=[common]))
-    health = verbs.add_parser("health", help="say whether the server can serve; exit code 1 if not", parents=[common])
-    health.add_argument("--model", default="", help="ask about this model alone")
-    verbs.add_parser("models", help="list the models that the server offers", parents=[common])
+    verbs, common = _Verbs(top), (_common(environment),)
+    _embed(verbs, common)
+    _similarity(verbs, common)
+    _nearest(verbs, common)
+    line = "say whether the server can serve; exit code 1 if not"
+    health = verbs.add("health", line, "isogloss health && echo ready", parents=common)
+    health.add_argument("--model", default="", metavar="NAME", help="ask about this model alone")
+    verbs.add("models", "list the models that the server offers", "isogloss models --json", parents=common)
+    line = "print a script that lets a shell complete this command"
+    completion = verbs.add("completion", line, "source <(isogloss completion bash)")
+    completion.add_argument("shell", choices=list(SHELLS), help="which shell")
     return top
 
 
@@ -58,6 +95,16 @@ def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Cl
         raise UsageError(str(error)) from None
 
 
+def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what every verb about texts gives to the client."""
+    return {
+        "model": arguments.model,
+        "dimensions": arguments.dimensions,
+        "truncation": arguments.truncation,
+        "timeout_s": arguments.timeout_s,
+    }
+
+
 def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("server and output")
@@ -65,10 +112,14 @@ def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     group.add_argument("--server", default=server, metavar="HOST:PORT", help="where it listens (default: %(default)s)")
     group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
     group.add_argument(
-        "--root-certificates", type=pathlib.Path, metavar="FILE", help="authorities to trust, in PEM; implies --tls"
+        "--root-certificates", type=Path, metavar="FILE", help="authorities to trust, in PEM; implies --tls"
     )
     group.add_argument(
-        "--timeout-s", type=float, default=60.0, metavar="SECONDS", help="for the whole call (default: %(default)g)"
+        "--timeout-s",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for a call; long input is sent in several (default: %(default)g)",
     )
     group.add_argument("--json", action="store_true", help="print JSON")
     group.add_argument(
@@ -77,15 +128,23 @@ def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     return common
 
 
-def _embed(verb: argparse.ArgumentParser) -> None:
-    _texts(verb, "texts", "the texts; without any, or for -, the lines of standard input that are not blank")
+def _embed(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None:
+    examples = ['isogloss embed "Good morning" "おはよう"', "isogloss embed --npy vectors.npy < sentences.txt"]
+    verb = verbs.add("embed", "turn texts into vectors", *examples, parents=common)
+    _texts(verb, "texts", TEXTS)
+    verb.add_argument(
+        "--npy", type=Path, metavar="FILE", help="write float32 [texts, dimensions] for numpy.load, whole or not at all"
+    )
+    verb.add_argument("--jsonl", action="store_true", help="print a JSON object for each text as soon as it is there")
     _model(verb)
     verb.add_argument("--input-type", choices=list(InputType), default="similarity", help="what the texts are for")
     verb.add_argument("--element-type", choices=list(ElementType), default="float32", help="how vectors travel")
 
 
-def _similarity(verb: argparse.ArgumentParser) -> None:
-    _texts(verb, "texts", "the texts; without any, or for -, the lines of standard input that are not blank")
+def _similarity(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None:
+    example = 'isogloss similarity "Good night" "Gute Nacht" "The stock market fell"'
+    verb = verbs.add("similarity", "compare texts with each other", example, parents=common)
+    _texts(verb, "texts", TEXTS)
     verb.add_argument(
         "--candidate", action="append", metavar="TEXT", help="compare with these, not with each other; repeatable"
     )
@@ -94,7 +153,9 @@ def _similarity(verb: argparse.ArgumentParser) -> None:
     _metric(verb)
 
 
-def _nearest(verb: argparse.ArgumentParser) -> None:
+def _nearest(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None:
+    example = 'isogloss nearest "Where is the station?" -k 3 < sentences.txt'
+    verb = verbs.add("nearest", "find the texts nearest to one", example, parents=common)
     verb.add_argument("query", metavar="QUERY", help="the text to find neighbours of")
     _texts(verb, "candidates", "the texts to search; without any, or for -, the lines of standard input")
     verb.add_argument("-k", type=_positive, default=10, help="how many neighbours at most (default: %(default)d)")
@@ -115,8 +176,10 @@ def _texts(verb: argparse.ArgumentParser, name: str, explanation: str) -> None:
 
 
 def _model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", default="", help="its name (default: the server's default model)")
-    verb.add_argument("--dimensions", type=int, default=0, help="how many numbers of a vector (default: the model's)")
+    verb.add_argument("--model", default="", metavar="NAME", help="its name (default: the server's default model)")
+    verb.add_argument(
+        "--dimensions", type=int, default=0, metavar="D", help="how many numbers of a vector (default: the model's)"
+    )
     verb.add_argument("--truncation", choices=list(Truncation), default="end", help="where to cut texts too long")
 
 

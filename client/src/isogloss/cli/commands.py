@@ -1,75 +1,29 @@
 """What each verb of the command line does: asks the server, then prints for people or, with --json, for programs."""
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import MappingProxyType
-from typing import Any, TextIO
 
-import numpy as np
-
-from isogloss.cli.arguments import UsageError
-from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, vector_table
+from isogloss.cli.arguments import UsageError, model_arguments
+from isogloss.cli.embed import embed
+from isogloss.cli.output import Output
+from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table
+from isogloss.cli.texts import chunks, shifted, whole
 from isogloss.client import Client
 from isogloss.enums import ServingStatus
+from isogloss.errors import IsoglossError, SpaceMismatchError
+from isogloss.results import Neighbor
 
 HEALTHY = frozenset({ServingStatus.SERVING, ServingStatus.DEGRADED})
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """Where to print, and whether in colours and as JSON."""
-
-    stream: TextIO
-    colour: bool
-    as_json: bool
-
-    @classmethod
-    def of(cls, stream: TextIO, arguments: argparse.Namespace, environment: Mapping[str, str]) -> "Output":
-        """Returns the output that the arguments ask for; by itself, colours go to a terminal that can show them."""
-        dumb = environment.get("TERM") == "dumb" or bool(environment.get("NO_COLOR"))
-        colour = arguments.color == "always" or (arguments.color == "auto" and stream.isatty() and not dumb)
-        return cls(stream, colour, arguments.json)
-
-    def show(self, data: Mapping[str, Any], readable: Callable[[], str]) -> None:
-        """Prints `data` as one JSON object, or what `readable` makes for people."""
-        if self.as_json:
-            json.dump(data, self.stream, ensure_ascii=False, default=_plain)
-            self.stream.write("\n")
-        else:
-            self.stream.write(readable())
-
-
-def embed(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """Prints one vector for each text."""
-    texts = _texts(arguments.texts)
-    found = client.embed(
-        texts,
-        input_type=arguments.input_type,
-        element_type=arguments.element_type,
-        **_model(arguments),
-    )
-    data = {
-        "model": found.model,
-        "space_id": found.space_id,
-        "dimensions": found.dimensions,
-        "token_counts": found.token_counts,
-        "truncated_rows": found.truncated_rows,
-        "texts": texts,
-        "vectors": found.vectors,
-    }
-    output.show(data, lambda: vector_table(found.vectors, texts))
-    return 0
-
-
 def similarity(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Prints the scores of texts with each other, or with --candidate."""
-    texts, others = _texts(arguments.texts), arguments.candidate
+    texts, others = whole(arguments.texts), arguments.candidate
     if arguments.pairwise:
         return _pairwise(client, arguments, output, texts)
-    found = client.similarity(texts, others, metric=arguments.metric, **_model(arguments))
+    found = client.similarity(texts, others, metric=arguments.metric, **model_arguments(arguments))
     columns = texts if others is None else others
     data = {
         "model": found.model,
@@ -87,7 +41,7 @@ def _pairwise(client: Client, arguments: argparse.Namespace, output: Output, tex
     others = arguments.candidate or []
     if len(others) != len(texts):
         raise UsageError(f"--pairwise needs as many --candidate as texts: {len(others)} for {len(texts)}")
-    found = client.pairwise(texts, others, metric=arguments.metric, **_model(arguments))
+    found = client.pairwise(texts, others, metric=arguments.metric, **model_arguments(arguments))
     data = {
         "model": found.model,
         "space_id": found.space_id,
@@ -102,24 +56,37 @@ def _pairwise(client: Client, arguments: argparse.Namespace, output: Output, tex
 
 
 def nearest(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """Prints the candidates nearest to a query."""
-    candidates = _texts(arguments.candidates)
-    found = client.nearest(
-        arguments.query,
-        candidates,
-        k=arguments.k,
-        min_score=arguments.min_score,
-        metric=arguments.metric,
-        **_model(arguments),
-    )
+    """Prints the candidates nearest to a query. Only some candidates are held at a time."""
+    best: list[Neighbor] = []
+    spaces: dict[str, str] = {}  # space -> model
+    for start, candidates in chunks(arguments.candidates):
+        try:
+            found = client.nearest(
+                arguments.query,
+                candidates,
+                k=arguments.k,
+                min_score=arguments.min_score,
+                metric=arguments.metric,
+                **model_arguments(arguments),
+            )
+        except IsoglossError as error:
+            raise shifted(error, start) from None
+        spaces[found.space_id] = found.model
+        if len(spaces) > 1:
+            message = "the server changed the model's space between two parts of the candidates"
+            raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
+        # Sorting is stable: of equal scores, the lower row stays first.
+        both = [*best, *(neighbor._replace(row=neighbor.row + start) for neighbor in found)]
+        best = sorted(both, key=lambda neighbor: -neighbor.score)[: arguments.k]
+    [(space_id, model)] = spaces.items()
     data = {
-        "model": found.model,
-        "space_id": found.space_id,
+        "model": model,
+        "space_id": space_id,
         "metric": arguments.metric,
         "query": arguments.query,
-        "neighbors": [neighbor._asdict() for neighbor in found],
+        "neighbors": [neighbor._asdict() for neighbor in best],
     }
-    output.show(data, lambda: neighbors_table(found, colour=output.colour))
+    output.show(data, lambda: neighbors_table(best, colour=output.colour))
     return 0
 
 
@@ -165,27 +132,3 @@ def models(client: Client, _arguments: argparse.Namespace, output: Output) -> in
 COMMANDS: Mapping[str, Callable[[Client, argparse.Namespace, Output], int]] = MappingProxyType(
     {"embed": embed, "similarity": similarity, "nearest": nearest, "health": health, "models": models}
 )
-
-
-def _model(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "model": arguments.model,
-        "dimensions": arguments.dimensions,
-        "truncation": arguments.truncation,
-        "timeout_s": arguments.timeout_s,
-    }
-
-
-def _texts(given: Sequence[str]) -> list[str]:
-    """Returns the texts that were given, or where there are none, or a single -, the lines of standard input."""
-    if given and list(given) != ["-"]:
-        return list(given)
-    found = [text for line in sys.stdin if (text := line.rstrip("\r\n")) and not text.isspace()]
-    if not found:
-        raise UsageError("no texts, neither as arguments nor on standard input")
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Returns what json cannot write by itself as what it can."""
-    return value.tolist() if isinstance(value, np.ndarray) else str(value)

@@ -21,7 +21,7 @@ def heat_map(values: ArrayLike, row_labels: Sequence[str], column_labels: Sequen
     numbers explain them; else a list of the columns goes before the table.
     """
     table = np.asarray(values, dtype=np.float64).reshape(len(row_labels), len(column_labels))
-    texts = [[f"{value:.2f}" for value in row] for row in table]
+    texts = [[f"{value:z.2f}" for value in row] for row in table]
     cell = max([4, *(len(text) for row in texts for text in row)])
     labels = list(_numbered(row_labels))
     label = max([0, *map(width, labels)])
@@ -45,7 +45,7 @@ def neighbors_table(neighbors: Sequence[Neighbor], *, colour: bool) -> str:
         return "no neighbours\n"
     scores = [neighbor.score for neighbor in neighbors]
     low, high = min(0.0, *scores), max(1.0, *scores)  # so that the colours of several cosine tables mean the same
-    texts = [f"{score:.3f}" for score in scores]
+    texts = [f"{score:z.3f}" for score in scores]
     cell = max(5, *map(len, texts))
     digits = max(3, *(len(str(neighbor.row)) for neighbor in neighbors))
     lines = [f"{'score':>{cell + 1}}  {'row':>{digits}}  text"]
@@ -64,7 +64,7 @@ def pair_table(values: NDArray[np.float32], queries: Sequence[str], candidates: 
     columns = min(LABEL_COLUMNS, max([0, *(width(printable(query)) for query in queries)]))
     lines = []
     for score, query, candidate in zip(scores, queries, candidates, strict=True):
-        shown = f" {score:>6.3f} "
+        shown = f" {score:>z6.3f} "
         if colour:
             shown = _painted(shown, _share(score, low, high))
         lines.append(f"{shown} {fitted(printable(query), columns)}  {isolated(printable(candidate))}")
