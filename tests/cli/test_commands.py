@@ -132,14 +132,20 @@ def test_models(run: Any) -> None:
         ["embed", "a", "--timeout-s", "0"],
         ["nearest"],
         ["nearest", "a", "b", "-k", "0"],
+        ["nearest", "a", "b", "-k", "abc"],
+        ["nearest", "a", "b", "-k", "5000000000"],
+        ["embed", "a", "--dimensions", "-1"],
+        ["health", "--server", "http://localhost:1"],
         ["similarity", "a", "--pairwise"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(run: Any, argv: list[str]) -> None:
-    """What is wrong is said on stderr, with the usage, and nothing on stdout."""
+    """What is wrong is one line on stderr, and nothing on stdout."""
     code, out, err = run(*argv)
     assert (code, out) == (2, "")
-    assert err.startswith("usage: isogloss")
+    assert err.startswith("isogloss: ")
+    assert err.count("\n") == 1
+    assert "--help" in err
 
 
 def test_no_texts_are_wrong_usage(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from isogloss import Client
 
+from tests.support.bulk import Many, asynchronous, blocking
 from tests.support.scripted_server import Running, Script, running
 
 
@@ -26,3 +27,9 @@ def client(scripted: Running) -> Iterator[Client]:
     """A client on the scripted server."""
     with Client(scripted.address) as opened:
         yield opened
+
+
+@pytest.fixture(params=[blocking, asynchronous])
+def many(request: pytest.FixtureRequest, scripted: Running) -> Many:
+    """embed_many of one of the clients, on the scripted server."""
+    return lambda texts, **arguments: request.param(scripted.address, texts, **arguments)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isogloss import Client, InputType, InvalidArgumentError, Vectors
+from isogloss import Client, ClientOptions, InputType, InvalidArgumentError, Vectors
 
 from tests.support.scripted_server import Script
 
@@ -90,3 +90,52 @@ def test_vectors_do_not_change_under_the_caller() -> None:
     assert (vectors.array == 1).all()
     assert not vectors.array.flags.writeable
     assert array.flags.writeable
+
+
+HALF = "\udcff"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.embed(["a"], model=HALF),
+        lambda c: c.embed(["a"], space_id=HALF),
+        lambda c: c.health(HALF),
+        lambda c: c.similarity(Vectors([[1.0]], HALF)),
+        lambda c: c.similarity(Vectors([[1.0]], 5)),  # type: ignore[arg-type]
+        lambda c: c.embed(np.array("a")),
+        lambda c: c.nearest("a", ["b"], min_score=10**400),
+        lambda c: c.nearest("a", None),
+        lambda c: c.nearest_many(["a"], None),
+        lambda c: c.pairwise(["a"], None),
+    ],
+)
+def test_nothing_but_our_errors_leaves(client: Client, script: Script, call: Any) -> None:
+    """Strings that UTF-8 cannot write, numbers beyond floats, and None for a side are errors of this package."""
+    with pytest.raises(InvalidArgumentError) as raised:
+        call(client)
+    assert raised.value.violations
+    assert script.methods() == []
+
+
+@pytest.mark.parametrize("timeout_s", [1e10, 1e300, np.float32(30)])
+def test_a_long_timeout_is_long(client: Client, timeout_s: float) -> None:
+    """However far the deadline, the call has the time to be answered."""
+    assert len(client.embed(["a"], timeout_s=timeout_s)) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target": 5},
+        {"target": HALF},
+        {"target": "https://localhost"},
+        {"timeout_s": "5"},
+        {"api_key": 5},
+        {"tls": True, "root_certificates": "x"},
+    ],
+)
+def test_options_of_another_kind_are_refused(fields: dict[str, Any]) -> None:
+    """An option of a wrong kind is named where it is given, not where gRPC trips over it."""
+    with pytest.raises(ValueError, match=next(reversed(fields))):
+        ClientOptions(**fields)

@@ -41,8 +41,16 @@ def test_both_clients_have_the_same_methods() -> None:
     assert set(public(Client)) == set(public(AsyncClient))
     for name, method in public(Client).items():
         twin = public(AsyncClient)[name]
+        if name == "embed_many":  # takes asynchronous texts as well, and is iterated
+            assert _plain(method) == _plain(twin)
+            continue
         assert inspect.signature(method) == inspect.signature(twin), name
         assert inspect.iscoroutinefunction(twin) == (name != "__init__"), name
+
+
+def _plain(method: Any) -> list[tuple[str, Any, Any]]:
+    """The names, defaults and kinds of a method's arguments."""
+    return [(p.name, p.default, p.kind) for p in inspect.signature(method).parameters.values()]
 
 
 async def test_every_method_answers_as_the_blocking_one(aclient: AsyncClient, client: Client, script: Script) -> None:

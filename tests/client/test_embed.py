@@ -173,13 +173,27 @@ def test_a_refusal_that_stays_is_raised(client: Client, script: Script) -> None:
     assert script.methods() == ["ListModels", "Embed", "ListModels", "Embed"]
 
 
-def test_a_text_too_large_by_itself_is_the_servers_to_refuse(client: Client, script: Script) -> None:
-    """The error names the text in the caller's list."""
+def test_a_text_too_large_by_itself_is_refused_unsent(client: Client, script: Script) -> None:
+    """The error names the text in the caller's list and the limit, which is asked for once more before."""
     script.limits["max_request_bytes"] = 10
     with pytest.raises(InvalidArgumentError) as raised:
         client.embed(["short", "much too long"])
     assert raised.value.reason == "REQUEST_TOO_LARGE"
-    assert raised.value.metadata["limit"] == "10"
+    assert raised.value.metadata == {"actual": "13", "limit": "10"}
+    assert raised.value.violations[0].field == "texts[1]"
+    assert script.methods() == ["ListModels", "Embed", "ListModels"]
+
+
+def test_one_text_larger_than_grpc_takes_is_refused_with_the_limit(client: Client, script: Script) -> None:
+    """A single text of many bytes is held against the limits too, for gRPC's own refusal would name none."""
+    script.limits["max_request_bytes"] = 1000
+    with pytest.raises(InvalidArgumentError) as raised:
+        client.embed(["x" * 2_000_000])
+    assert raised.value.metadata["limit"] == "1000"
+    with pytest.raises(InvalidArgumentError) as raised:
+        client.nearest("x" * 2_000_000, ["a"])
+    assert raised.value.violations[0].field == "queries.texts.texts[0]"
+    assert set(script.methods()) == {"ListModels"}
 
 
 def test_no_texts_are_the_servers_to_refuse(client: Client, script: Script) -> None:

@@ -9,48 +9,21 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import numpy as np
 from google.protobuf import duration_pb2
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc as pb_grpc
 
+from tests.support.scripted_faults import Fault, refusal
+from tests.support.scripted_stream import Manner, answered, in_order
+
 DIMENSIONS = 16
 SPACE = "space-1"
 LIMITS = ("max_texts", "max_request_bytes", "max_response_bytes", "max_pairs")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One refusal: a status, its details, and trailers."""
-
-    code: grpc.StatusCode
-    message: str = "scripted"
-    details: Sequence[Message] = ()
-    trailers: Sequence[tuple[str, str | bytes]] = ()
-
-    def abort(self, context: Any) -> NoReturn:
-        """Ends the call."""
-        status = status_pb2.Status(code=self.code.value[0], message=self.message)
-        for detail in self.details:
-            status.details.add().Pack(detail)
-        own = [("grpc-status-details-bin", status.SerializeToString())][: len(self.details)]
-        context.set_trailing_metadata([*own, *self.trailers])
-        context.abort(self.code, self.message)
-
-
-def refusal(
-    reason: str, *fields: str, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT, **figures: str
-) -> Fault:
-    """Returns a fault with ErrorInfo, and BadRequest where fields are named."""
-    info = error_details_pb2.ErrorInfo(reason=reason, domain="isogloss", metadata=figures)
-    violations = [error_details_pb2.BadRequest.FieldViolation(field=f, description=f"{f} is wrong") for f in fields]
-    bad_request = [error_details_pb2.BadRequest(field_violations=violations)] if violations else []
-    return Fault(code, f"{', '.join(fields) or 'it'} is wrong", [info, *bad_request])
 
 
 @dataclass
@@ -72,6 +45,7 @@ class Script:
     bad_texts: set[str] = field(default_factory=set)
     on_embed: Callable[[Any], None] = lambda context: None
     spaces: list[str] = field(default_factory=list)  # of the next Embeds; then SPACE
+    streams: list[Manner] = field(default_factory=list)  # of the next EmbedStreams; then in order
     calls: list[Record] = field(default_factory=list)
 
     def methods(self) -> list[str]:
@@ -137,6 +111,13 @@ class Servicer(pb_grpc.EmbeddingServiceServicer):
             timings=pb.Timings(total=duration_pb2.Duration(nanos=500_000_000), cached_rows=1),
             total_tokens=sum(map(len, request.texts)),
         )
+
+    def EmbedStream(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        """Each request as Embed would answer it, recorded as an Embed."""
+        self._arrive("EmbedStream", None, context, faulty=False)
+        with self.lock:
+            manner = self.script.streams.pop(0) if self.script.streams else in_order
+        return manner(request_iterator, answered(self.Embed, context), context)
 
     def Similarity(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Scores of the sides."""

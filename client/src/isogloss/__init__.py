@@ -29,6 +29,7 @@ from isogloss.errors import (
 )
 from isogloss.options import ClientOptions
 from isogloss.results import (
+    EmbeddedChunk,
     Embeddings,
     HealthReport,
     ModelHealth,
@@ -49,6 +50,7 @@ __all__ = [
     "ClientOptions",
     "DeadlineExceededError",
     "ElementType",
+    "EmbeddedChunk",
     "Embeddings",
     "FailedPreconditionError",
     "FieldViolation",

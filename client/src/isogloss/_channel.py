@@ -62,6 +62,7 @@ def service_config(options: ClientOptions) -> dict[str, object]:
     in the trailer grpc-retry-pushback-ms, which gRPC obeys by itself.
     """
     method: dict[str, object] = {"name": [{"service": SERVICE}]}
+    stream = {"name": [{"service": SERVICE, "method": "EmbedStream"}]}  # tried again by embed_many, which knows more
     if options.attempts > 1:
         method["retryPolicy"] = {
             "maxAttempts": options.attempts,
@@ -70,7 +71,7 @@ def service_config(options: ClientOptions) -> dict[str, object]:
             "backoffMultiplier": 3,
             "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
         }
-    return {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]}
+    return {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method, stream]}
 
 
 def metadata(options: ClientOptions) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from isogloss.errors import FieldViolation, IsoglossError, error_class
 
@@ -23,6 +23,17 @@ def from_rpc_error(failure: grpc.RpcError) -> IsoglossError:
         details["retryable"] = False  # the server says that trying again is pointless
     kind = error_class(code, details.get("reason", ""))
     return kind(call.details() or code, code=code, request_id=trailers.get(REQUEST_ID_TRAILER), **details)
+
+
+def from_status(status: status_pb2.Status) -> IsoglossError:
+    """Returns the exception for a request that failed by itself, while its call goes on."""
+    code, details = code_name(status), read_details(status)
+    return error_class(code, details.get("reason", ""))(status.message or code, code=code, **details)
+
+
+def code_name(status: status_pb2.Status) -> str:
+    """Returns the name of the code of `status`."""
+    return code_pb2.Code.Name(status.code) if status.code in code_pb2.Code.values() else "UNKNOWN"
 
 
 def read_details(status: status_pb2.Status) -> dict[str, Any]:

@@ -1,24 +1,14 @@
 """The asyncio client: the same names and arguments as the blocking one, to be awaited."""
 
-import asyncio
-from typing import Any, Self
-
-import grpc
+from collections.abc import AsyncGenerator
 
 from isogloss import _arguments as given
 from isogloss import _plans
-from isogloss._base import BaseClient
-from isogloss._channel import open_asyncio
-from isogloss._failures import from_rpc_error
-from isogloss._plans import Call, Plan
-from isogloss._plans.run import Result
-from isogloss.errors import CallCancelledError, FailedPreconditionError, IsoglossError
-from isogloss.options import ClientOptions
-from isogloss.results import Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores
-from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from isogloss._asyncio import AsyncioClient
+from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(AsyncioClient):
     """Embeds and compares texts on an Isogloss server, from one event loop: the one that its first call runs in.
 
     Arguments, results and errors are those of Client, where they are described. Cancelling a call cancels it on the
@@ -28,12 +18,6 @@ class AsyncClient(BaseClient):
         target: Where the server listens, such as "localhost:50051"; goes before the options' target.
         options: All else about the connection.
     """
-
-    def __init__(self, target: str | None = None, *, options: ClientOptions | None = None) -> None:
-        super().__init__(target, options)
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: EmbeddingServiceStub | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def embed(
         self,
@@ -64,6 +48,41 @@ class AsyncClient(BaseClient):
         )
         side = given.texts("texts", texts, arguments.input_type)
         return await self._run(_plans.embed(self._known, arguments, side), timeout_s)
+
+    def embed_many(
+        self,
+        texts: given.AnyTexts,
+        *,
+        model: str = "",
+        input_type: str = "similarity",
+        dimensions: int = 0,
+        element_type: str = "float32",
+        truncation: str = "end",
+        normalize: bool = True,
+        allow_partial: bool = False,
+        space_id: str = "",
+        chunk_texts: int = 256,
+        window_chunks: int = 8,
+        patience_s: float = 60.0,
+    ) -> AsyncGenerator[EmbeddedChunk, None]:
+        """Yields the vectors of any number of texts, in order; as Client.embed_many.
+
+        `texts` may be asynchronous as well. Where the iteration is left before its end, contextlib.aclosing ends the
+        stream at once.
+        """
+        arguments = given.embed_arguments(
+            model=model,
+            input_type=input_type,
+            dimensions=dimensions,
+            element_type=element_type,
+            truncation=truncation,
+            normalize=normalize,
+            priority="bulk",
+            allow_partial=allow_partial,
+            space_id=space_id,
+        )
+        bulk = given.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
+        return self._run_many(arguments, bulk, texts)
 
     async def similarity(
         self,
@@ -104,7 +123,7 @@ class AsyncClient(BaseClient):
         arguments = given.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.sides(queries, candidates, query_type, candidate_type)
+        sides = given.both_sides(queries, candidates, query_type, candidate_type)
         return await self._run(_plans.pairwise(self._known, arguments, sides), timeout_s)
 
     async def nearest(
@@ -161,7 +180,7 @@ class AsyncClient(BaseClient):
         arguments = given.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.sides(queries, candidates, query_type, candidate_type)
+        sides = given.both_sides(queries, candidates, query_type, candidate_type)
         return await self._run(_plans.nearest(self._known, arguments, shape, sides), timeout_s)
 
     async def health(self, model: str = "", *, timeout_s: float | None = None) -> HealthReport:
@@ -171,59 +190,3 @@ class AsyncClient(BaseClient):
     async def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """Returns the models that the server offers, the default first."""
         return await self._run(_plans.models(), timeout_s)
-
-    async def close(self) -> None:
-        """Ends the connection, and with CallCancelledError the calls that still run. Closing twice is fine."""
-        self._closed = True
-        if self._channel is not None:
-            await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_exception: object) -> None:
-        await self.close()
-
-    async def _run(self, plan: Plan[Result], timeout_s: float | None) -> Result:
-        run = self._start(plan, timeout_s)
-        while not run.done:
-            try:
-                response = await self._send(run.call, run.left_s())
-            except IsoglossError as error:
-                run.fail(error)
-            else:
-                run.answer(response)
-        return run.result
-
-    async def _send(self, call: Call, timeout_s: float) -> Any:
-        method = getattr(self._connected(), call.method)
-        try:
-            return await method(call.request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            # Without grpc in the traceback; a debugger still finds it as __context__.
-            raise from_rpc_error(error) from None
-        except grpc.aio.UsageError:  # grpc's for a closed channel
-            self._require_open()
-            raise
-        except asyncio.CancelledError:
-            if self._closed and not _cancelled():
-                raise CallCancelledError("the client was closed while the call ran", reason="CLIENT_CLOSED") from None
-            raise
-
-    def _connected(self) -> EmbeddingServiceStub:
-        loop = asyncio.get_running_loop()
-        if self._stub is None:
-            # Not in the constructor, which may run before there is a loop: a channel belongs to one.
-            self._loop = loop
-            self._channel = open_asyncio(self._options)
-            self._stub = EmbeddingServiceStub(self._channel)
-        if loop is not self._loop:
-            message = "this client belongs to the event loop of its first call; make one for each loop"
-            raise FailedPreconditionError(message, reason="OTHER_EVENT_LOOP")
-        return self._stub
-
-
-def _cancelled() -> bool:
-    """Says whether somebody cancelled this task; grpc raises the same exception when the channel is closed."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -1,23 +1,14 @@
 """The blocking client."""
 
-from typing import Any, Self
-
-import grpc
+from collections.abc import Generator, Iterable
 
 from isogloss import _arguments as given
 from isogloss import _plans
-from isogloss._base import BaseClient
-from isogloss._channel import open_blocking
-from isogloss._failures import from_rpc_error
-from isogloss._plans import Call, Plan
-from isogloss._plans.run import Result
-from isogloss.errors import IsoglossError
-from isogloss.options import ClientOptions
-from isogloss.results import Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores
-from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from isogloss._blocking import BlockingClient
+from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores
 
 
-class Client(BaseClient):
+class Client(BlockingClient):
     """Embeds and compares texts on an Isogloss server. Any number of threads may share one.
 
     Every call has a deadline, is tried again where that may help, and is split where it is larger than the server's
@@ -30,11 +21,6 @@ class Client(BaseClient):
         target: Where the server listens, such as "localhost:50051"; goes before the options' target.
         options: All else about the connection.
     """
-
-    def __init__(self, target: str | None = None, *, options: ClientOptions | None = None) -> None:
-        super().__init__(target, options)
-        self._channel = open_blocking(self._options)
-        self._stub = EmbeddingServiceStub(self._channel)
 
     def embed(
         self,
@@ -82,6 +68,50 @@ class Client(BaseClient):
         )
         side = given.texts("texts", texts, arguments.input_type)
         return self._run(_plans.embed(self._known, arguments, side), timeout_s)
+
+    def embed_many(
+        self,
+        texts: Iterable[str],
+        *,
+        model: str = "",
+        input_type: str = "similarity",
+        dimensions: int = 0,
+        element_type: str = "float32",
+        truncation: str = "end",
+        normalize: bool = True,
+        allow_partial: bool = False,
+        space_id: str = "",
+        chunk_texts: int = 256,
+        window_chunks: int = 8,
+        patience_s: float = 60.0,
+    ) -> Generator[EmbeddedChunk, None, None]:
+        """Yields the vectors of any number of texts, in order and chunk by chunk, in the lane of bulk work.
+
+        `texts` may come from any source, such as a file, and are read as they are needed: no more than `window_chunks`
+        chunks ahead of the one that was yielded last, of at most `chunk_texts` texts each and within the server's
+        limits. Where the source raises, that comes after the vectors of what it gave. All other arguments are as of
+        `embed`.
+
+        The work outlives lost connections and restarted servers, up to `patience_s` seconds of waiting without any
+        answer; a chunk has half of them. It never changes space: give `space_id` when you resume it.
+
+        Raises:
+            SpaceMismatchError: The server's space is not `space_id`, or not that of the first chunk.
+            IsoglossError: As of `embed`, after the chunks before the one at fault; rows are those of the whole.
+        """
+        arguments = given.embed_arguments(
+            model=model,
+            input_type=input_type,
+            dimensions=dimensions,
+            element_type=element_type,
+            truncation=truncation,
+            normalize=normalize,
+            priority="bulk",
+            allow_partial=allow_partial,
+            space_id=space_id,
+        )
+        bulk = given.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
+        return self._run_many(arguments, bulk, texts)
 
     def similarity(
         self,
@@ -144,7 +174,7 @@ class Client(BaseClient):
         arguments = given.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.sides(queries, candidates, query_type, candidate_type)
+        sides = given.both_sides(queries, candidates, query_type, candidate_type)
         return self._run(_plans.pairwise(self._known, arguments, sides), timeout_s)
 
     def nearest(
@@ -203,7 +233,7 @@ class Client(BaseClient):
         arguments = given.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.sides(queries, candidates, query_type, candidate_type)
+        sides = given.both_sides(queries, candidates, query_type, candidate_type)
         return self._run(_plans.nearest(self._known, arguments, shape, sides), timeout_s)
 
     def health(self, model: str = "", *, timeout_s: float | None = None) -> HealthReport:
@@ -213,36 +243,3 @@ class Client(BaseClient):
     def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """Returns the models that the server offers, the default first."""
         return self._run(_plans.models(), timeout_s)
-
-    def close(self) -> None:
-        """Ends the connection, and with CallCancelledError the calls that still run. Closing twice is fine."""
-        self._closed = True
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def _run(self, plan: Plan[Result], timeout_s: float | None) -> Result:
-        run = self._start(plan, timeout_s)
-        while not run.done:
-            try:
-                response = self._send(run.call, run.left_s())
-            except IsoglossError as error:
-                run.fail(error)
-            else:
-                run.answer(response)
-        return run.result
-
-    def _send(self, call: Call, timeout_s: float) -> Any:
-        method = getattr(self._stub, call.method)
-        try:
-            return method(call.request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            # Without grpc in the traceback; a debugger still finds it as __context__.
-            raise from_rpc_error(error) from None
-        except ValueError:  # grpc's for a closed channel
-            self._require_open()
-            raise

@@ -36,8 +36,9 @@ class ClientOptions:
     max_receive_bytes: int = 256 * MEBIBYTE
 
     def __post_init__(self) -> None:
-        if not self.target:
-            raise ValueError("target must not be empty; it is such as 'localhost:50051'")
+        self._check_kinds()
+        if not self.target or self.target.startswith(("http:", "https:")):
+            raise ValueError(f"target must be such as 'localhost:50051', not {self.target!r}")
         if self.root_certificates is not None and not self.tls:
             raise ValueError("root_certificates need tls=True")
         # Checked here, for grpc would refuse the key at the first call, quoting it.
@@ -49,8 +50,18 @@ class ClientOptions:
         self._check("keepalive_timeout_s", 0.001, 2**21)
         self._check("max_receive_bytes", 1, 2**31 - 1)
 
+    def _check_kinds(self) -> None:
+        for name, kind in (("target", str), ("tls", bool), ("root_certificates", bytes), ("api_key", str)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (value is not None or name in ("target", "tls")):
+                raise ValueError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
+        if not self.target.isprintable():  # among them half a surrogate pair, which UTF-8 cannot write
+            raise ValueError(f"target must be printable characters, not {self.target!r}")
+
     def _check(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} must be a number, not {type(value).__name__}")  # noqa: TRY004 - one kind for all
         if not (least <= value <= most and math.isfinite(value)):
             limit = f"from {least:g} to {most:g}" if math.isfinite(most) else f"finite and at least {least:g}"
             raise ValueError(f"{name} must be {limit}, not {value!r}")

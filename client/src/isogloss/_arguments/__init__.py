@@ -1,5 +1,6 @@
 """What a caller gives -> frozen, checked values. What only a server can judge is left to the server."""
 
+from isogloss._arguments.bulk import AnyTexts, BulkArguments, bulk_arguments, many_texts
 from isogloss._arguments.calls import (
     AllPairs,
     CompareArguments,
@@ -11,11 +12,13 @@ from isogloss._arguments.calls import (
     embed_arguments,
     nearest_shape,
 )
-from isogloss._arguments.checks import refusal, seconds, string
-from isogloss._arguments.sides import GivenSide, GivenTexts, Side, Sides, TextSide, sides, texts
+from isogloss._arguments.checks import refusal, seconds, string, utf8_bytes
+from isogloss._arguments.sides import GivenSide, GivenTexts, Side, Sides, TextSide, both_sides, sides, texts
 
 __all__ = [
     "AllPairs",
+    "AnyTexts",
+    "BulkArguments",
     "CompareArguments",
     "EmbedArguments",
     "GivenSide",
@@ -26,12 +29,16 @@ __all__ = [
     "Side",
     "Sides",
     "TextSide",
+    "both_sides",
+    "bulk_arguments",
     "compare_arguments",
     "embed_arguments",
+    "many_texts",
     "nearest_shape",
     "refusal",
     "seconds",
     "sides",
     "string",
     "texts",
+    "utf8_bytes",
 ]

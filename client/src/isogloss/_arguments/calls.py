@@ -123,4 +123,8 @@ def nearest_shape(k: int, min_score: float | None) -> Nearest:
     """Returns the shape of a nearest; raises InvalidArgumentError where k is below 1 (reason BAD_K)."""
     if min_score is not None and not isinstance(min_score, int | float | np.number):
         raise refusal("min_score", f"must be a number, not {type_name(min_score)}", "BAD_TYPE")
-    return Nearest(count("k", k, "BAD_K", least=1), None if min_score is None else float(min_score))
+    try:
+        score = None if min_score is None else float(min_score)
+    except OverflowError:
+        raise refusal("min_score", "is beyond all numbers that a score can be", "BAD_MIN_SCORE") from None
+    return Nearest(count("k", k, "BAD_K", least=1), score)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from isogloss._arguments.checks import refusal, type_name, word
+from isogloss._arguments.checks import refusal, string, type_name, utf8_bytes, word
 from isogloss.enums import InputType
 from isogloss.errors import SpaceMismatchError
 from isogloss.results import Embeddings, Vectors
@@ -59,6 +59,13 @@ def sides(queries: GivenSide, candidates: GivenSide | None, query_type: str, can
     return Sides(first, None if candidates is None else _side("candidates", candidates, kind))
 
 
+def both_sides(queries: GivenSide, candidates: GivenSide, query_type: str, candidate_type: str) -> Sides:
+    """Returns two sides of which neither may be absent: a None by mistake would compare the queries with themselves."""
+    if candidates is None:
+        raise refusal("candidates", "must be a list of str or vectors, not None", "NOT_A_LIST")
+    return sides(queries, candidates, query_type, candidate_type)
+
+
 def texts(name: str, value: GivenTexts, input_type: InputType) -> TextSide:
     """Returns the texts that a caller gave as the argument `name`.
 
@@ -66,10 +73,14 @@ def texts(name: str, value: GivenTexts, input_type: InputType) -> TextSide:
         InvalidArgumentError: `value` is no list (reason NOT_A_LIST: a bare str would be taken for its characters),
             or an item is no str, or has half a surrogate pair, which UTF-8 cannot write (reason BAD_TEXT).
     """
+    no_list = refusal(name, f"must be a list of str, not a single {type_name(value)}", "NOT_A_LIST")
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise refusal(name, f"must be a list of str, not a single {type_name(value)}", "NOT_A_LIST")
-    items = tuple(value)
-    sizes = tuple(_utf8_bytes(f"{name}[{row}]", item) for row, item in enumerate(items))
+        raise no_list
+    try:
+        items = tuple(iter(value))
+    except TypeError:  # an array of no dimension says that it can be iterated
+        raise no_list from None
+    sizes = tuple(utf8_bytes(f"{name}[{row}]", item) for row, item in enumerate(items))
     return TextSide(items, sizes, input_type)
 
 
@@ -77,16 +88,7 @@ def _side(name: str, value: GivenSide, input_type: InputType) -> Side:
     if isinstance(value, Embeddings):
         # Vectors go out as float32 whatever they came as: the values are the same.
         return Vectors(value.vectors, value.space_id)
-    return value if isinstance(value, Vectors) else texts(name, value, input_type)
-
-
-def _utf8_bytes(name: str, text: str) -> int:
-    if not isinstance(text, str):
-        raise refusal(name, f"must be a str, not {type_name(text)}", "BAD_TEXT")
-    if text.isascii():
-        return len(text)
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        # The text itself is not quoted: errors end in logs.
-        raise refusal(name, "has half a surrogate pair, which is no character", "BAD_TEXT") from None
+    if isinstance(value, Vectors):
+        string(f"{name}.space_id", value.space_id)
+        return value
+    return texts(name, value, input_type)

@@ -1,6 +1,12 @@
 """Arguments -> requests, responses -> results. Nothing else of the client touches the generated messages."""
 
-from isogloss._messages.requests import embed_request, health_request, models_request, similarity_request
+from isogloss._messages.requests import (
+    embed_request,
+    health_request,
+    models_request,
+    similarity_request,
+    stream_request,
+)
 from isogloss._messages.responses import (
     NeighborLists,
     read_embed,
@@ -8,6 +14,7 @@ from isogloss._messages.responses import (
     read_models,
     read_nearest,
     read_scores,
+    read_stream_answer,
 )
 
 __all__ = [
@@ -20,5 +27,7 @@ __all__ = [
     "read_models",
     "read_nearest",
     "read_scores",
+    "read_stream_answer",
     "similarity_request",
+    "stream_request",
 ]

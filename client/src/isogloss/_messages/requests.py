@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from google.protobuf import duration_pb2
+
 from isogloss._arguments import AllPairs, CompareArguments, EmbedArguments, Nearest, Pairwise, Shape, TextSide
 from isogloss._messages.matrix import to_matrix
 from isogloss._messages.words import number
@@ -23,6 +25,15 @@ def embed_request(arguments: EmbedArguments, texts: Sequence[str]) -> pb.EmbedRe
         allow_partial=arguments.allow_partial,
         space_id=arguments.space_id,
     )
+
+
+def stream_request(
+    number: int, arguments: EmbedArguments, texts: Sequence[str], timeout_s: float
+) -> pb.EmbedStreamRequest:
+    """Returns a request for the vectors of `texts` among others on a stream, to be answered within `timeout_s`."""
+    timeout = duration_pb2.Duration()
+    timeout.FromMicroseconds(round(timeout_s * 1e6))
+    return pb.EmbedStreamRequest(id=number, request=embed_request(arguments, texts), timeout=timeout)
 
 
 def similarity_request(

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google.rpc import code_pb2
 from numpy.typing import NDArray
 
-from isogloss._failures import read_details
+from isogloss._failures import code_name, from_status, read_details
 from isogloss._messages.matrix import bad_answer, from_matrix
 from isogloss._messages.words import known
 from isogloss.enums import ServingStatus, Truncation
+from isogloss.errors import IsoglossError
 from isogloss.results import Embeddings, HealthReport, ModelHealth, ModelInfo, RowError, Scores, Timings
 from isogloss.results.comparisons import Comparison
 from isogloss.v1 import embedding_pb2 as pb
@@ -42,6 +42,12 @@ def read_embed(response: pb.EmbedResponse, texts: int) -> Embeddings:
         total_tokens=response.total_tokens,
         timings=_timings(response.timings),
     )
+
+
+def read_stream_answer(answer: pb.EmbedStreamResponse) -> tuple[int, pb.EmbedResponse | IsoglossError]:
+    """Returns the number of the request that `answer` is for, and the response, or why there is none."""
+    failed = answer.WhichOneof("result") == "error"
+    return answer.id, from_status(answer.error) if failed else answer.response
 
 
 def read_scores(response: pb.SimilarityResponse, rows: int, columns: int) -> Scores:
@@ -113,9 +119,9 @@ def _comparison(response: pb.SimilarityResponse) -> dict[str, Any]:
 
 
 def _row_error(entry: pb.RowError) -> RowError:
-    numbers = code_pb2.Code.values()
-    code = code_pb2.Code.Name(entry.status.code) if entry.status.code in numbers else "UNKNOWN"
-    return RowError(entry.row, code, read_details(entry.status).get("reason", ""), entry.status.message)
+    return RowError(
+        entry.row, code_name(entry.status), read_details(entry.status).get("reason", ""), entry.status.message
+    )
 
 
 def _timings(timings: pb.Timings) -> Timings:

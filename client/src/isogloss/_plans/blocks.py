@@ -13,7 +13,7 @@ def fits(sides: Sides, shape: Shape, limits: Limits) -> bool:
     present = [side for side in (sides.queries, sides.candidates) if side is not None]
     return (
         all(len(side) <= limits.max_texts for side in present if isinstance(side, TextSide))
-        and sum(map(_request_bytes, present)) <= limits.max_request_bytes
+        and request_bytes(sides) <= limits.max_request_bytes
         and shape.pairs(queries, candidates) <= limits.max_pairs
         and shape.response_bytes(queries, candidates) <= limits.max_response_bytes
     )
@@ -41,7 +41,12 @@ class VectorSides:
         return height, width
 
 
-def _request_bytes(side: Side) -> int:
+def request_bytes(sides: Sides) -> int:
+    """Returns the bytes of texts and vectors of a comparison, as the server counts them."""
+    return sum(_bytes(side) for side in (sides.queries, sides.candidates) if side is not None)
+
+
+def _bytes(side: Side) -> int:
     return side.array.nbytes if isinstance(side, Vectors) else sum(side.sizes)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from isogloss._arguments import (
@@ -17,7 +18,7 @@ from isogloss._arguments import (
     refusal,
 )
 from isogloss._messages import similarity_request
-from isogloss._plans.blocks import VectorSides, fits
+from isogloss._plans.blocks import VectorSides, fits, request_bytes
 from isogloss._plans.embed import embed
 from isogloss._plans.gather import Best, Block, Diagonal, Gatherer, Grid
 from isogloss._plans.limits import KnownModels, Limits
@@ -71,7 +72,8 @@ class _Comparing(Generic[Answer]):
         """Returns the answer about `sides`, in as few requests as the limits allow."""
         sides.check()
         model, rows = self.arguments.model, max(sides.size)
-        answer = yield from self.known.within(model, rows, lambda limits: self._at_once(sides, limits))
+        size = request_bytes(sides)
+        answer = yield from self.known.within(model, rows, size, lambda limits: self._at_once(sides, limits))
         if answer is not None:
             return answer
         queries = yield from self._embedded("queries.texts.", sides.queries, sides.candidates)
@@ -80,7 +82,8 @@ class _Comparing(Generic[Answer]):
         else:
             candidates = yield from self._embedded("candidates.texts.", sides.candidates, queries.vectors)
         Sides(queries.vectors, candidates.vectors).check()
-        return (yield from self.known.within(model, rows, lambda limits: self._by_blocks(queries, candidates, limits)))
+        by_blocks = partial(self._by_blocks, queries, candidates)
+        return (yield from self.known.within(model, rows, size, by_blocks))
 
     def _at_once(self, sides: Sides, limits: Limits) -> Plan[Answer | None]:
         """Returns the answer to one request for everything; None where it would be too large."""

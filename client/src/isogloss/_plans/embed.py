@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from isogloss._arguments import EmbedArguments, TextSide
+from isogloss._arguments import EmbedArguments, TextSide, refusal
 from isogloss._messages import embed_request, read_embed
 from isogloss._messages.matrix import bad_answer, row_bytes
 from isogloss._plans.limits import KnownModels, Limits
@@ -17,6 +17,7 @@ from isogloss.results import Embeddings, Timings
 from isogloss.results.embeddings import read_only
 
 ROW_OVERHEAD_BYTES = 20  # the most that a row takes beside its numbers: scale, token count, truncated row
+ROW_ERROR_BYTES = 240  # the most that a row's error takes
 TEXT_PATH = re.compile(r"\btexts\[(\d+)\]")
 
 
@@ -32,40 +33,27 @@ def embed(known: KnownModels, arguments: EmbedArguments, side: TextSide, path: s
         """Embeds what `parts` does not have yet."""
         start = sum(map(len, parts))
         while start < len(side) or not parts:  # the server refuses an empty list, not the client
-            stop = _end_of_part(side.sizes, start, arguments, limits)
+            stop = _end_of_part(side.sizes, start, arguments, limits, path)
             part = yield from _embed_part(_pinned(arguments, parts), side.texts[start:stop], start, path)
             parts.append(part)
             start = stop
 
-    yield from known.within(arguments.model, len(side), remaining)
+    yield from known.within(arguments.model, len(side), sum(side.sizes), remaining)
     return _joined(parts)
 
 
-def _embed_part(arguments: EmbedArguments, texts: Sequence[str], start: int, path: str) -> Plan[Embeddings]:
-    try:
-        response = yield Call("Embed", embed_request(arguments, texts))
-    except IsoglossError as error:
-        raise _shifted(error, start, path) from None
-    return read_embed(response, len(texts))
-
-
-def _end_of_part(sizes: Sequence[int], start: int, arguments: EmbedArguments, limits: Limits) -> int:
+def most_texts(arguments: EmbedArguments, limits: Limits) -> int:
+    """Returns how many texts one request may hold, by its own size and by its answer's."""
     columns = arguments.dimensions or limits.dimensions
-    answer_row = row_bytes(arguments.element_type, columns) + ROW_OVERHEAD_BYTES
-    most = min(limits.max_texts, limits.max_response_bytes // answer_row, len(sizes) - start)
-    stop, used = start, 0
-    while stop < start + most and used + sizes[stop] <= limits.max_request_bytes:
-        used += sizes[stop]
-        stop += 1
-    return max(stop, start + 1)  # a text too large by itself goes alone, for the server to refuse
+    answer_row = (
+        row_bytes(arguments.element_type, columns)
+        + ROW_OVERHEAD_BYTES
+        + (ROW_ERROR_BYTES if arguments.allow_partial else 0)
+    )
+    return min(limits.max_texts, limits.max_response_bytes // answer_row)
 
 
-def _pinned(arguments: EmbedArguments, parts: Sequence[Embeddings]) -> EmbedArguments:
-    """Returns `arguments` that hold the server to the space of the first part."""
-    return replace(arguments, space_id=parts[0].space_id) if parts else arguments
-
-
-def _shifted(error: IsoglossError, start: int, path: str) -> IsoglossError:
+def shifted(error: IsoglossError, start: int, path: str = "") -> IsoglossError:
     """Returns the error of a part as the whole call would have had it: texts[3] is texts[start + 3]."""
 
     def shift(text: str) -> str:
@@ -80,6 +68,33 @@ def _shifted(error: IsoglossError, start: int, path: str) -> IsoglossError:
     if metadata.get("index", "").isdecimal():
         metadata["index"] = str(int(metadata["index"]) + start)
     return error.replaced(shift(error.message), violations=violations, metadata=metadata)
+
+
+def _embed_part(arguments: EmbedArguments, texts: Sequence[str], start: int, path: str) -> Plan[Embeddings]:
+    try:
+        response = yield Call("Embed", embed_request(arguments, texts))
+    except IsoglossError as error:
+        raise shifted(error, start, path) from None
+    return read_embed(response, len(texts))
+
+
+def _end_of_part(sizes: Sequence[int], start: int, arguments: EmbedArguments, limits: Limits, path: str) -> int:
+    most = min(most_texts(arguments, limits), len(sizes) - start)
+    stop, used = start, 0
+    while stop < start + most and used + sizes[stop] <= limits.max_request_bytes:
+        used += sizes[stop]
+        stop += 1
+    if stop == start < len(sizes) and sizes[start] > limits.max_request_bytes:
+        what = f"has {sizes[start]} bytes; one request may have {limits.max_request_bytes}"
+        error = refusal(f"{path}texts[{start}]", what, "REQUEST_TOO_LARGE")
+        figures = {"actual": str(sizes[start]), "limit": str(limits.max_request_bytes)}
+        raise error.replaced(error.message, metadata=figures)
+    return max(stop, start + 1)
+
+
+def _pinned(arguments: EmbedArguments, parts: Sequence[Embeddings]) -> EmbedArguments:
+    """Returns `arguments` that hold the server to the space of the first part."""
+    return replace(arguments, space_id=parts[0].space_id) if parts else arguments
 
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:

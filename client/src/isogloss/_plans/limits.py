@@ -13,6 +13,7 @@ from isogloss.results import ModelInfo
 Result = TypeVar("Result")
 
 UNLIMITED = sys.maxsize
+SMALL_BYTES = 1 << 20
 REASONS = frozenset({"TOO_MANY_TEXTS", "REQUEST_TOO_LARGE", "RESPONSE_TOO_LARGE"})
 
 
@@ -48,13 +49,14 @@ class KnownModels:
     def __init__(self) -> None:
         self._models: list[ModelInfo] | None = None
 
-    def within(self, model: str, rows: int, phase: Callable[[Limits], Plan[Result]]) -> Plan[Result]:
-        """Returns what `phase`, about so many rows, returns under the limits of `model`.
+    def within(self, model: str, rows: int, size_bytes: int, phase: Callable[[Limits], Plan[Result]]) -> Plan[Result]:
+        """Returns what `phase`, about so many rows and bytes, returns under the limits of `model`.
 
-        A single row cannot be split, so that its limits need not be known. Where the server refuses a part as too
+        A single row cannot be split, so that its limits need not be known, unless it may be more than gRPC itself
+        takes, which would refuse it without a reason. Where the server refuses a part as too
         large, its limits have changed since they were learned: they are learned again, once, and `phase` runs again.
         """
-        if rows <= 1:
+        if rows <= 1 and size_bytes <= SMALL_BYTES:
             return (yield from phase(Limits()))
         if self._models is None:
             yield from self._learn()
@@ -65,6 +67,11 @@ class KnownModels:
                 raise
         yield from self._learn()
         return (yield from phase(self._limits(model)))
+
+    def learned(self, model: str) -> Plan[Limits]:
+        """Returns the limits of `model` as they are now."""
+        yield from self._learn()
+        return self._limits(model)
 
     def _learn(self) -> Plan[None]:
         self._models = yield from models()

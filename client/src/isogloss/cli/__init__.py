@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.
     """Runs the command that `argv` spells and returns its exit code; argparse exits by itself, 2 for wrong usage."""
     parsing = parser(environment)
     arguments = parsing.parse_args(argv)
+    if sys.stdout is None:  # closed before the start
+        return _failed("standard output is closed")
     _make_tolerant(sys.stdout, sys.stderr)
     try:
         if arguments.command == "completion":

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from isogloss._version import __version__
 from isogloss.cli.completion import SHELLS
@@ -23,6 +23,17 @@ example:
   isogloss similarity "Good night" "Gute Nacht" "The stock market fell"
 """
 TEXTS = "the texts; without any, or for -, the lines of standard input that are not blank"
+
+
+LARGEST = 2**32 - 1
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Writes the line and ends the program."""
+        self.exit(2, f"isogloss: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 class UsageError(Exception):
@@ -59,7 +70,7 @@ class _Verbs:
 
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """Returns the parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="isogloss",
         description="Embed and compare texts of any language on an Isogloss server.",
         epilog=EPILOG,
@@ -106,7 +117,7 @@ def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     group = common.add_argument_group("server and output")
     server = environment.get("ISOGLOSS_SERVER") or SERVER
     group.add_argument("--server", default=server, metavar="HOST:PORT", help="where it listens (default: %(default)s)")
@@ -158,17 +169,28 @@ def _nearest(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None
     verb = verbs.add("nearest", "find the texts nearest to one", example, parents=common)
     verb.add_argument("query", metavar="QUERY", help="the text to find neighbours of")
     _texts(verb, "candidates", "the texts to search; without any, or for -, the lines of standard input")
-    verb.add_argument("-k", type=_positive, default=10, help="how many neighbours at most (default: %(default)d)")
+    verb.add_argument("-k", type=_neighbours, default=10, help="how many neighbours at most (default: %(default)d)")
     verb.add_argument("--min-score", type=float, metavar="SCORE", help="leave out what scores lower")
     _model(verb)
     _metric(verb)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+def _whole(text: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"must be from {least} to {most}, not {number}")
     return number
+
+
+def _neighbours(text: str) -> int:
+    return _whole(text, 1, LARGEST)
+
+
+def _dimensions(text: str) -> int:
+    return _whole(text, 0, LARGEST)
 
 
 def _texts(verb: argparse.ArgumentParser, name: str, explanation: str) -> None:
@@ -178,7 +200,11 @@ def _texts(verb: argparse.ArgumentParser, name: str, explanation: str) -> None:
 def _model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", default="", metavar="NAME", help="its name (default: the server's default model)")
     verb.add_argument(
-        "--dimensions", type=int, default=0, metavar="D", help="how many numbers of a vector (default: the model's)"
+        "--dimensions",
+        type=_dimensions,
+        default=0,
+        metavar="D",
+        help="how many numbers of a vector (default: the model's)",
     )
     verb.add_argument("--truncation", choices=list(Truncation), default="end", help="where to cut texts too long")
 

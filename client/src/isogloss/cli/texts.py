@@ -74,7 +74,7 @@ def _stream(given: Sequence[str]) -> Iterator[str]:
     if given and list(given) != ["-"]:
         yield from given
         return
-    for line in sys.stdin:
+    for line in sys.stdin or ():  # there is none where it was closed before the start
         text = line.rstrip("\r\n")
         if text and not text.isspace():
             yield text

@@ -108,6 +108,24 @@ class Embeddings:
         return f"Embeddings({shape}, model={self.model!r}, space_id={self.space_id!r})"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmbeddedChunk:
+    """Some texts of an embed_many, which follow one another, and their vectors.
+
+    Attributes:
+        start: Row of the first text in the whole, and so how many texts came before.
+        texts: The texts, as many as rows of `embeddings`.
+        embeddings: Their vectors; rows in it, such as truncated_rows, are counted from `start`.
+    """
+
+    start: int
+    texts: tuple[str, ...]
+    embeddings: Embeddings
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Vectors:
     """Vectors that a caller has kept, as one side of a comparison.

@@ -1,0 +1,184 @@
+"""embed_many left early, closed, or used where it cannot be: nothing is left behind."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from isogloss import AsyncClient, CallCancelledError, Client, FailedPreconditionError, InvalidArgumentError
+from isogloss._blocking import THREAD
+
+from tests.support.bulk import check_rows, numbered
+from tests.support.scripted_server import Running, Script
+
+
+class Watched:
+    """A manner that answers so many requests and then holds the stream until it is gone."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers = answers
+        self.holding, self.gone = threading.Event(), threading.Event()
+
+    def __call__(self, requests: Iterator[Any], answer: Callable[[Any], Any], context: Any) -> Iterator[Any]:
+        """Answers some."""
+        context.add_callback(self.gone.set)
+        for _ in range(self.answers):
+            yield answer(next(requests))
+        self.holding.set()
+        self.gone.wait(30)
+
+
+LEFT = """
+from isogloss import Client
+client = Client('{address}')
+chunks = client.embed_many((str(number) for number in range(10**6)), chunk_texts=10)
+next(chunks)
+"""
+
+
+def join_threads() -> None:
+    """Waits for the threads of streams; grpc's own are named after what they run."""
+    for thread in threading.enumerate():
+        if thread.name == THREAD or "consume_request_iterator" in thread.name:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("leave", ["break", "close", "forget"])
+def test_leaving_early_ends_the_stream(client: Client, script: Script, leave: str) -> None:
+    """Breaking out, closing the iterator and forgetting it each cancel the stream, and no thread stays."""
+    watched = Watched(1)
+    script.streams = [watched]
+    chunks = client.embed_many(numbered(100), chunk_texts=5)
+    if leave == "break":
+        for _ in chunks:
+            break
+        del _
+    else:
+        next(chunks)
+    if leave == "close":
+        chunks.close()
+    del chunks
+    assert watched.gone.wait(30)
+    join_threads()
+    assert len(client.embed(["and on"])) == 1
+
+
+def test_a_program_that_ends_in_the_middle_ends(scripted: Running) -> None:
+    """An iterator that is still held when the interpreter goes down does not hold it up."""
+    program = LEFT.replace("{address}", scripted.address)
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+async def test_leaving_early_leaves_no_task(scripted: Running) -> None:
+    """Where the asynchronous iterator is closed, the stream is cancelled and no task stays."""
+    watched = Watched(1)
+    scripted.script.streams = [watched]
+    async with AsyncClient(scripted.address) as client:
+        async with aclosing(client.embed_many(numbered(100), chunk_texts=5)) as chunks:
+            async for _ in chunks:
+                break
+        assert await asyncio.to_thread(watched.gone.wait, 30)
+        await client.health()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not [task for task in others if "isogloss" in repr(task)]
+
+
+async def test_cancelling_the_task_ends_the_stream(scripted: Running) -> None:
+    """asyncio.CancelledError passes through, and the stream is gone."""
+    watched = Watched(0)
+    scripted.script.streams = [watched]
+
+    async def iterate(client: AsyncClient) -> None:
+        """Waits for an answer that does not come."""
+        async for _ in client.embed_many(["a"]):
+            pass
+
+    async with AsyncClient(scripted.address) as client:
+        task = asyncio.create_task(iterate(client))
+        assert await asyncio.to_thread(watched.holding.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(watched.gone.wait, 30)
+
+
+def test_closing_the_client_ends_the_work(client: Client, script: Script) -> None:
+    """A thread that waits for a chunk gets CallCancelledError when another closes the client."""
+    watched = Watched(1)
+    script.streams = [watched]
+    chunks = client.embed_many(numbered(20), chunk_texts=10)
+    found = [next(chunks)]
+    closer = threading.Thread(target=lambda: (watched.holding.wait(30), client.close()))
+    closer.start()
+    with pytest.raises(CallCancelledError) as raised:
+        found.extend(chunks)
+    closer.join(30)
+    assert raised.value.reason == "CLIENT_CLOSED"
+    check_rows(found, numbered(10))
+    join_threads()
+
+
+async def test_closing_the_asyncio_client_ends_the_work(scripted: Running) -> None:
+    """A task that waits for a chunk gets CallCancelledError when another closes the client."""
+    watched = Watched(1)
+    scripted.script.streams = [watched]
+    client = AsyncClient(scripted.address)
+    chunks = client.embed_many(numbered(20), chunk_texts=10)
+    check_rows([await anext(chunks)], numbered(10))
+
+    async def close() -> None:
+        """Closes the client under it."""
+        await asyncio.to_thread(watched.holding.wait, 30)
+        await client.close()
+
+    closing = asyncio.create_task(close())
+    with pytest.raises(CallCancelledError) as raised:
+        await anext(chunks)
+    await closing
+    assert raised.value.reason == "CLIENT_CLOSED"
+
+
+async def test_a_closed_client_says_so(client: Client, scripted: Running) -> None:
+    """A call after close fails at once, before anything is read."""
+    client.close()
+    other = AsyncClient(scripted.address)
+    await other.close()
+    for closed in (client, other):
+        with pytest.raises(FailedPreconditionError) as raised:
+            closed.embed_many(["a"])
+        assert raised.value.reason == "CLIENT_CLOSED"
+
+
+async def test_another_loop_is_refused(scripted: Running) -> None:
+    """An asyncio client belongs to the loop of its first call."""
+
+    async def iterate(client: AsyncClient) -> None:
+        """Takes all."""
+        async for _ in client.embed_many(["a"]):
+            pass
+
+    async with AsyncClient(scripted.address) as client:
+        await iterate(client)
+        with pytest.raises(FailedPreconditionError) as raised:
+            await asyncio.to_thread(asyncio.run, iterate(client))
+        assert raised.value.reason == "OTHER_EVENT_LOOP"
+
+
+async def test_texts_may_be_asynchronous(scripted: Running, client: Client) -> None:
+    """The asyncio client reads an asynchronous source; the blocking one refuses it by name."""
+
+    async def source() -> AsyncIterator[str]:
+        """Gives texts."""
+        for text in numbered(25):
+            await asyncio.sleep(0)
+            yield text
+
+    async with AsyncClient(scripted.address) as other:
+        check_rows([chunk async for chunk in other.embed_many(source(), chunk_texts=4)], numbered(25))
+    with pytest.raises(InvalidArgumentError, match="texts"):
+        client.embed_many(source())  # type: ignore[arg-type]

@@ -1,0 +1,80 @@
+"""embed_many of either client, run to its end, so that one test holds both to one promise."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from isogloss import AsyncClient, Client, ClientOptions, EmbeddedChunk
+from isogloss._plans import Pace
+
+from tests.support.scripted_server import vector
+
+ONCE = ClientOptions(attempts=1)
+AT_ONCE = Pace(first_delay_s=0.0)
+Many = Callable[..., "Found"]
+Found = tuple[list[EmbeddedChunk], BaseException | None]
+
+
+def blocking(
+    address: str, texts: Any, pace: Pace = AT_ONCE, each: Callable[[Any], Any] = id, **arguments: Any
+) -> Found:
+    """Returns the chunks, and the error at last; `each` is called with every chunk."""
+    found: list[EmbeddedChunk] = []
+    with Client(address, options=ONCE) as client:
+        client._pace = pace
+        try:
+            for chunk in client.embed_many(texts, **arguments):
+                found.append(chunk)
+                each(chunk)
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt as well
+            return found, error
+    return found, None
+
+
+def asynchronous(
+    address: str, texts: Any, pace: Pace = AT_ONCE, each: Callable[[Any], Any] = id, **arguments: Any
+) -> Found:
+    """Returns the chunks, and the error at last; `each` is called with every chunk."""
+    found: list[EmbeddedChunk] = []
+
+    async def run() -> None:
+        """Iterates in a loop of its own, which is to be left without tasks."""
+        async with AsyncClient(address, options=ONCE) as client:
+            client._pace = pace
+            async for chunk in client.embed_many(texts, **arguments):
+                found.append(chunk)
+                each(chunk)
+
+    try:
+        asyncio.run(run())
+    except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt as well
+        return found, error
+    return found, None
+
+
+def numbered(count: int) -> list[str]:
+    """So many texts, all different."""
+    return [f"text {number}" for number in range(count)]
+
+
+def check_whole(found: Found, texts: list[str]) -> None:
+    """Asserts that all texts have their own vectors, once and in order."""
+    chunks, error = found
+    assert error is None
+    check_rows(chunks, texts)
+
+
+def check_rows(chunks: list[EmbeddedChunk], texts: list[str]) -> None:
+    """Asserts that the chunks are those of `texts`, without a gap."""
+    assert [text for chunk in chunks for text in chunk.texts] == texts
+    assert [chunk.start for chunk in chunks] == list(_starts(chunks))
+    for chunk in chunks:
+        assert np.array_equal(chunk.embeddings.vectors, [vector(text) for text in chunk.texts])
+
+
+def _starts(chunks: Iterable[EmbeddedChunk]) -> Iterator[int]:
+    start = 0
+    for chunk in chunks:
+        yield start
+        start += len(chunk)
