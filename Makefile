@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check bench proto model clean test-packages test-client-lowest test-sentence-transformers
+.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -37,7 +37,7 @@ test-packages: .venv/.development
 	$(BIN)/pytest -q -m packages
 
 test-client-lowest: .venv-client-lowest/.ready
-	.venv-client-lowest/bin/pytest -q tests/client tests/cli
+	GRPC_VERBOSITY=NONE .venv-client-lowest/bin/pytest -q tests/client tests/cli tests/testing
 
 test-sentence-transformers: .venv-sentence-transformers/.ready
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
@@ -47,6 +47,10 @@ bench: .venv/.runtime ## the benchmarks; results under benchmarks/results/
 
 proto: .venv-proto/.ready ## the stubs
 	.venv-proto/bin/python proto/contract.py stubs
+
+docs: .venv/.runtime .venv-proto/.ready ## the generated pages of docs/, and the picture
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m docs.picture
 
 # The folder that training leaves; without it, the card of the model that is bundled is written anew.
 BUNDLED := server/src/isogloss_server/bundled

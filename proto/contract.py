@@ -6,6 +6,7 @@ Runs in the generator's own environment (constraints/proto.txt):
     python proto/contract.py lint                 buf's STANDARD rules
     python proto/contract.py breaking             nothing that breaks a caller of proto/released/v1.binpb
     python proto/contract.py release              make today's contract the released one
+    python proto/contract.py image FILE           write the contract, its comments included, as a descriptor set
 
 `--proto DIR` reads the contract from another folder than this one.
 """
@@ -58,7 +59,7 @@ def buf(proto: pathlib.Path, verb: str, *arguments: str) -> int:
 def main() -> int:
     """Reads the command line and does what it says; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["stubs", "lint", "breaking", "release"])
+    parser.add_argument("verb", choices=["stubs", "lint", "breaking", "release", "image"])
     parser.add_argument("out", nargs="?", type=pathlib.Path, default=HERE.parent / "client" / "src")
     parser.add_argument("--proto", type=pathlib.Path, default=HERE)
     args = parser.parse_args()
@@ -67,6 +68,8 @@ def main() -> int:
         stubs(args.proto, args.out)
     elif args.verb == "release":
         image(args.proto, released, comments=False)
+    elif args.verb == "image":
+        image(args.proto, args.out, comments=True)
     else:
         return buf(args.proto, args.verb, *(["--against", str(released)] if args.verb == "breaking" else []))
     return 0
