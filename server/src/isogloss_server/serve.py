@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,6 +57,8 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         if not await _first_done(loading, signals.first):
             logs.event("stopped while loading", signal=signals.received[0].name)
             return 0
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector need not look through it again and again
         with _port_file(settings.port_file, port):
             _announce(registry, f"{settings.host}:{port}", clock.monotonic_s() - began_s)
             await signals.first.wait()
