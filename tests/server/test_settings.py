@@ -1,6 +1,7 @@
 """Every knob from every source, and complaints of one line."""
 
 import argparse
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,17 @@ def test_help_ends_with_an_example_of_settings_that_exist(verb: list[str], capsy
     program, *arguments = last.strip().partition("   ")[0].split()
     assert program == PROGRAM
     assert load({key: value for key, value in vars(parser().parse_args(arguments)).items() if key != "verb"})
+
+
+def test_bash_completes_flags_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+    """The script that completion prints is bash's, and completes verbs and flags in a real bash."""
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    ask = """
+complete_line() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "$completer"; echo "${COMPREPLY[@]}"; }
+completer=$(complete -p isogloss-server | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+complete_line isogloss-server se
+complete_line isogloss-server serve --drain
+"""
+    done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["serve", "--drain-delay-s --drain-s"]

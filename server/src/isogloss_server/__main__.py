@@ -59,13 +59,29 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     settings.add_flags(serve)
+    completion = verbs.add_parser(
+        "completion",
+        help="print a script that completes this command in a shell",
+        epilog='example:\n  eval "$(isogloss-server completion bash)"',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"])
     return top
+
+
+def print_completion(shell: str) -> int:
+    """Prints the script of a shell; returns the exit status."""
+    import shtab  # noqa: PLC0415 - for this verb alone
+
+    print(shtab.complete(parser(), shell))  # noqa: T201
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     flags = vars(parser().parse_args(arguments))
-    del flags["verb"]
+    if flags.pop("verb") == "completion":
+        return print_completion(flags["shell"])
     try:
         loaded = settings.load(flags)
     except settings.SettingsError as error:
