@@ -25,13 +25,6 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    """A client on it."""
-    with Client(server.target) as opened:
-        yield opened
-
-
 def test_vectors_are_the_same_bit_for_bit_everywhere(client: Client) -> None:
     """A vector is made of text and space alone: this one has been these bytes since the first release."""
     found = client.embed(["Good morning"]).vectors

@@ -1,6 +1,5 @@
 """What a test may do to a FakeServer: faults, gates, dropped connections, a stop and a start."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,20 +13,6 @@ from isogloss import (
     UnavailableError,
 )
 from isogloss.testing import FakeServer
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    """A running server."""
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    """A client on it, which tries four times as by default."""
-    with Client(server.target) as opened:
-        yield opened
 
 
 def test_faults_that_pass_are_outlived(server: FakeServer, client: Client) -> None:

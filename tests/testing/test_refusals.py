@@ -1,6 +1,5 @@
 """FakeServer's refusals: those of the contract, each with its status, reason and field."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -12,20 +11,6 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.wire import error_of
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    """A running server."""
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    """A client on it."""
-    with Client(server.target) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
+from isogloss_server.engine.similarity import Rankings
 from isogloss_server.engine.workers import Workers
 from isogloss_server.rpc import messages
 from isogloss_server.rpc.calls import CURRENT_CALL, Context
 from isogloss_server.rpc.streams import EmbedStreams, Window
+
+INLINE_RANKINGS = 256  # so many lists are written sooner than another thread could take them over
 
 
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
@@ -51,7 +54,9 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         call.model = self._registry.get(request.model).name
         result = await self._pipeline.similarity(messages.to_similarity_job(request, call.deadline_s))
         call.tokens = result.total_tokens
-        return await self._workers.run(messages.to_similarity_response, result)
+        if isinstance(result.compared, Rankings) and len(result.compared.counts) > INLINE_RANKINGS:
+            return await self._workers.run(messages.to_similarity_response, result)
+        return messages.to_similarity_response(result)
 
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         """How the models are."""

@@ -44,36 +44,36 @@ def code_of(error: errors.DomainError) -> grpc.StatusCode:
 
 def to_status(error: errors.DomainError) -> Status:
     """Returns the status of an error, its details within MAX_DETAILS_BYTES."""
-    code = code_of(error)
-    figures = {name: _cut(value, MAX_FIGURE_CHARACTERS) for name, value in error.figures.items()}
-    details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=figures)]
     violations = [
         error_details_pb2.BadRequest.FieldViolation(field=v.field, description=_cut(v.description, 200))
         for v in error.violations[: errors.MAX_VIOLATIONS]
     ]
-    proto = _assembled(code, error.message, details, violations)
+    proto = _assembled(error, error.figures, violations)
     while proto.ByteSize() > MAX_DETAILS_BYTES and violations:
         violations.pop()
-        proto = _assembled(code, error.message, details, violations)
-    return Status(code, proto)
+        proto = _assembled(error, error.figures, violations)
+    return Status(code_of(error), proto)
 
 
 def to_row_status(error: errors.DomainError) -> status_pb2.Status:
     """Returns the status of one failed row: the row says where, so the details say only why."""
     figures = {name: value for name, value in error.figures.items() if name != "index"}
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=figures)
-    return _assembled(code_of(error), error.message, [info], [])
+    return _assembled(error, figures, [])
 
 
 def _assembled(
-    code: grpc.StatusCode,
-    text: str,
-    details: list[message.Message],
+    error: errors.DomainError,
+    figures: Mapping[str, str],
     violations: list[error_details_pb2.BadRequest.FieldViolation],
 ) -> status_pb2.Status:
-    proto = status_pb2.Status(code=code.value[0], message=_cut(text, MAX_MESSAGE_CHARACTERS))
-    bad_request = [error_details_pb2.BadRequest(field_violations=violations)] if violations else []
-    for detail in [*details, *bad_request]:
+    metadata = {name: _cut(value, MAX_FIGURE_CHARACTERS) for name, value in figures.items()}
+    details: list[message.Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    ]
+    if violations:
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    proto = status_pb2.Status(code=code_of(error).value[0], message=_cut(error.message, MAX_MESSAGE_CHARACTERS))
+    for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         proto.details.append(packed)
