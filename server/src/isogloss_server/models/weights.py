@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from isogloss_server.errors import ModelFilesError
+from isogloss_server.models.catalog import KnownModel
 
 BUNDLED = "isogloss-static"
 CARD_FILE = "isogloss.json"
@@ -49,6 +50,8 @@ class ModelFolder:
     path: Path
     card: CardFile
     modules: tuple[Mapping[str, object], ...]  # of modules.json, in order
+    known: KnownModel | None = None  # what the catalogue says of it, where it came by a name
+    revision: str = ""  # of the weights: isogloss.json's, else the hub's commit
 
     def file(self, name: str) -> Path:
         """Returns the path of a file that must be there.
@@ -94,7 +97,8 @@ def locate(source: str) -> ModelFolder:
     modules = read_json(path / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelFilesError(f"{path / 'modules.json'} is damaged: it must hold a list of modules")
-    return ModelFolder(path, _card(path), tuple(modules))
+    card = _card(path)
+    return ModelFolder(path, card, tuple(modules), revision=card.revision)
 
 
 def read_json(file: Path) -> object:
