@@ -17,6 +17,11 @@ from safetensors.numpy import save_file
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as XLM-RoBERTa has them
 MASK = "<mask>"  # the last id
+SPECIAL_NAMES = {
+    **{f"{name}_token": "<s>" for name in ("bos", "cls")},
+    **{f"{name}_token": "</s>" for name in ("eos", "sep")},
+    **{"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": MASK},
+}
 FILLER_SCORE = -100.0  # of pieces that are never the best reading of a text
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -51,6 +56,7 @@ def write(folder: Path, shape: Shape = MULTILINGUAL, *, seed: int = 0) -> Path:
     _json(folder / "sentence_bert_config.json", {"max_seq_length": shape.max_tokens, "do_lower_case": False})
     _json(folder / "tokenizer.json", _tokenizer(shape.vocabulary))
     _json(folder / "tokenizer_config.json", _tokenizer_config(shape))
+    _json(folder / "special_tokens_map.json", SPECIAL_NAMES)
     _json(folder / "modules.json", _modules(shape))
     save_file(_random(rng, _names(shape), shape.std), folder / "model.safetensors", metadata={"format": "pt"})
     modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
@@ -194,11 +200,10 @@ def _tokenizer(vocabulary: int) -> dict[str, Any]:
 
 
 def _tokenizer_config(shape: Shape) -> dict[str, object]:
-    special = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": MASK}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": shape.positions - (2 if shape.model_type == "xlm-roberta" else 0),
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": True,
-        **{f"{name}_token": token for name, token in special.items()},
+        **SPECIAL_NAMES,
     }
