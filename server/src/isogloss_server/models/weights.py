@@ -1,4 +1,4 @@
-"""A model's name or folder to verified local files.
+"""A model's name or folder to verified local files: bundled, in a folder, or of the hub (hub.py).
 
 A folder is laid out as sentence-transformers saves it. It may hold `isogloss.json` beside that, which says what the
 layout does not (licence, languages, dimensions that may be asked for), the sha256 of each file, and probes: texts
@@ -15,7 +15,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from isogloss_server.errors import ModelFilesError
+from isogloss_server.models import names
 from isogloss_server.models.catalog import KnownModel
+from isogloss_server.models.names import Wanted
 
 BUNDLED = "isogloss-static"
 CARD_FILE = "isogloss.json"
@@ -83,22 +85,47 @@ class ModelFolder:
 
 
 def locate(source: str) -> ModelFolder:
-    """Returns the files of a model: `isogloss-static`, which is bundled, or a folder's path.
+    """Returns the files of a model.
+
+    `source` is `isogloss-static`, which is bundled, else a folder's path if there is such a folder, else a name of the
+    catalogue or a hub id, either with `@REVISION`. What is not on this disk is downloaded.
 
     Raises:
-        ModelFilesError: there is no such folder, or a file that describes it is missing or damaged.
+        ModelFilesError: there is no such model, it cannot be had, or a file that describes it is missing or damaged.
     """
-    bundled = Path(str(resources.files("isogloss_server") / "bundled"))
-    path = bundled if source == BUNDLED else Path(source).expanduser()
-    if not path.is_dir():
-        raise ModelFilesError(f"model {source!r} is neither {BUNDLED!r}, which is bundled, nor an existing folder")
+    folder = local_folder(source)
+    if folder is not None:
+        return open_folder(folder)
+    wanted = names.resolve(source)
+    if wanted is None:
+        near = names.like(source)
+        hint = f"; did you mean {near}?" if near else "; `isogloss-server models list` lists the known ones"
+        raise ModelFilesError(f"model {source!r} is neither {BUNDLED!r}, a folder, a known name nor a hub id{hint}")
+    from isogloss_server.models import hub  # noqa: PLC0415 - its library takes longer to import than we to start
+
+    return open_folder(hub.cached(wanted) or hub.download(wanted), wanted)
+
+
+def local_folder(source: str) -> Path | None:
+    """Returns the folder that a model's source names without the hub: the bundled one, or an existing one."""
+    path = Path(str(resources.files("isogloss_server") / "bundled")) if source == BUNDLED else Path(source).expanduser()
+    return path if path.is_dir() else None
+
+
+def open_folder(path: Path, wanted: Wanted | None = None) -> ModelFolder:
+    """Returns a folder with what it says of itself, and what is known of it where it came from the hub.
+
+    Raises:
+        ModelFilesError: a file that describes it is missing or damaged.
+    """
     if not (path / "modules.json").is_file():
         raise ModelFilesError(f"model folder {path} has no file modules.json")
     modules = read_json(path / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelFilesError(f"{path / 'modules.json'} is damaged: it must hold a list of modules")
     card = _card(path)
-    return ModelFolder(path, card, tuple(modules), revision=card.revision)
+    commit = path.name if wanted else ""  # the hub's cache names its folders so
+    return ModelFolder(path, card, tuple(modules), wanted.known if wanted else None, card.revision or commit)
 
 
 def read_json(file: Path) -> object:

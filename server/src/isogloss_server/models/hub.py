@@ -1,0 +1,166 @@
+"""Models of the Hugging Face hub: found in its cache on this disk, or downloaded into it.
+
+Cache, endpoint, token and offline mode are those of the hub's own library, with its own variables (HF_HOME,
+HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE). Import this module only where a model of the hub is wanted: the library takes
+its time.
+"""
+
+import errno
+import logging
+import shutil
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from isogloss_server.errors import ModelFilesError
+from isogloss_server.models.names import Wanted
+
+# The layout of sentence-transformers, and nothing else: no pickled weights, no code, no other runtime's graphs. A
+# module's folder begins with its number; `*` also matches slashes, so that a pattern must not begin with it.
+FILES = [
+    "isogloss.json",
+    "modules.json",
+    "config.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "[0-9]*_*/*.json",
+    "[0-9]*_*/*.safetensors",
+]
+# What the library's transport raises: httpx in its version 1, httpx2 in its version 2.
+TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+
+ELSEWHERE = "run `isogloss-server models pull {source}` where there is a connection, or give a folder with its files"
+# What the library raises -> what is told; the first that fits.
+SENTENCES: tuple[tuple[type[Exception], str], ...] = (
+    (GatedRepoError, "{wanted} is gated: accept its terms at {hub}/{id}, and set HF_TOKEN to a token of that account"),
+    (RevisionNotFoundError, "{id} has no revision {revision}: look for one at {hub}/{id}/commits/main"),
+    (
+        RepositoryNotFoundError,
+        "there is no folder {id}, and no such model on {hub} or it is private: check the name, or set HF_TOKEN",
+    ),
+    (HFValidationError, "{id} is no folder, and no name that a model on {hub} can have"),
+    (OfflineModeIsEnabled, "{wanted} is not on this disk, and HF_HUB_OFFLINE is set: " + ELSEWHERE),
+)
+REFUSED = "{hub} refuses {wanted} (HTTP {status}): set HF_TOKEN to a token that may read it"
+BUSY = "{hub} answers HTTP {status} for {wanted}: try again later"
+DISK_FULL = "the disk of {cache} is full: make room, or set HF_HOME to a folder on another disk"
+UNWRITABLE = "cannot keep {wanted} in {cache}: {why}"
+BROKEN_OFF = "the download of {wanted} broke off: start it again; files that arrived whole are not fetched again"
+UNREACHABLE = "{wanted} is not on this disk, and {hub} cannot be reached: " + ELSEWHERE
+
+constants.HF_HUB_DISABLE_TELEMETRY = True
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is told once, by us
+
+
+def cached(wanted: Wanted) -> Path | None:
+    """Returns the folder of a model that is whole on this disk; asks nobody."""
+    try:
+        folder = Path(
+            snapshot_download(wanted.hub_id, revision=wanted.revision, allow_patterns=FILES, local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    # Other programs leave snapshots of which the library cannot tell what is missing.
+    whole = (folder / "modules.json").is_file() and any(folder.rglob("*.safetensors"))
+    return folder if whole else None
+
+
+def download(wanted: Wanted) -> Path:
+    """Returns the folder of a model after fetching what of it is not on this disk, with progress on a terminal.
+
+    Files that arrived whole are kept if it breaks off, and are not fetched again.
+
+    Raises:
+        ModelFilesError: the hub cannot be reached, does not have the model or does not give it, the disk is full, or
+            the model is not one that can be served.
+    """
+    try:
+        missing_bytes = _missing_bytes(wanted)
+    except (OSError, ValueError, TRANSPORT_ERROR) as error:
+        raise ModelFilesError(_explain(wanted, error, began=False)) from error
+    _check_room(wanted, missing_bytes)
+    if not sys.stderr.isatty() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+    try:
+        return Path(snapshot_download(wanted.hub_id, revision=wanted.revision, allow_patterns=FILES))
+    except (OSError, TRANSPORT_ERROR) as error:
+        raise ModelFilesError(_explain(wanted, error, began=True)) from error
+
+
+def _missing_bytes(wanted: Wanted) -> int:
+    """Returns the bytes that are to be fetched; asks the hub once, and waits for no second chance.
+
+    Raises:
+        ModelFilesError: the model has no weights that can be read safely, or is none of sentence-transformers.
+    """
+    model = HfApi().model_info(
+        wanted.hub_id, revision=wanted.revision, files_metadata=True, timeout=constants.DEFAULT_REQUEST_TIMEOUT
+    )
+    sizes = {file.rfilename: file.size or 0 for file in model.siblings or ()}
+    needed = {name for name in sizes if any(fnmatchcase(name, pattern) for pattern in FILES)}
+    if "modules.json" not in needed:
+        raise ModelFilesError(f"{wanted} has no modules.json: it is no model of sentence-transformers")
+    if not any(name.endswith(".safetensors") for name in needed):
+        raise ModelFilesError(
+            f"{wanted} has no weights as safetensors, and pickled ones are never read: "
+            "look on the hub for a revision with model.safetensors, and give it after an @"
+        )
+    here = {name for name in needed if try_to_load_from_cache(wanted.hub_id, name, revision=model.sha)}
+    return sum(sizes[name] for name in needed - here)
+
+
+def _check_room(wanted: Wanted, missing_bytes: int) -> None:
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free_bytes = shutil.disk_usage(place).free
+    if missing_bytes > free_bytes:
+        raise ModelFilesError(
+            f"{wanted} needs {_mb(missing_bytes)} on the disk of {cache}, which has {_mb(free_bytes)} free: "
+            "make room, or set HF_HOME to a folder on another disk"
+        )
+
+
+def _explain(wanted: Wanted, error: Exception, *, began: bool) -> str:
+    """Returns the one line that says what went wrong and what to do."""
+    wrapped = isinstance(error, LocalEntryNotFoundError)  # the library's words around what it met
+    cause = (error.__cause__ or error) if wrapped else error
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    sentence = next((sentence for kind, sentence in SENTENCES if isinstance(cause, kind)), None)
+    if sentence is None and status is not None:
+        sentence = REFUSED if status in {401, 403} else BUSY
+    if sentence is None and isinstance(cause, OSError) and cause.errno is not None:
+        sentence = DISK_FULL if cause.errno in {errno.ENOSPC, errno.EDQUOT} else UNWRITABLE
+    return (sentence or (BROKEN_OFF if began else UNREACHABLE)).format(
+        wanted=wanted,
+        id=wanted.hub_id,
+        revision=wanted.revision,
+        source=wanted.source,
+        hub=constants.ENDPOINT,
+        cache=constants.HF_HUB_CACHE,
+        status=status,
+        why=getattr(cause, "strerror", None),
+    )
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{-(-size_bytes // 10**6):,} MB"
