@@ -13,7 +13,7 @@ from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Ready, Registry
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import RowFaults, TextWithoutTokensError
-from isogloss_server.models.base import Embedded, ModelCard, Role, Truncation
+from isogloss_server.models.base import Embedded, ModelCard, Role, Truncation, Urgency
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings import Settings
 
@@ -30,7 +30,7 @@ class CountingEmbedder:
 
     card = CARD
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation) -> Embedded:
+    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
         """Returns rows float32 [n, 4]."""
         self.calls.append(list(texts))
         self._before()
@@ -41,10 +41,10 @@ class CountingEmbedder:
         return Embedded(rows=rows, token_counts=counts, total_tokens=int(counts.sum()))
 
 
-def ready_registry(embedder: CountingEmbedder) -> Registry:
+def ready_registry(embedder: CountingEmbedder, *, bulk_jobs: int = 1) -> Registry:
     """Returns a registry that serves the embedder as model "test"."""
     registry = Registry(["test"])
-    registry.get("test").serve(Ready(embedder, LIMITS))
+    registry.get("test").serve(Ready(embedder, LIMITS, bulk_jobs))
     return registry
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine import local
-from isogloss_server.engine.local import LocalEmbedder
+from isogloss_server.engine.local import LocalEmbedder, covered_s
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ModelFilesError, RowFaults
 from isogloss_server.models import static, weights
-from isogloss_server.models.base import Role, Rows, TokenBatch, Truncation
+from isogloss_server.models.base import Role, Rows, TokenBatch, Truncation, Urgency
 
 
 def embedder(folder: Path, **prompts: str) -> LocalEmbedder:
@@ -22,8 +22,8 @@ def embedder(folder: Path, **prompts: str) -> LocalEmbedder:
 async def test_a_prompt_goes_before_the_texts_of_its_role(static_folder: Path) -> None:
     """A role's prompt is read as part of the text; other roles' texts are read as they are."""
     model = embedder(static_folder, query="two ")
-    query = await model.embed(["one"], Role.QUERY, Truncation.END)
-    plain = await model.embed(["two one", "one"], Role.DOCUMENT, Truncation.END)
+    query = await model.embed(["one"], Role.QUERY, Truncation.END, Urgency())
+    plain = await model.embed(["two one", "one"], Role.DOCUMENT, Truncation.END, Urgency())
     np.testing.assert_array_equal(query.rows[0], plain.rows[0])
     assert query.token_counts is not None
     assert query.token_counts.tolist() == [2]
@@ -32,7 +32,7 @@ async def test_a_prompt_goes_before_the_texts_of_its_role(static_folder: Path) -
 async def test_a_prompt_does_not_stand_in_for_a_text(static_folder: Path) -> None:
     """A text that the tokenizer leaves nothing of is at fault, whatever prompt goes before it."""
     with pytest.raises(RowFaults) as raised:
-        await embedder(static_folder, query="two ").embed(["one", "!!!"], Role.QUERY, Truncation.END)
+        await embedder(static_folder, query="two ").embed(["one", "!!!"], Role.QUERY, Truncation.END, Urgency())
     assert {row: fault.reason for row, fault in raised.value.faults.items()} == {1: "TEXT_WITHOUT_TOKENS"}
 
 
@@ -40,14 +40,14 @@ async def test_blocks_change_nothing(static_folder: Path, monkeypatch: pytest.Mo
     """Rows, counts and faults of a call that is worked on in blocks are those of the whole."""
     model = embedder(static_folder)
     texts = ["one two", "three", "four " * 40, "one", "two two two"]
-    whole = await model.embed(texts, Role.QUERY, Truncation.END)
+    whole = await model.embed(texts, Role.QUERY, Truncation.END, Urgency())
     monkeypatch.setattr(local, "BLOCK_CHARACTERS", 10)
     monkeypatch.setattr(local, "INLINE_CHARACTERS", 0)
-    parts = await model.embed(texts, Role.QUERY, Truncation.END)
+    parts = await model.embed(texts, Role.QUERY, Truncation.END, Urgency())
     np.testing.assert_array_equal(parts.rows, whole.rows)
     np.testing.assert_array_equal(parts.token_counts, whole.token_counts)
     with pytest.raises(RowFaults) as raised:
-        await model.embed(["one", "two", "!", "three three three", "!!"], Role.QUERY, Truncation.END)
+        await model.embed(["one", "two", "!", "three three three", "!!"], Role.QUERY, Truncation.END, Urgency())
     assert sorted(raised.value.faults) == [2, 4]
 
 
@@ -66,19 +66,26 @@ class Harmed:
                 rows[:] = 0
             case "company":
                 rows[:, 0] = len(rows)
+            case "alike":
+                pass
         return rows
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("NaN", "not finite"), ("zeros", "all zeros"), ("company", "differ from the vectors of the same texts alone")],
+    [
+        ("NaN", "not finite"),
+        ("zeros", "all zeros"),
+        ("company", "differ from the vectors of the same texts alone"),
+        ("alike", "gives different texts the same vector"),
+    ],
 )
 def test_a_model_that_computes_nonsense_is_not_served(static_folder: Path, kind: str, expected: str) -> None:
-    """Vectors that are no numbers, all zeros, or depend on their company are found before the model serves."""
+    """Vectors that are no numbers, all zeros, all alike, or depend on their company are found before it serves."""
     parts = static.load(weights.locate(str(static_folder)))
     model = LocalEmbedder(Harmed(kind), parts.tokens, parts.card, {}, Workers(1), SystemClock())
     with pytest.raises(ModelFilesError, match=expected):
-        model.verify([])
+        model.verify([("one", (1.0, 1.0, 1.0))] if kind == "alike" else [])
 
 
 def test_known_vectors_must_be_found_again(static_folder: Path) -> None:
@@ -89,3 +96,21 @@ def test_known_vectors_must_be_found_again(static_folder: Path) -> None:
         model.verify([("two", (7.0, 8.0, 9.1))])
     with pytest.raises(ModelFilesError, match="not as wide"):
         model.verify([("two", (7.0, 8.0))])
+
+
+@pytest.mark.parametrize(("tolerance", "served"), [(2e-3, True), (1e-3, False)])
+def test_how_far_a_vector_may_be_off_is_the_models(static_folder: Path, tolerance: float, *, served: bool) -> None:
+    """A number may miss the known one by the tolerance, as a share of the vector's length."""
+    parts = static.load(weights.locate(str(static_folder)))
+    model = LocalEmbedder(parts.model, parts.tokens, parts.card, {}, Workers(1), SystemClock(), tolerance=tolerance)
+    probes = [("two", (7.0, 8.0, 9.0 + 1.5e-3 * float(np.linalg.norm([7, 8, 9]))))]
+    if served:
+        model.verify(probes)
+    else:
+        with pytest.raises(ModelFilesError, match="differ from the known vectors"):
+            model.verify(probes)
+
+
+def test_seconds_are_counted_once() -> None:
+    """Spans that overlap count as the time that they cover together."""
+    assert covered_s([(5, 7), (1, 2), (6, 9), (1.5, 2), (6, 8)]) == 5

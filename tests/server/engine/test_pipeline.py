@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.job import EmbedJob, Priority
+from isogloss_server.engine.job import EmbedJob
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
-from isogloss_server.models.base import Truncation
+from isogloss_server.models.base import Priority, Role, Truncation, Urgency
 
 from tests.support.in_process import CARD, CountingEmbedder, ready_registry
 
@@ -79,6 +79,29 @@ async def test_bulk_jobs_work_one_at_a_time_and_hold_nobody() -> None:
     assert [type(result).__name__ for result in done].count("EmbedResult") == 4
     assert registry.get("test").queued_texts == 0
     assert registry.get("test").embedded_texts == 5
+
+
+async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
+    """So many BULK jobs work at once as the model says, each with its urgency; one more waits for one to end."""
+    go_on = asyncio.Event()
+    at_work: list[Urgency] = []
+
+    class Held(CountingEmbedder):
+        async def embed(self, texts: Any, role: Role, truncation: Truncation, urgency: Urgency) -> Any:
+            at_work.append(urgency)
+            await go_on.wait()
+            return await super().embed(texts, role, truncation, urgency)
+
+    registry = ready_registry(Held(), bulk_jobs=3)
+    line = Pipeline(registry, Workers(1), SystemClock())
+    jobs = [EmbedJob(texts=["a"], priority=Priority.BULK, deadline_s=1e9 + n) for n in range(4)]
+    bulk = [asyncio.ensure_future(line.embed(job)) for job in jobs]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert at_work == [Urgency(Priority.BULK, 1e9 + n) for n in range(3)]
+    go_on.set()
+    await asyncio.gather(*bulk)
+    assert len(at_work) == 4
 
 
 async def test_a_truncation_that_the_model_does_not_offer_is_refused() -> None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import ClassVar
 
 from isogloss_server.engine.limits import Limits, answer_bytes, rankings_bytes, utf8_bytes
@@ -20,14 +19,7 @@ from isogloss_server.errors import (
     UnsupportedDimensionsError,
     UnsupportedTruncationError,
 )
-from isogloss_server.models.base import ModelCard, Role, Rows, Truncation
-
-
-class Priority(StrEnum):
-    """The lane of a job in the queue."""
-
-    INTERACTIVE = "interactive"
-    BULK = "bulk"
+from isogloss_server.models.base import ModelCard, Priority, Role, Rows, Truncation, Urgency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +44,11 @@ class EmbedJob:
     def text_count(self) -> int:
         """How many texts are to be embedded."""
         return len(self.texts)
+
+    @property
+    def urgency(self) -> Urgency:
+        """How soon the answer is wanted."""
+        return Urgency(self.priority, self.deadline_s)
 
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the columns to answer with; raises the error of what is wrong with the whole request."""
@@ -127,6 +124,11 @@ class SimilarityJob:
     def text_count(self) -> int:
         """How many texts are to be embedded."""
         return sum(len(side) for side in (self.queries, self.candidates) if isinstance(side, TextSide))
+
+    @property
+    def urgency(self) -> Urgency:
+        """How soon the answer is wanted."""
+        return Urgency(self.priority, self.deadline_s)
 
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the columns to compare in; raises the error of what is wrong with the whole request."""

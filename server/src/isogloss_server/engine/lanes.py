@@ -1,36 +1,28 @@
-"""Whose turn it is: BULK jobs work one at a time, piece by piece, so that others wait for one such piece at most."""
+"""Whose turn it is: of a model's BULK jobs no more work at once than it says, so that they hold up nobody else."""
 
 import asyncio
 from types import TracebackType
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine.job import EmbedJob, Priority, SimilarityJob
+from isogloss_server.engine.job import EmbedJob, SimilarityJob
 from isogloss_server.engine.registry import ServedModel
 from isogloss_server.errors import TimeUpError
+from isogloss_server.models.base import Priority
 
-
-class Lanes:
-    """The lanes of one server."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._bulk = asyncio.Semaphore(1)
-
-    def turn(self, model: ServedModel, job: EmbedJob | SimilarityJob) -> "Turn":
-        """Returns what a job works inside of; its texts count as the model's queued ones until it leaves."""
-        return Turn(self._clock, self._bulk if job.priority is Priority.BULK else None, model, job)
+QUEUED_BULK_JOBS = 256  # of a model with a queue of its own: enough to fill it, and a bound on what they hold in memory
 
 
 class Turn:
-    """`async with` waits for the turn, gives the seconds that it waited, and ends it."""
+    """What a job works inside of; its texts count as the model's queued ones until it leaves.
+
+    `async with` waits for the turn, gives the seconds that it waited, and ends it.
+    """
 
     __slots__ = ("_clock", "_job", "_lane", "_model")
 
-    def __init__(
-        self, clock: Clock, lane: asyncio.Semaphore | None, model: ServedModel, job: EmbedJob | SimilarityJob
-    ) -> None:
+    def __init__(self, clock: Clock, model: ServedModel, job: EmbedJob | SimilarityJob) -> None:
         self._clock = clock
-        self._lane = lane
+        self._lane = model.bulk_turns if job.priority is Priority.BULK else None
         self._model = model
         self._job = job
 

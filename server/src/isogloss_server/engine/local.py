@@ -1,97 +1,119 @@
-"""The Embedder of every local model: texts -> tokens -> Model.forward, off the event loop unless the call is small."""
+"""The Embedder of every local model: texts -> tokens -> the batcher, or Model.forward where that costs less."""
 
+import asyncio
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from isogloss_server.clock import Clock
+from isogloss_server.engine.batcher import Batcher
+from isogloss_server.engine.verification import Probes, verify
+from isogloss_server.engine.waiting import Computed
 from isogloss_server.engine.workers import Workers
-from isogloss_server.errors import DomainError, ModelFilesError, RowFaults
-from isogloss_server.models.base import Embedded, Model, ModelCard, Role, Rows, Truncation
+from isogloss_server.errors import DomainError, RowFaults
+from isogloss_server.models.base import Embedded, Model, ModelCard, Role, TokenBatch, Truncation, Urgency
 from isogloss_server.models.tokens import Tokenized, Tokens
 
 BLOCK_CHARACTERS = 1 << 16  # tokenised at a time: a cancelled call ends with the block it is in
 INLINE_CHARACTERS = 1 << 10  # so few are done sooner than another thread could take them over
-PROBE_TOLERANCE = 1e-5  # by which a known vector may be missed, as a share of its length
-WARM_UP_TEXTS = ("Good morning", "Buenos días", "おはようございます", "صباح الخير", "Where is the station?")
+F32_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """What one block of texts gave, and the seconds that it took; rows are None where a text is at fault."""
+class _Block:
+    """The tokens of one block of texts, the moments around it, and its rows where no batcher is to compute them."""
 
     tokenized: Tokenized
-    rows: Rows | None
-    waited_s: float
-    tokenization_s: float
-    inference_s: float
+    asked_s: float
+    began_s: float
+    tokenized_s: float
+    computed: Computed | None
 
 
 class LocalEmbedder:
     """Runs a local model's tokenizer and forward pass."""
 
     def __init__(
-        self, model: Model, tokens: Tokens, card: ModelCard, prompts: Mapping[Role, str], workers: Workers, clock: Clock
+        self,
+        model: Model,
+        tokens: Tokens,
+        card: ModelCard,
+        prompts: Mapping[Role, str],
+        workers: Workers,
+        clock: Clock,
+        *,
+        batcher: Batcher | None = None,
+        tolerance: float = F32_TOLERANCE,
     ) -> None:
+        """Takes `batcher` where computing costs more than a hand-over; `tolerance` is as in `verify`."""
         self._model = model
         self._tokens = tokens
         self._card = card
         self._prompts = prompts
         self._workers = workers
         self._clock = clock
+        self._batcher = batcher
+        self._tolerance = tolerance
 
     @property
     def card(self) -> ModelCard:
         """What the model says of itself."""
         return self._card
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation) -> Embedded:
-        """Returns the vectors of `texts`, in order; see `models.base.Embedder`."""
-        inline = sum(map(len, texts)) <= INLINE_CHARACTERS
-        pieces: list[_Piece] = []
-        for block in _blocks(texts):
-            arguments = block, self._prompts.get(role, ""), truncation, self._clock.monotonic_s()
-            pieces.append(self._work(*arguments) if inline else await self._workers.run(self._work, *arguments))
-        return _joined(pieces)
+    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+        """Returns the vectors of `texts`, in order; see `models.base.Embedder`.
 
-    def _work(self, texts: Sequence[str], prompt: str, truncation: Truncation, asked_s: float) -> _Piece:
-        """Tokenises a block, and infers it unless a text is at fault."""
+        With a batcher, a block waits in the queue while the next one is tokenised. Whatever ends the call, nothing of
+        it stays in the queue.
+        """
+        inline = sum(map(len, texts)) <= INLINE_CHARACTERS
+        blocks: list[_Block] = []
+        submitted: list[asyncio.Future[Computed]] = []
+        try:
+            for part in _parts(texts):
+                arguments = part, self._prompts.get(role, ""), truncation, self._clock.monotonic_s()
+                block = self._work(*arguments) if inline else await self._workers.run(self._work, *arguments)
+                blocks.append(block)
+                if _faults(blocks):
+                    _abandon(submitted)
+                elif self._batcher is not None:
+                    submitted.append(self._batcher.submit(block.tokenized.batch, urgency))
+            if faults := _faults(blocks):
+                raise RowFaults(faults)
+            computed = [block.computed for block in blocks if block.computed is not None]
+            return _joined(blocks, computed or await _all(submitted))
+        finally:
+            _abandon(submitted)
+
+    def _work(self, texts: Sequence[str], prompt: str, truncation: Truncation, asked_s: float) -> _Block:
+        """Tokenises texts, and without a batcher infers them unless one is at fault."""
         began_s = self._clock.monotonic_s()
         tokenized = self._tokens.encode([prompt + text for text in texts] if prompt else texts, truncation)
         if prompt:  # which must not stand in for a text that leaves no token
             tokenized.faults.update(self._tokens.encode(texts, Truncation.END).faults)
         tokenized_s = self._clock.monotonic_s()
-        rows = None if tokenized.faults else self._model.forward(tokenized.batch)
-        done_s = self._clock.monotonic_s()
-        return _Piece(tokenized, rows, began_s - asked_s, tokenized_s - began_s, done_s - tokenized_s)
+        computed = None
+        if self._batcher is None and not tokenized.faults:
+            rows = self._model.forward(tokenized.batch)
+            computed = Computed(rows, ((tokenized_s, self._clock.monotonic_s()),))
+        return _Block(tokenized, asked_s, began_s, tokenized_s, computed)
 
-    def verify(self, probes: Sequence[tuple[str, Sequence[float]]]) -> None:
-        """Runs a first batch, and holds its vectors against known ones and against each text's vector alone.
+    def verify(self, probes: Probes) -> None:
+        """Runs the model for the first time, past the batcher; see `verification.verify`.
 
         Raises:
-            ModelFilesError: a vector is not finite, all zeros, not the known one, or depends on its neighbours.
+            ModelFilesError: the model does not compute what it should.
         """
-        texts = [*(text for text, _ in probes), *WARM_UP_TEXTS]
-        together = self._vectors(texts)
-        alone = np.concatenate([self._vectors([text]) for text in texts])
-        known = [np.asarray(vector, dtype=np.float32) for _, vector in probes]
-        lengths = np.linalg.norm(together, axis=1)
-        if not np.isfinite(together).all() or not lengths.all():
-            raise ModelFilesError("the model is damaged: it gives vectors that are not finite, or all zeros")
-        if any(vector.shape != row.shape for vector, row in zip(known, together, strict=False)):
-            raise ModelFilesError("the model is damaged: its vectors are not as wide as the known ones")
-        for what, others in (("known vectors", known), ("vectors of the same texts alone", list(alone))):
-            apart = [np.linalg.norm(row - other) for row, other in zip(together, others, strict=False)]
-            if (np.array(apart) > PROBE_TOLERANCE * lengths[: len(apart)]).any():
-                raise ModelFilesError(f"the model is damaged: its vectors differ from the {what}")
+        verify(self._encode, self._model.forward, probes, self._tolerance)
 
-    def _vectors(self, texts: Sequence[str]) -> Rows:
-        return self._model.forward(self._tokens.encode(texts, Truncation.END).batch)
+    def _encode(self, texts: Sequence[str]) -> TokenBatch:
+        return self._tokens.encode(texts, Truncation.END).batch
 
 
-def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yields `texts` in pieces of about BLOCK_CHARACTERS; a longer text is a piece of its own."""
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yields `texts` in parts of about BLOCK_CHARACTERS; a longer text is a part of its own."""
     first, characters = 0, 0
     for row, text in enumerate(texts):
         if row > first and characters + len(text) > BLOCK_CHARACTERS:
@@ -101,25 +123,55 @@ def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     yield texts[first:]
 
 
-def _joined(pieces: Sequence[_Piece]) -> Embedded:
-    """Returns what all blocks gave, rows counted through; raises RowFaults where a text is at fault."""
-    truncated: list[int] = []
+def _faults(blocks: Sequence[_Block]) -> dict[int, DomainError]:
+    """Returns what is wrong with which texts of all blocks, rows counted through."""
     faults: dict[int, DomainError] = {}
     first = 0
-    for piece in pieces:
-        truncated += (first + row for row in piece.tokenized.truncated_rows)
-        faults |= {first + row: fault for row, fault in piece.tokenized.faults.items()}
-        first += len(piece.tokenized.batch.lengths)
-    if faults:
-        raise RowFaults(faults)
-    rows = [piece.rows for piece in pieces if piece.rows is not None]
-    counts = [piece.tokenized.batch.lengths for piece in pieces]
+    for block in blocks:
+        if block.tokenized.faults:
+            faults |= {first + row: fault for row, fault in block.tokenized.faults.items()}
+        first += len(block.tokenized.batch.lengths)
+    return faults
+
+
+async def _all(submitted: Sequence["asyncio.Future[Computed]"]) -> Sequence[Computed]:
+    return [await submitted[0]] if len(submitted) == 1 else await asyncio.gather(*submitted)
+
+
+def _abandon(submitted: Sequence["asyncio.Future[Computed]"]) -> None:
+    """Takes out of the queue what is not computed yet; what failed meanwhile, fails a call that ends anyway."""
+    for future in submitted:
+        if not future.cancel() and not future.cancelled():
+            future.exception()  # asked for, else the loop reports it as forgotten
+
+
+def _joined(blocks: Sequence[_Block], computed: Sequence[Computed]) -> Embedded:
+    """Returns what all blocks gave, rows counted through."""
+    truncated: list[int] = []
+    first = 0
+    for block in blocks:
+        truncated += (first + row for row in block.tokenized.truncated_rows)
+        first += len(block.tokenized.batch.lengths)
+    counts = [block.tokenized.batch.lengths for block in blocks]
+    tokenizing = [(block.began_s, block.tokenized_s) for block in blocks]
+    inferring = [span for part in computed for span in part.spans]
+    ended_s = max(end_s for _, end_s in inferring)
     return Embedded(
-        rows=rows[0] if len(rows) == 1 else np.concatenate(rows),
+        rows=computed[0].rows if len(computed) == 1 else np.concatenate([part.rows for part in computed]),
         token_counts=counts[0] if len(counts) == 1 else np.concatenate(counts),
         truncated_rows=tuple(truncated),
-        total_tokens=sum(int(part.sum()) for part in counts),
-        tokenization_s=sum(piece.tokenization_s for piece in pieces),
-        queue_s=sum(piece.waited_s for piece in pieces),
-        inference_s=sum(piece.inference_s for piece in pieces),
+        total_tokens=sum(len(block.tokenized.batch.ids) for block in blocks),
+        tokenization_s=covered_s(tokenizing),
+        queue_s=ended_s - blocks[0].asked_s - covered_s(tokenizing + inferring),
+        inference_s=covered_s(inferring),
     )
+
+
+def covered_s(spans: Sequence[tuple[float, float]]) -> float:
+    """Returns the seconds that lie in at least one of the spans, which may overlap."""
+    covered, until_s = 0.0, -math.inf
+    for began_s, ended_s in sorted(spans):
+        if ended_s > until_s:
+            covered += ended_s - max(began_s, until_s)
+            until_s = ended_s
+    return covered

@@ -18,12 +18,12 @@ from isogloss_server.engine.job import (
     VectorSide,
     empty_texts,
 )
-from isogloss_server.engine.lanes import Lanes
+from isogloss_server.engine.lanes import Turn
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import DomainError, RowFaults, merge
-from isogloss_server.models.base import Embedded, ModelCard, Role, Rows, Truncation
+from isogloss_server.models.base import Embedded, ModelCard, Role, Rows
 
 INLINE_NUMBERS = 1 << 17  # so few are done sooner than another thread could take them over
 
@@ -73,7 +73,6 @@ class Pipeline:
         self._registry = registry
         self._workers = workers
         self._clock = clock
-        self._lanes = Lanes(clock)
 
     async def embed(self, job: EmbedJob) -> EmbedResult:
         """Returns the vectors of a job's texts, shaped as it asks.
@@ -85,11 +84,11 @@ class Pipeline:
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
         faults: dict[int, DomainError] = {}
-        async with self._lanes.turn(model, job) as waited_s:
+        async with Turn(self._clock, model, job) as waited_s:
             if job.allow_partial:
                 embedded, faults = await self._embed_what_can_be(model, job)
             else:
-                embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job.truncation)
+                embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job)
             shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
             matrix = await self._run(embedded.rows.size, shape, embedded.rows)
         return EmbedResult(
@@ -110,11 +109,11 @@ class Pipeline:
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
-        async with self._lanes.turn(model, job) as waited_s:
-            queries, of_queries = await self._side(model, job.queries, columns, job.truncation)
+        async with Turn(self._clock, model, job) as waited_s:
+            queries, of_queries = await self._side(model, job.queries, columns, job)
             candidates, of_candidates = queries, of_queries
             if job.candidates is not None:
-                candidates, of_candidates = await self._side(model, job.candidates, columns, job.truncation)
+                candidates, of_candidates = await self._side(model, job.candidates, columns, job)
             compared = await self._compare(job, queries, candidates)
         parts = [of_queries] if job.candidates is None else [of_queries, of_candidates]
         return SimilarityResult(
@@ -128,12 +127,12 @@ class Pipeline:
         )
 
     async def _side(
-        self, model: ServedModel, side: TextSide | VectorSide, columns: int, truncation: Truncation
+        self, model: ServedModel, side: TextSide | VectorSide, columns: int, job: SimilarityJob
     ) -> tuple[Rows, Embedded]:
         """Returns float32 [n, columns]: texts embedded to unit length, vectors as they are."""
         if isinstance(side, VectorSide):
             return side.rows, Embedded(rows=side.rows, token_counts=None)
-        embedded = await self._embed_all(model, side, truncation)
+        embedded = await self._embed_all(model, side, job)
         rows = await self._run(embedded.rows.size, lambda: vectors.unit_length(embedded.rows[:, :columns]))
         return rows, embedded
 
@@ -149,12 +148,12 @@ class Pipeline:
             return Rankings.joined([await self._run(work, nearest, block) for block in blocks])
         return np.concatenate([await self._run(work, comparison.scores, block) for block in blocks])
 
-    async def _embed_all(self, model: ServedModel, side: TextSide, truncation: Truncation) -> Embedded:
+    async def _embed_all(self, model: ServedModel, side: TextSide, job: EmbedJob | SimilarityJob) -> Embedded:
         """Embeds every text, or raises what is wrong with the first that cannot be, and with others alike."""
         faults = empty_texts(side.texts)
         if not faults:
             try:
-                return await self._infer(model, side.texts, side.role, truncation)
+                return await self._infer(model, side.texts, side.role, job)
             except RowFaults as found:
                 faults = found.faults
         raise merge([faults[row].at(side.path, row) for row in sorted(faults)])
@@ -169,7 +168,7 @@ class Pipeline:
             if not good:
                 break
             try:
-                embedded = await self._infer(model, [job.texts[row] for row in good], job.role, job.truncation)
+                embedded = await self._infer(model, [job.texts[row] for row in good], job.role, job)
                 break
             except RowFaults as found:
                 faults |= {good[row]: fault for row, fault in found.faults.items()}
@@ -177,8 +176,10 @@ class Pipeline:
             fault.at(job.path, row)
         return embedded.spread(good, len(job.texts)), dict(sorted(faults.items()))
 
-    async def _infer(self, model: ServedModel, texts: Sequence[str], role: Role, truncation: Truncation) -> Embedded:
-        embedded = await model.ready.embedder.embed(texts, role, truncation)
+    async def _infer(
+        self, model: ServedModel, texts: Sequence[str], role: Role, job: EmbedJob | SimilarityJob
+    ) -> Embedded:
+        embedded = await model.ready.embedder.embed(texts, role, job.truncation, job.urgency)
         model.embedded_texts += len(texts)
         return embedded
 

@@ -1,5 +1,6 @@
 """The models that are served, under their names, each with its state: what health tells and requests look up."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,10 +21,15 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A model that can be asked: what computes its vectors, and what one request may ask for."""
+    """A model that can be asked: what computes its vectors, and what one request may ask for.
+
+    `bulk_jobs` is how many BULK jobs work at once: one where each computes by itself, many where their texts meet in
+    a queue that knows of lanes.
+    """
 
     embedder: Embedder
     limits: Limits
+    bulk_jobs: int = 1
 
 
 class ServedModel:
@@ -35,12 +41,14 @@ class ServedModel:
         self.detail = "loading"  # one line for people; empty where all is well
         self.queued_texts = 0  # of jobs that wait or work
         self.embedded_texts = 0  # since the server started
+        self.bulk_turns = asyncio.Semaphore(0)  # of which each BULK job at work holds one
         self._ready: Ready | None = None
         self._changed = changed
 
     def serve(self, ready: Ready) -> None:
         """Makes the model answer requests from now on."""
         self._ready = ready
+        self.bulk_turns = asyncio.Semaphore(ready.bulk_jobs)
         self.mark(State.SERVING, "")
 
     def mark(self, state: State, detail: str) -> None:

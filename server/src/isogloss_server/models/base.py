@@ -3,6 +3,7 @@
 Letters of array shapes, here and everywhere: n texts, t tokens of all texts together, d dimensions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -30,6 +31,21 @@ class Truncation(StrEnum):
     END = "end"
     START = "start"
     ERROR = "error"
+
+
+class Priority(StrEnum):
+    """The lane of a call in the queue."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """How soon an answer is wanted; `deadline_s` is a moment of the clock, after which nobody wants it."""
+
+    priority: Priority = Priority.INTERACTIVE
+    deadline_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +111,11 @@ class Embedder(Protocol):
         """What the model says of itself."""
         ...
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation) -> Embedded:
+    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
         """Returns the vectors of `texts` (at least one, none of white space alone), in order.
 
         Raises:
             RowFaults: some texts cannot be embedded; all of them are named.
+            DomainError: one of those that errors.py lists.
         """
         ...

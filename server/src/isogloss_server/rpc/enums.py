@@ -7,12 +7,11 @@ from typing import Any, Generic, TypeVar
 
 from isogloss.v1 import embedding_pb2 as pb
 
-from isogloss_server.engine.job import Priority
 from isogloss_server.engine.registry import State
 from isogloss_server.engine.similarity import Metric
 from isogloss_server.engine.vectors import ElementType
 from isogloss_server.errors import UnknownEnumError
-from isogloss_server.models.base import Role, Truncation
+from isogloss_server.models.base import Priority, Role, Truncation
 
 E = TypeVar("E", bound=Enum)
 
