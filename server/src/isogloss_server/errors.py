@@ -18,6 +18,7 @@ DomainError
 
 StartupError                   the server cannot start; one line says why
 ├── ModelFilesError
+│   └── UnsupportedModelError  no damage: another runtime may have what this one lacks
 └── ListenError
 
 RowFaults                      not an error of its own: what is wrong with which texts of a call
@@ -222,6 +223,10 @@ class StartupError(Exception):
 
 class ModelFilesError(StartupError):
     """A model's files are missing, damaged, or of a kind that is not served."""
+
+
+class UnsupportedModelError(ModelFilesError):
+    """A model is of a kind that the runtime does not compute."""
 
 
 class ListenError(StartupError):

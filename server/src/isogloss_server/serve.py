@@ -8,16 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from isogloss_server import logs
+from isogloss_server import loading, logs
 from isogloss_server.clock import Clock, SystemClock
-from isogloss_server.engine.limits import Limits, default_max_texts
-from isogloss_server.engine.local import LocalEmbedder
 from isogloss_server.engine.pipeline import Pipeline
-from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ListenError
-from isogloss_server.models import static, weights
-from isogloss_server.models.base import ModelCard
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings import Settings, model_name_and_source
 
@@ -72,7 +68,7 @@ async def _load(
     registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Workers, clock: Clock
 ) -> None:
     for model in registry.models:
-        model.serve(await workers.run(_loaded, sources[model.name], settings, workers, clock))
+        model.serve(await workers.run(loading.load, sources[model.name], settings, workers, clock))
 
 
 async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
@@ -85,24 +81,6 @@ async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> boo
     if work.done() and not work.cancelled():
         work.result()
     return work.done() and not event.is_set()
-
-
-def _loaded(source: str, settings: Settings, workers: Workers, clock: Clock) -> Ready:
-    """Loads a model, runs it once, and holds its vectors against known ones."""
-    folder = weights.locate(source)
-    parts = static.load(folder)
-    embedder = LocalEmbedder(parts.model, parts.tokens, parts.card, parts.prompts, workers, clock)
-    embedder.verify([(probe.text, probe.vector) for probe in folder.card.probes])
-    return Ready(embedder, _limits(settings, parts.card))
-
-
-def _limits(settings: Settings, card: ModelCard) -> Limits:
-    return Limits(
-        max_texts=settings.max_texts or default_max_texts(card.dimensions[0]),
-        max_request_bytes=settings.max_request_bytes,
-        max_response_bytes=settings.max_response_bytes,
-        max_pairs=settings.max_pairs,
-    )
 
 
 async def _drain(server: Server, registry: Registry, settings: Settings, signals: StopSignals) -> int:

@@ -15,7 +15,7 @@ from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import RowFaults
 from isogloss_server.models import static, weights
 from isogloss_server.models.base import Embedded, Model, Role, Rows, TokenBatch, Truncation, Urgency
-from isogloss_server.models.tokens import Tokenized, Tokens
+from isogloss_server.models.tokens import Tokenized, Tokens, read_tokenizer
 
 from tests.support.gated_model import GatedModel, OwnClock
 
@@ -78,8 +78,7 @@ class _Meeting(Tokens):
 
 async def test_tokenisation_overlaps_inference(static_folder: Path, made: list[Parts]) -> None:
     """The first block is inferred while the second is still to be tokenised."""
-    tokens = _Meeting.from_file(static_folder / "tokenizer.json", default_max_tokens=99)
-    assert isinstance(tokens, _Meeting)
+    tokens = _Meeting(read_tokenizer(static_folder / "tokenizer.json"), max_tokens=99)
 
     class Begins(GatedModel):
         def forward(self, batch: TokenBatch) -> Rows:

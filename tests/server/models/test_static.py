@@ -10,6 +10,7 @@ import pytest
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import static, weights
 from isogloss_server.models.base import Role, Truncation
+from isogloss_server.models.parts import Parts
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -20,7 +21,7 @@ def folder(static_folder: Path) -> Path:
     return static_folder
 
 
-def load(folder: Path) -> static.StaticParts:
+def load(folder: Path) -> Parts:
     return static.load(weights.locate(str(folder)))
 
 

@@ -3,20 +3,23 @@
 Gives what sentence-transformers gives for the same folder (its StaticEmbedding module, with or without Normalize).
 """
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from isogloss_server.errors import ModelFilesError
-from isogloss_server.models.base import ModelCard, Role, Rows, TokenBatch
-from isogloss_server.models.tokens import Tokens
-from isogloss_server.models.weights import ModelFolder, fingerprint, read_json
+from isogloss_server.models import layout
+from isogloss_server.models.base import Rows, TokenBatch
+from isogloss_server.models.parts import Parts
+from isogloss_server.models.tokens import Tokens, read_tokenizer
+from isogloss_server.models.weights import ModelFolder, fingerprint
 
 MAX_TOKENS = 32_768  # a static model has no limit of its own; this one bounds what a single text may take
+TOLERANCE = 1e-5  # by which a known vector may be missed, as a share of its length
+MODULES = (["StaticEmbedding"], ["StaticEmbedding", "Normalize"])
 BLOCK_TOKENS = 16_384  # gathered at a time, so that memory stays bounded
 
 
@@ -56,27 +59,23 @@ class StaticModel:
         return rows
 
 
-@dataclass(frozen=True, slots=True)
-class StaticParts:
-    """What a static model's folder holds, ready to be served."""
-
-    model: StaticModel
-    tokens: Tokens
-    card: ModelCard
-    prompts: Mapping[Role, str]
-
-
-def load(folder: ModelFolder) -> StaticParts:
+def load(folder: ModelFolder) -> Parts:
     """Returns the static model of a folder in the sentence-transformers layout.
 
     Raises:
         ModelFilesError: a file is missing, damaged, or the folder holds another kind of model.
     """
-    place, normalize = _modules(folder)
+    names = layout.module_names(folder)
+    if names not in MODULES:
+        raise ModelFilesError(
+            f"model folder {folder.path} holds modules {', '.join(names) or 'none'}; "
+            "a static model is StaticEmbedding, alone or followed by Normalize"
+        )
+    place, normalize = layout.module_place(folder, 0), names[-1] == "Normalize"
     weights, tokenizer = f"{place}model.safetensors", f"{place}tokenizer.json"
     with ThreadPoolExecutor(4) as pool:  # digests and files at once: both release the interpreter
         digests = [pool.submit(folder.digest, name) for name in (weights, tokenizer)]
-        tokens_read = pool.submit(Tokens.from_file, folder.file(tokenizer), default_max_tokens=MAX_TOKENS)
+        tokens_read = pool.submit(_tokens, folder.file(tokenizer))
         table = pool.submit(_table, folder, weights)
         weights_digest, tokenizer_digest = (digest.result() for digest in digests)
         tokens, model = tokens_read.result(), StaticModel(table.result(), normalize=normalize)
@@ -85,37 +84,26 @@ def load(folder: ModelFolder) -> StaticParts:
             f"model folder {folder.path}: the tokenizer has {tokens.vocabulary_size} tokens, "
             f"the table {len(table.result())} rows"
         )
-    prompts = _prompts(folder)
-    card = ModelCard(
-        backend="static",
-        space_id=fingerprint(
-            architecture="static",
-            weights=weights_digest,
-            tokenizer=tokenizer_digest,
-            pooling="mean",
-            normalize=normalize,
-            prompts={role.value: prompt for role, prompt in prompts.items()},
-        ),
-        dimensions=_dimensions(folder, model.dimensions),
-        max_tokens=tokens.max_tokens,
-        revision=folder.card.revision,
-        languages=folder.card.languages,
-        license=folder.card.license,
-        has_roles=len(set(map(prompts.get, Role))) > 1,
+    prompts = layout.prompts(folder)
+    space_id = fingerprint(
+        architecture="static",
+        weights=weights_digest,
+        tokenizer=tokenizer_digest,
+        pooling="mean",
+        normalize=normalize,
+        prompts={role.value: prompt for role, prompt in prompts.items()},
     )
-    return StaticParts(model, tokens, card, prompts)
+    card = layout.card(folder, "static", space_id, tokens, model.dimensions)
+    probes = [(probe.text, probe.vector) for probe in folder.card.probes]
+    return Parts(
+        model=model, tokens=tokens, card=card, prompts=prompts, probes=probes, tolerance=TOLERANCE, batched=False
+    )
 
 
-def _modules(folder: ModelFolder) -> tuple[str, bool]:
-    """Returns where the StaticEmbedding's files lie, and whether a Normalize module follows."""
-    names = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in folder.modules]
-    if names not in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
-        raise ModelFilesError(
-            f"model folder {folder.path} holds modules {', '.join(names) or 'none'}; "
-            "served are StaticEmbedding, alone or followed by Normalize"
-        )
-    place = str(folder.modules[0].get("path", ""))
-    return (f"{place}/" if place else ""), len(names) == 2
+def _tokens(file: Path) -> Tokens:
+    tokenizer = read_tokenizer(file)
+    limit = (tokenizer.truncation or {}).get("max_length")
+    return Tokens(tokenizer, max_tokens=int(limit or MAX_TOKENS))
 
 
 def _table(folder: ModelFolder, name: str) -> NDArray[np.float32]:
@@ -134,22 +122,3 @@ def _table(folder: ModelFolder, name: str) -> NDArray[np.float32]:
     if not np.isfinite(widened).all():
         raise ModelFilesError(f"{file} is damaged: the table holds numbers that are not finite")
     return widened
-
-
-def _prompts(folder: ModelFolder) -> dict[Role, str]:
-    """Returns the non-empty prompts by role; a role that the folder does not name has its default prompt."""
-    name = "config_sentence_transformers.json"
-    config = read_json(folder.file(name)) if (folder.path / name).is_file() else {}
-    if not isinstance(config, dict):
-        raise ModelFilesError(f"{folder.path / name} is damaged: it must hold an object")
-    prompts = config.get("prompts") or {}
-    default = prompts.get(config.get("default_prompt_name"), "")
-    by_role = {role: str(prompts.get(role.value, default)) for role in Role}
-    return {role: prompt for role, prompt in by_role.items() if prompt}
-
-
-def _dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:
-    offered = folder.card.dimensions or (own,)
-    if offered[0] != own or not all(0 < d <= own for d in offered):
-        raise ModelFilesError(f"model folder {folder.path} offers dimensions {offered}; its vectors are {own} wide")
-    return offered

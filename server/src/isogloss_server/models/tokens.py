@@ -27,54 +27,54 @@ class Tokenized:
 
 
 class Tokens:
-    """A model's tokenizer with the model's length limit; safe to call from several threads."""
+    """A model's tokenizer with the model's length limit; nothing changes it, so several threads may call it."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int) -> None:
-        """Takes the tokenizer over: truncation and padding that it was saved with are switched off."""
+    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, special: bool = False) -> None:
+        """Takes the tokenizer over: truncation and padding that it was saved with are switched off.
+
+        `max_tokens` counts the special tokens that stand around each text where `special` is set.
+        """
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self._before, self._after = _around(tokenizer) if special else ([], [])
         self._piece = max(LEAST_PIECE_CHARACTERS, 4 * max_tokens)
         self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-
-    @classmethod
-    def from_file(cls, file: Path, *, default_max_tokens: int) -> "Tokens":
-        """Returns the tokenizer of a tokenizer.json, which may carry a length limit of its own.
-
-        Raises:
-            ModelFilesError: the file is no tokenizer.
-        """
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelFilesError(f"{file} is not a tokenizer: {error}") from error
-        limit = (tokenizer.truncation or {}).get("max_length")
-        return cls(tokenizer, max_tokens=int(limit or default_max_tokens))
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
         """Returns the tokens of `texts`; a faulty text has none, and an entry in `faults`."""
         pieces = [text if len(text) <= self._piece else self._enough(text, truncation) for text in texts]
-        encodings = self._encoded(pieces)
-        limit = self.max_tokens
+        before, after = self._before, self._after
+        room = self.max_tokens - len(before) - len(after)
         truncated: list[int] = []
         faults: dict[int, DomainError] = {}
         ids: list[int] = []
         lengths: list[int] = []
-        for row, tokens in enumerate(encodings):
+        for row, tokens in enumerate(self._encoded(pieces)):
             kept = tokens
-            if not tokens:
-                faults[row] = TextWithoutTokensError("the tokenizer leaves nothing of this text")
-            elif len(tokens) > limit and truncation is Truncation.ERROR:
-                faults[row] = _too_long(len(tokens), limit, whole=len(pieces[row]) == len(texts[row]))
-                kept = []
-            elif len(tokens) > limit:
+            if len(tokens) > room and truncation is not Truncation.ERROR:
                 truncated.append(row)
-                kept = tokens[:limit] if truncation is Truncation.END else tokens[-limit:]
-            ids.extend(kept)
-            lengths.append(len(kept))
+                kept = tokens[:room] if truncation is Truncation.END else tokens[-room:]
+            elif not tokens or len(tokens) > room:
+                whole = len(pieces[row]) == len(texts[row])
+                faults[row] = self._fault(len(tokens), whole=whole)
+                lengths.append(0)
+                continue
+            ids += before
+            ids += kept
+            ids += after
+            lengths.append(len(before) + len(kept) + len(after))
         batch = TokenBatch(np.array(ids, dtype=np.int32), np.array(lengths, dtype=np.int64))
         return Tokenized(batch, tuple(truncated), faults)
+
+    def _fault(self, tokens: int, *, whole: bool) -> DomainError:
+        if not tokens:
+            return TextWithoutTokensError("the tokenizer leaves nothing of this text")
+        tokens += len(self._before) + len(self._after)
+        counted = str(tokens) if whole else f"at least {tokens}"
+        message = f"the text has {counted} tokens; the model reads {self.max_tokens}"
+        return TextTooLongError(message, actual=tokens, limit=self.max_tokens)
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         if len(texts) <= FEW_TEXTS:
@@ -107,6 +107,22 @@ def _cut(text: str, characters: int, *, from_start: bool) -> str:
     return text[min((near for near in found if near >= 0), default=start) :]
 
 
-def _too_long(tokens: int, limit: int, *, whole: bool) -> DomainError:
-    counted = str(tokens) if whole else f"at least {tokens}"
-    return TextTooLongError(f"the text has {counted} tokens; the model reads {limit}", actual=tokens, limit=limit)
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Returns the tokenizer of a tokenizer.json.
+
+    Raises:
+        ModelFilesError: the file is no tokenizer.
+    """
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelFilesError(f"{file} is not a tokenizer: {error}") from error
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Returns the ids that the tokenizer puts before and after a text of its own accord."""
+    probe = "a"
+    bare = tokenizer.encode(probe, add_special_tokens=False).ids
+    full = tokenizer.encode(probe, add_special_tokens=True).ids
+    first = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
+    return full[:first], full[first + len(bare) :]

@@ -1,0 +1,202 @@
+"""What a folder in the sentence-transformers layout says: its modules, their settings, prompts, and length limit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isogloss_server.errors import ModelFilesError, UnsupportedModelError
+from isogloss_server.models.base import ModelCard, Role
+from isogloss_server.models.tokens import Tokens
+from isogloss_server.models.weights import ModelFolder, fingerprint, read_json
+
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens")
+# Before version 5.3 a switch for each, of which several could be on.
+POOLING_SWITCHES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# What config.json says of the file, of training and of the library, and not of the vectors.
+UNTOLD = frozenset(
+    {
+        *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache"),
+        *("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout", "gradient_checkpointing"),
+        *("attention_dropout", "dropout", "seq_classif_dropout", "qa_dropout", "initializer_range"),
+    }
+)
+DENSE_ACTIVATIONS = ("Tanh", "Identity")
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A linear layer over the pooled vector: where its files lie, and the activation after it."""
+
+    place: str
+    outputs: int
+    activation: str
+    bias: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerLayout:
+    """A folder's modules: an encoder, a pooling, any number of Dense, and perhaps Normalize."""
+
+    place: str  # of the encoder's files: empty, or a folder's name and a slash
+    config: Mapping[str, Any]  # of config.json
+    max_tokens: int | None  # as the folder says; None where it does not
+    lower_case: bool
+    poolings: tuple[str, ...]  # one after the other in the pooled vector
+    dense: tuple[Dense, ...]
+    normalize: bool
+
+
+def module_names(folder: ModelFolder) -> list[str]:
+    """Returns the classes of the folder's modules, in order, by their last names."""
+    return [str(module.get("type", "")).rsplit(".", 1)[-1] for module in folder.modules]
+
+
+def module_place(folder: ModelFolder, number: int) -> str:
+    """Returns where a module's files lie: nothing, or a folder's name and a slash."""
+    path = str(folder.modules[number].get("path", ""))
+    return f"{path}/" if path else ""
+
+
+def transformer(folder: ModelFolder) -> TransformerLayout:
+    """Returns the layout of a transformer model.
+
+    Raises:
+        ModelFilesError: the folder holds other modules, or settings that are not served.
+    """
+    names = module_names(folder)
+    inner = names[2:-1] if names[-1:] == ["Normalize"] else names[2:]
+    if names[:2] != ["Transformer", "Pooling"] or any(name != "Dense" for name in inner):
+        raise UnsupportedModelError(
+            f"model folder {folder.path} holds modules {', '.join(names) or 'none'}; the packed engine computes "
+            "Transformer, Pooling, Dense (any number) and Normalize, in this order"
+        )
+    place = module_place(folder, 0)
+    settings = optional_object(folder, f"{place}sentence_bert_config.json")
+    return TransformerLayout(
+        place=place,
+        config=required_object(folder, f"{place}config.json"),
+        max_tokens=_max_tokens(folder, place, settings),
+        lower_case=bool(settings.get("do_lower_case")),
+        poolings=_poolings(folder, f"{module_place(folder, 1)}config.json"),
+        dense=tuple(_dense(folder, module_place(folder, 2 + number)) for number in range(len(inner))),
+        normalize=names[-1] == "Normalize",
+    )
+
+
+def space_id(folder: ModelFolder, plan: TransformerLayout, digests: Sequence[str], max_tokens: int) -> str:
+    """Returns the fingerprint of a transformer's space, whatever runs it; `digests`: of weights and tokenizer."""
+    return fingerprint(
+        architecture="transformer",
+        config={name: fact for name, fact in plan.config.items() if name not in UNTOLD},
+        files=digests,
+        max_tokens=max_tokens,
+        lower_case=plan.lower_case,
+        pooling=plan.poolings,
+        dense=[dense.activation for dense in plan.dense],
+        normalize=plan.normalize,
+        prompts={role.value: prompt for role, prompt in prompts(folder).items()},
+    )
+
+
+def prompts(folder: ModelFolder) -> dict[Role, str]:
+    """Returns the non-empty prompts by role: the folder's own, else those known of the model, else its default prompt.
+
+    `passage` is what some models call a document.
+    """
+    config = optional_object(folder, "config_sentence_transformers.json")
+    own = config.get("prompts") or {}
+    if not isinstance(own, Mapping):
+        raise ModelFilesError(f"{folder.path}/config_sentence_transformers.json is damaged: prompts must be an object")
+    known = folder.known.prompts if folder.known else {}
+    chosen = {role: own.get(role.value) for role in Role}
+    if chosen[Role.DOCUMENT] is None:
+        chosen[Role.DOCUMENT] = own.get("passage")
+    default = own.get(config.get("default_prompt_name"), "")
+    by_role = {role: known.get(role.value, default) if prompt is None else prompt for role, prompt in chosen.items()}
+    return {role: str(prompt) for role, prompt in by_role.items() if prompt}
+
+
+def dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:
+    """Returns the dimensions that may be asked for, the model's `own` first: the card's, else those known of it.
+
+    Raises:
+        ModelFilesError: the card offers what the vectors are not.
+    """
+    offered = folder.card.dimensions or (folder.known.dimensions if folder.known else ()) or (own,)
+    if offered[0] != own or not all(0 < d <= own for d in offered):
+        raise ModelFilesError(f"model folder {folder.path} offers dimensions {offered}; its vectors are {own} wide")
+    return offered
+
+
+def card(folder: ModelFolder, backend: str, space_id: str, tokens: Tokens, own_dimensions: int) -> ModelCard:
+    """Returns what a local model says of itself: its own card's facts, else those known of it.
+
+    Raises:
+        ModelFilesError: the card offers dimensions that the vectors do not have.
+    """
+    by_role = prompts(folder)
+    return ModelCard(
+        backend=backend,
+        space_id=space_id,
+        dimensions=dimensions(folder, own_dimensions),
+        max_tokens=tokens.max_tokens,
+        revision=folder.revision,
+        languages=folder.card.languages or (folder.known.languages if folder.known else ()),
+        license=folder.card.license or (folder.known.license if folder.known else ""),
+        has_roles=len(set(map(by_role.get, Role))) > 1,
+    )
+
+
+def required_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
+    """Returns the JSON object that a file holds; raises ModelFilesError where it is missing or damaged."""
+    held = read_json(folder.file(name))
+    if not isinstance(held, dict):
+        raise ModelFilesError(f"{folder.path / name} is damaged: it must hold an object")
+    return held
+
+
+def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
+    """Returns the same, and an empty one where there is no such file."""
+    return required_object(folder, name) if (folder.path / name).is_file() else {}
+
+
+def _max_tokens(folder: ModelFolder, place: str, settings: Mapping[str, Any]) -> int | None:
+    own = settings.get("max_seq_length")
+    found = own or optional_object(folder, f"{place}tokenizer_config.json").get("model_max_length")
+    return int(found) if found and found < 1 << 31 else None  # tokenizers without a limit say 1e30
+
+
+def _poolings(folder: ModelFolder, name: str) -> tuple[str, ...]:
+    config = required_object(folder, name)
+    modes = config.get("pooling_mode") or [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)]
+    poolings = (modes,) if isinstance(modes, str) else tuple(modes)
+    if not poolings or any(pooling not in POOLINGS for pooling in poolings):
+        raise UnsupportedModelError(
+            f"{folder.path / name}: pooling {', '.join(poolings) or 'none'}; "
+            f"the packed engine has {', '.join(POOLINGS)}"
+        )
+    if not config.get("include_prompt", True) and prompts(folder):
+        raise UnsupportedModelError(
+            f"{folder.path / name}: the packed engine does not leave prompts out of the pooling"
+        )
+    return poolings
+
+
+def _dense(folder: ModelFolder, place: str) -> Dense:
+    config = required_object(folder, f"{place}config.json")
+    activation = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
+    plain = config.get("module_input_name", "sentence_embedding") == "sentence_embedding"
+    plain = plain and config.get("module_output_name") in (None, "sentence_embedding")
+    if activation not in DENSE_ACTIVATIONS or config.get("use_residual") or not plain:
+        raise UnsupportedModelError(
+            f"{folder.path / place}config.json: the packed engine has Dense over the sentence's vector, without "
+            f"residual, followed by {' or '.join(DENSE_ACTIVATIONS)}"
+        )
+    return Dense(place, int(config["out_features"]), activation, bool(config.get("bias", True)))

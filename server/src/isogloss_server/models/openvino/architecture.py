@@ -1,0 +1,118 @@
+"""The encoders that the packed graph knows, a row each: how their files name what BERT introduced."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from isogloss_server.errors import ModelFilesError, UnsupportedModelError
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """How one family names its settings and tensors; `{}` stands for a layer's number."""
+
+    prefixes: tuple[str, ...]  # before each tensor's name, where the file holds more than the encoder
+    hidden: str = "hidden_size"
+    heads: str = "num_attention_heads"
+    layers: str = "num_hidden_layers"
+    intermediate: str = "intermediate_size"
+    activation: str = "hidden_act"
+    types: str = "embeddings.token_type_embeddings.weight"  # empty where there are none
+    positions_after_padding: bool = False  # the first position is the padding token's id and one
+    layer: str = "encoder.layer.{}."
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attention_output: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    feed_in: str = "intermediate.dense"
+    feed_out: str = "output.dense"
+    output_norm: str = "output.LayerNorm"
+
+
+ROBERTA = Architecture(prefixes=("roberta.",), positions_after_padding=True)
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "bert": Architecture(prefixes=("bert.",)),
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "distilbert": Architecture(
+        prefixes=("distilbert.",),
+        hidden="dim",
+        heads="n_heads",
+        layers="n_layers",
+        intermediate="hidden_dim",
+        activation="activation",
+        types="",
+        layer="transformer.layer.{}.",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_output="attention.out_lin",
+        attention_norm="sa_layer_norm",
+        feed_in="ffn.lin1",
+        feed_out="ffn.lin2",
+        output_norm="output_layer_norm",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """The sizes of one model, from its config.json."""
+
+    names: Architecture
+    hidden: int
+    heads: int
+    layers: int
+    intermediate: int
+    activation: str
+    epsilon: float  # of the layer norms
+    vocabulary: int
+    positions: int  # rows of the position table
+    types: int  # of tokens; a single text's all have the first
+    padding_id: int | None  # where positions count from it
+
+    @property
+    def max_tokens(self) -> int:
+        """The tokens for which there are positions."""
+        return self.positions - (0 if self.padding_id is None else self.padding_id + 1)
+
+
+def read(config: Mapping[str, Any], file: object) -> Encoder:
+    """Returns what a config.json says of the encoder; `file` names it in errors.
+
+    Raises:
+        ModelFilesError: it is of another family, or built in a way that the packed graph has no part for.
+    """
+    kind = str(config.get("model_type", ""))
+    names = ARCHITECTURES.get(kind)
+    if names is None:
+        raise UnsupportedModelError(f"{file}: model_type {kind!r}; the packed engine has {', '.join(ARCHITECTURES)}")
+    unusual = {
+        "position_embedding_type": config.get("position_embedding_type", "absolute") != "absolute",
+        "is_decoder": bool(config.get("is_decoder")),
+        "sinusoidal_pos_embds": bool(config.get("sinusoidal_pos_embds")),
+        names.activation: config.get(names.activation, "gelu") not in ACTIVATIONS,
+    }
+    for key, differs in unusual.items():
+        if differs:
+            raise UnsupportedModelError(f"{file}: {key} {config[key]!r} is not what the packed engine computes")
+    try:
+        return Encoder(
+            names=names,
+            hidden=int(config[names.hidden]),
+            heads=int(config[names.heads]),
+            layers=int(config[names.layers]),
+            intermediate=int(config[names.intermediate]),
+            activation=str(config.get(names.activation, "gelu")),
+            epsilon=float(config.get("layer_norm_eps", 1e-12)),
+            vocabulary=int(config["vocab_size"]),
+            positions=int(config["max_position_embeddings"]),
+            types=int(config.get("type_vocab_size", 2)) if names.types else 0,
+            padding_id=int(config["pad_token_id"]) if names.positions_after_padding else None,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFilesError(f"{file} is damaged: {error!r}") from error

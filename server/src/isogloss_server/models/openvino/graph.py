@@ -1,0 +1,104 @@
+"""BERT's encoder as one padding-free graph, built with OpenVINO's own operations from a model's tensors.
+
+The linear layers, the norms and the activation run over the tokens of all texts end to end, [t, hidden]. Attention
+alone sees texts side by side: rows are gathered into [n, longest, hidden] before it, and put end to end after it.
+The parts: Devlin et al. 2018, https://arxiv.org/abs/1810.04805; names as in the transformers library.
+"""
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset16 as op
+
+from isogloss_server.models.openvino.architecture import Encoder
+from isogloss_server.models.tensors import Tensors
+
+Node = Any  # OpenVINO types its nodes at run time
+
+
+def build(encoder: Encoder, tensors: Tensors) -> ov.Model:
+    """Returns the graph: float32 [t, hidden] embeddings (words, positions and types summed) -> float32 [t, hidden].
+
+    Its other inputs are those of `packing.Packing`: where each row goes before attention, and from where it comes back.
+    Weights are not copied where the file keeps float32: `tensors` must outlive the graph.
+
+    Raises:
+        ModelFilesError: a tensor is missing, or has another shape than config.json says.
+    """
+    builder = _Builder(encoder, tensors)
+    embeddings = _parameter("embeddings", np.float32, -1, encoder.hidden)
+    side_by_side = _parameter("side_by_side", np.int32, -1, -1)
+    end_to_end = _parameter("end_to_end", np.int32, -1)
+    mask = _parameter("mask", np.float32, -1, 1, 1, -1)
+    rows = builder.norm(embeddings, "embeddings.LayerNorm")
+    for layer in range(encoder.layers):
+        rows = builder.layer(rows, layer, (side_by_side, end_to_end, mask))
+    return ov.Model([op.result(rows)], [embeddings, side_by_side, end_to_end, mask], "packed encoder")
+
+
+class _Builder:
+    def __init__(self, encoder: Encoder, tensors: Tensors) -> None:
+        self._encoder = encoder
+        self._tensors = tensors
+
+    def layer(self, rows: Node, number: int, places: tuple[Node, Node, Node]) -> Node:
+        """Returns one layer's rows [t, hidden]: attention, then the feed-forward part, each added and normalised."""
+        names, hidden, inner = self._encoder.names, self._encoder.hidden, self._encoder.intermediate
+        place = names.layer.format(number)
+        attended = self._linear(
+            self._attention(rows, place, places), f"{place}{names.attention_output}", hidden, hidden
+        )
+        rows = self.norm(op.add(attended, rows), f"{place}{names.attention_norm}")
+        fed = self._activation(self._linear(rows, f"{place}{names.feed_in}", inner, hidden))
+        fed = self._linear(fed, f"{place}{names.feed_out}", hidden, inner)
+        return self.norm(op.add(fed, rows), f"{place}{names.output_norm}")
+
+    def norm(self, rows: Node, name: str) -> Node:
+        """Returns rows with mean 0 and variance 1, scaled and shifted by the layer norm's own vectors."""
+        hidden = self._encoder.hidden
+        even = op.mvn(rows, _integers(-1), True, self._encoder.epsilon, "inside_sqrt")
+        scaled = op.multiply(even, self._constant(f"{name}.weight", hidden))
+        return op.add(scaled, self._constant(f"{name}.bias", hidden))
+
+    def _attention(self, rows: Node, place: str, places: tuple[Node, Node, Node]) -> Node:
+        names, hidden, heads = self._encoder.names, self._encoder.hidden, self._encoder.heads
+        side_by_side, end_to_end, mask = places
+        parts = [f"{place}{part}" for part in (names.query, names.key, names.value)]
+        weight = np.concatenate([self._numbers(f"{part}.weight", hidden, hidden) for part in parts])
+        bias = np.concatenate([self._numbers(f"{part}.bias", hidden) for part in parts])
+        projected = op.add(op.matmul(rows, op.constant(weight), False, True), op.constant(bias[None]))
+        texts = op.gather(projected, side_by_side, op.constant(np.int32(0)))
+        split = op.reshape(texts, _integers(0, 0, 3, heads, hidden // heads), special_zero=True)
+        split = op.transpose(split, _integers(2, 0, 3, 1, 4))  # [3, n, heads, longest, hidden / heads]
+        three = op.split(split, op.constant(np.int64(0)), 3).outputs()
+        query, key, value = (op.squeeze(one, _integers(0)) for one in three)
+        scale = op.constant(np.float32((hidden / heads) ** -0.5))
+        attended = op.scaled_dot_product_attention(query, key, value, mask, scale, causal=False)
+        attended = op.reshape(op.transpose(attended, _integers(0, 2, 1, 3)), _integers(-1, hidden), special_zero=False)
+        return op.gather(attended, end_to_end, op.constant(np.int32(0)))
+
+    def _linear(self, rows: Node, name: str, outputs: int, inputs: int) -> Node:
+        product = op.matmul(rows, self._constant(f"{name}.weight", outputs, inputs), False, True)
+        return op.add(product, self._constant(f"{name}.bias", outputs))
+
+    def _activation(self, rows: Node) -> Node:
+        if self._encoder.activation == "relu":
+            return op.relu(rows)
+        return op.gelu(rows, "erf" if self._encoder.activation == "gelu" else "tanh")
+
+    def _constant(self, name: str, *shape: int) -> Node:
+        numbers = self._numbers(name, *shape)
+        return op.constant(numbers if len(shape) > 1 else numbers[None], shared_memory=True)
+
+    def _numbers(self, name: str, *shape: int) -> NDArray[np.float32]:
+        return self._tensors.get(name, *shape).whole()
+
+
+def _parameter(name: str, dtype: Any, *shape: int) -> Node:
+    return op.parameter(ov.PartialShape(list(shape)), dtype, name=name)
+
+
+def _integers(*numbers: int) -> Node:
+    return op.constant(np.array(numbers, dtype=np.int64))

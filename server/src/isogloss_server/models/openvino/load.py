@@ -1,0 +1,145 @@
+"""A folder in the sentence-transformers layout to a packed model."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openvino as ov
+from tokenizers import normalizers
+
+from isogloss_server.errors import ModelFilesError, StartupError
+from isogloss_server.models import layout
+from isogloss_server.models.base import Truncation
+from isogloss_server.models.layout import TransformerLayout
+from isogloss_server.models.openvino import architecture, graph, reference
+from isogloss_server.models.openvino.architecture import Encoder
+from isogloss_server.models.openvino.graph_cache import DEVICE, GraphCache
+from isogloss_server.models.openvino.run import Embeddings, OpenVinoModel
+from isogloss_server.models.parts import Parts
+from isogloss_server.models.pooling import DenseLayer, Head
+from isogloss_server.models.tensors import Tensors
+from isogloss_server.models.tokens import Tokens, read_tokenizer
+from isogloss_server.models.weights import ModelFolder
+
+Precision = Literal["auto", "f32", "bf16"]
+GRAPH_VERSION = "1"  # to be raised whenever graph.py builds another graph from the same files
+TOLERANCES = {"f32": 1e-5, "bf16": 1e-2}  # of known vectors, which are float32's
+
+
+PROBE_TEXTS = ("Good morning", "Buenos días, ¿dónde está la estación?", "おはようございます")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """How a model is run."""
+
+    precision: Precision
+    threads: int  # passes at a time, a thread each
+    graph_cache: Path | None  # folder for compiled graphs
+
+
+def load(folder: ModelFolder, runtime: Runtime) -> Parts:
+    """Returns the packed model of a folder.
+
+    Raises:
+        ModelFilesError: a file is missing or damaged, or the folder holds a kind of model that is not served.
+        StartupError: the processor does not have the precision.
+    """
+    plan = layout.transformer(folder)
+    encoder = architecture.read(plan.config, folder.path / f"{plan.place}config.json")
+    core = ov.Core()
+    precision = _precision(core, runtime.precision)
+    weights, tokenizer = f"{plan.place}model.safetensors", f"{plan.place}tokenizer.json"
+    tensors = Tensors(folder.file(weights), encoder.names.prefixes)
+    with ThreadPoolExecutor(4) as pool:  # digests and the tokenizer at once: both release the interpreter
+        digests = {
+            name: pool.submit(folder.digest, name)
+            for name in (weights, tokenizer, *(f"{dense.place}model.safetensors" for dense in plan.dense))
+        }
+        reading = pool.submit(_tokens, folder.file(tokenizer), plan, encoder)
+        head = _head(folder, plan, encoder)
+        embeddings = _embeddings(encoder, tensors)
+        compiled = GraphCache(runtime.graph_cache).compiled(
+            core,
+            lambda: graph.build(encoder, tensors),
+            _config(precision, runtime.threads),
+            weights=digests[weights].result(),
+            encoder=repr(encoder),
+            graph=GRAPH_VERSION,
+        )
+        tokens = reading.result()
+    space_id = layout.space_id(folder, plan, [digest.result() for digest in digests.values()], tokens.max_tokens)
+    return Parts(
+        model=OpenVinoModel(compiled, embeddings, head, threads=runtime.threads),
+        tokens=tokens,
+        card=layout.card(folder, f"openvino-{precision}", space_id, tokens, head.dimensions(encoder.hidden)),
+        prompts=layout.prompts(folder),
+        probes=[(probe.text, probe.vector) for probe in folder.card.probes]
+        or _own_probes(encoder, tensors, embeddings, head, tokens),
+        tolerance=TOLERANCES[precision],
+        batched=True,
+    )
+
+
+def _precision(core: ov.Core, wanted: Precision) -> str:
+    has_bf16 = "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if wanted == "bf16" and not has_bf16:
+        raise StartupError("precision bf16: this processor has no bf16 instructions; auto or f32 run on it")
+    return "bf16" if has_bf16 and wanted == "auto" else "f32" if wanted == "auto" else wanted
+
+
+def _config(precision: str, threads: int) -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "NUM_STREAMS": threads,  # passes at a time; two of one thread do more than one of two
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # the process may share its cores with others
+    }
+
+
+def _tokens(file: Path, plan: TransformerLayout, encoder: Encoder) -> Tokens:
+    tokenizer = read_tokenizer(file)
+    if plan.lower_case:
+        parts = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+        tokenizer.normalizer = normalizers.Sequence(parts)
+    limit = min(plan.max_tokens or encoder.max_tokens, encoder.max_tokens)
+    tokens = Tokens(tokenizer, max_tokens=limit, special=True)
+    if tokens.vocabulary_size > encoder.vocabulary:
+        raise ModelFilesError(f"{file} has {tokens.vocabulary_size} tokens, the table {encoder.vocabulary} rows")
+    return tokens
+
+
+def _embeddings(encoder: Encoder, tensors: Tensors) -> Embeddings:
+    positions = tensors.get("embeddings.position_embeddings.weight", encoder.positions, encoder.hidden).whole()
+    if encoder.types:
+        types = tensors.get(encoder.names.types, encoder.types, encoder.hidden)
+        positions = positions + types.rows(np.zeros(1, dtype=np.int64))
+    words = tensors.get("embeddings.word_embeddings.weight", encoder.vocabulary, encoder.hidden)
+    return Embeddings(words, positions, encoder.padding_id)
+
+
+def _head(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Head:
+    layers = []
+    width = encoder.hidden * len(plan.poolings)
+    for dense in plan.dense:
+        tensors = Tensors(folder.file(f"{dense.place}model.safetensors"))
+        weight = tensors.get("linear.weight", dense.outputs, width).whole()
+        bias = tensors.get("linear.bias", dense.outputs).whole() if dense.bias else None
+        layers.append(DenseLayer(weight, bias, tanh=dense.activation == "Tanh"))
+        width = dense.outputs
+    return Head(poolings=plan.poolings, dense=layers, normalize=plan.normalize)
+
+
+def _own_probes(
+    encoder: Encoder, tensors: Tensors, embeddings: Embeddings, head: Head, tokens: Tokens
+) -> list[tuple[str, Sequence[float]]]:
+    """Returns what the packed graph must give, computed without it: a folder need not bring known vectors along."""
+    probes: list[tuple[str, Sequence[float]]] = []
+    for text in PROBE_TEXTS:
+        batch = tokens.encode([text], Truncation.END).batch
+        encoded = reference.encode(encoder, tensors, embeddings.rows(batch))
+        probes.append((text, head(encoded, batch.lengths)[0].tolist()))
+    return probes

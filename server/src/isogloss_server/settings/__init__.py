@@ -1,0 +1,21 @@
+"""What the server can be told: every knob once (knobs.py), and where its value comes from (sources.py).
+
+A knob `drain_s` is the flag `--drain-s`, the variable `ISOGLOSS_DRAIN_S` and the key `drain_s` of the TOML file that
+`--config` or `ISOGLOSS_CONFIG` names. A flag wins over a variable, a variable over the file, the file over the default.
+"""
+
+from isogloss_server.settings.file import SettingsError
+from isogloss_server.settings.flags import add_flags
+from isogloss_server.settings.knobs import HIGHEST_MAX_TEXTS, PREFIX, Settings, model_name_and_source
+from isogloss_server.settings.sources import load, unknown_variables
+
+__all__ = [
+    "HIGHEST_MAX_TEXTS",
+    "PREFIX",
+    "Settings",
+    "SettingsError",
+    "add_flags",
+    "load",
+    "model_name_and_source",
+    "unknown_variables",
+]
