@@ -1,4 +1,4 @@
-"""`isogloss-server`: argv -> Settings -> serve."""
+"""`isogloss-server`: argv -> Settings -> serve, or one of the smaller verbs."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from isogloss_server import logs, settings
 from isogloss_server._version import __version__
@@ -14,7 +15,8 @@ from isogloss_server.errors import StartupError
 PROGRAM = "isogloss-server"
 EPILOG = """\
 example:
-  isogloss-server serve        the bundled model, for this machine alone
+  isogloss-server serve                 the bundled model, for this machine alone
+  isogloss-server models list           the models that have a name
 """
 SERVE_EPILOG = """\
 A setting is its flag, else its variable, else its key in the TOML file that --config names, else the default.
@@ -24,6 +26,28 @@ exit status: 0 drained, 1 could not start, 2 wrong settings, 128 + signal stoppe
 example:
   isogloss-server serve --host 0.0.0.0 --port 50051 --log-format json --drain-delay-s 5
 """
+
+
+MODELS_EPILOG = """\
+MODEL is a name of the list, a hub id OWNER/NAME, either with @REVISION, or a folder in the sentence-transformers
+layout. Models of the hub lie in the cache of its own library: HF_HOME says where, HF_TOKEN opens gated ones,
+HF_HUB_OFFLINE=1 forbids to ask.
+
+exit status: 0 well, 1 a model cannot be had or is not as it should be, 2 wrong words or settings
+
+example:
+  isogloss-server models pull paraphrase-multilingual-MiniLM-L12-v2
+"""
+# verb -> help, and what its MODEL is: nothing, one, or several
+MODELS_VERBS = {
+    "list": ("the models that have a name, and whether they are on this disk", None),
+    "show": ("what is known of a model, and its files with their digests", ""),
+    "pull": ("download models", "+"),
+    "verify": (
+        "load a model, and hold its vectors against those of sentence-transformers, where that is installed",
+        "",
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     settings.add_flags(serve)
+    _add_models(verbs)
     completion = verbs.add_parser(
         "completion",
         help="print a script that completes this command in a shell",
@@ -67,6 +92,23 @@ def parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=["bash", "zsh", "fish"])
     return top
+
+
+def _add_models(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    models = verbs.add_parser(
+        "models",
+        help="list, show, pull and verify models",
+        description="Models on the hub and on this disk.",
+        epilog=MODELS_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inner = models.add_subparsers(dest="models_verb", required=True, title="verbs", metavar="VERB", parser_class=Parser)
+    for verb, (text, count) in MODELS_VERBS.items():
+        parser = inner.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if count is None:
+            parser.add_argument("--json", action="store_true", help="as JSON, with all that is known of each")
+        else:
+            parser.add_argument("model", metavar="MODEL", nargs=count or None, help="name, hub id or folder")
 
 
 def print_completion(shell: str) -> int:
@@ -80,8 +122,34 @@ def print_completion(shell: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     flags = vars(parser().parse_args(arguments))
-    if flags.pop("verb") == "completion":
-        return print_completion(flags["shell"])
+    match flags.pop("verb"):
+        case "completion":
+            return print_completion(flags["shell"])
+        case "models":
+            return run_models(flags)
+        case _:
+            return run_server(flags)
+
+
+def run_models(flags: dict[str, Any]) -> int:
+    """Runs a verb of `models`; returns the exit status."""
+    from isogloss_server import models_command  # noqa: PLC0415 - with the hub's library, which the server starts without
+
+    try:
+        return models_command.run(flags)
+    except StartupError as error:
+        complain(str(error))
+        return 1
+    except settings.SettingsError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        complain("stopped; what arrived whole is kept")
+        return 128 + signal.SIGINT
+
+
+def run_server(flags: dict[str, Any]) -> int:
+    """Serves until it is stopped; returns the exit status."""
     try:
         loaded = settings.load(flags)
     except settings.SettingsError as error:

@@ -72,6 +72,11 @@ constants.HF_HUB_DISABLE_TELEMETRY = True
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is told once, by us
 
 
+def is_of_the_layout(name: str) -> bool:
+    """Returns whether a file, by its path in the model, is one that a model is loaded from."""
+    return any(fnmatchcase(name, pattern) for pattern in FILES)
+
+
 def cached(wanted: Wanted) -> Path | None:
     """Returns the folder of a model that is whole on this disk; asks nobody."""
     try:
@@ -117,7 +122,7 @@ def _missing_bytes(wanted: Wanted) -> int:
         wanted.hub_id, revision=wanted.revision, files_metadata=True, timeout=constants.DEFAULT_REQUEST_TIMEOUT
     )
     sizes = {file.rfilename: file.size or 0 for file in model.siblings or ()}
-    needed = {name for name in sizes if any(fnmatchcase(name, pattern) for pattern in FILES)}
+    needed = set(filter(is_of_the_layout, sizes))
     if "modules.json" not in needed:
         raise ModelFilesError(f"{wanted} has no modules.json: it is no model of sentence-transformers")
     if not any(name.endswith(".safetensors") for name in needed):

@@ -37,5 +37,5 @@ def resolve(source: str) -> Wanted | None:
 
 def like(name: str) -> str:
     """Returns the known name that is most like another, or nothing."""
-    names = {known.name.lower(): known.name for known in KNOWN}
-    return "".join(names[near] for near in difflib.get_close_matches(name.partition("@")[0].lower(), names, n=1))
+    known = {model.name.lower(): model.name for model in KNOWN}
+    return "".join(known[near] for near in difflib.get_close_matches(name.partition("@")[0].lower(), known, n=1))

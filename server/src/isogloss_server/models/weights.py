@@ -98,12 +98,17 @@ def locate(source: str) -> ModelFolder:
         return open_folder(folder)
     wanted = names.resolve(source)
     if wanted is None:
-        near = names.like(source)
-        hint = f"; did you mean {near}?" if near else "; `isogloss-server models list` lists the known ones"
-        raise ModelFilesError(f"model {source!r} is neither {BUNDLED!r}, a folder, a known name nor a hub id{hint}")
+        raise unknown(source)
     from isogloss_server.models import hub  # noqa: PLC0415 - its library takes longer to import than we to start
 
     return open_folder(hub.cached(wanted) or hub.download(wanted), wanted)
+
+
+def unknown(source: str) -> ModelFilesError:
+    """Returns the error for what names no model, with the known name that is most like it."""
+    near = names.like(source)
+    hint = f"did you mean {near}?" if near else "`isogloss-server models list` lists the known ones"
+    return ModelFilesError(f"model {source!r} is neither {BUNDLED!r}, a folder, a known name nor a hub id; {hint}")
 
 
 def local_folder(source: str) -> Path | None:
