@@ -1,152 +1,83 @@
-"""The first figures: start, memory, and texts per second of the bundled model, each beside its references.
+"""Isogloss beside its peers, in turn on the same machine.
 
-    python -m benchmarks [--rounds N] [--json FILE]
-
-Every round takes every system in turn; figures are medians over the rounds, ratios are taken round by round. One caller
-keeps IN_FLIGHT calls in flight from a process of its own, on the machine's same cores.
+python -m benchmarks --work single|batch|bulk|trickle [--model MODEL] [--systems NAME,...] [--rounds N]
+                     [--cores CORES] [--load-cores CORES] [--json FILE] [--plot FILE.png]
+python -m benchmarks --work bundled [--rounds N] [--json FILE]
 """
 
 import argparse
-import asyncio
 import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
-import uvloop
-from isogloss.v1 import embedding_pb2 as pb
-from isogloss_server.models import weights
-from isogloss_server.models.static import load
+from benchmarks import bundled, compare, environments, models
+from benchmarks.measure import Pinning
+from benchmarks.report import table
+from benchmarks.systems import SYSTEMS
+from benchmarks.works import WORKS
 
-from benchmarks.processes import Running, running, running_service
-
-TEXTS = Path(__file__).with_name("texts.tsv")
-METHOD = "/isogloss.v1.EmbeddingService/Embed"
-IN_FLIGHT = 8
-SECONDS = 1.5  # of load for each system in a round
-WORKS = {"single": 1, "batch": 256}  # texts a call
+BUNDLED = "bundled"
 
 
-def sample() -> list[str]:
-    """Returns the sentences, of 38 languages in turn."""
-    lines = TEXTS.read_text(encoding="utf-8").splitlines()
-    return [line.split("\t")[1] for line in lines if not line.startswith("#")]
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    loads = "; ".join(f"{work.name}: {work.says}" for work in WORKS.values())
+    made.add_argument(
+        "--work",
+        choices=[*WORKS, BUNDLED],
+        default=BUNDLED,
+        help=f"{loads}; {BUNDLED}: the bundled model beside an echo and its tokenizer (default)",
+    )
+    made.add_argument("--systems", type=_systems, default=list(SYSTEMS), help=f"of {', '.join(SYSTEMS)}; all if absent")
+    made.add_argument("--model", default=models.MINILM, help=f"{models.MINILM}, {models.MULTILINGUAL} or a folder")
+    made.add_argument("--rounds", type=int, help="3, or 7 of the bundled model")
+    made.add_argument("--cores", default="1", help="cores of every system, as taskset takes them")
+    made.add_argument("--load-cores", default="0", help="cores of the load generator")
+    made.add_argument("--limit-s", type=float, default=30.0, help="a system starts no calls of a round after so long")
+    made.add_argument("--json", type=Path, help="file to write the report to")
+    made.add_argument("--plot", type=Path, help="picture to draw of the report, PNG")
+    return made
 
 
-def requests(work: str, texts: Sequence[str], count_tokens: Callable[[Sequence[str]], list[int]]) -> list[list[str]]:
-    """Returns the texts of each call: one of 8 to 16 tokens, or 256 as they come."""
-    if work == "single":
-        return [[text] for text, count in zip(texts, count_tokens(texts), strict=True) if 8 <= count <= 16]
-    size = WORKS[work]
-    return [list(texts[first : first + size]) for first in range(0, len(texts), size)]
+def _systems(given: str) -> list[str]:
+    names = [name.strip() for name in given.split(",")]
+    if unknown := [name for name in names if name not in SYSTEMS]:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
+    return names
 
 
-async def calls_per_s(address: str, payloads: Sequence[bytes]) -> float:
-    """Returns how many calls a second are answered with IN_FLIGHT calls in flight."""
-    options = [("grpc.max_receive_message_length", -1)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        call = channel.unary_unary(METHOD)
-        await asyncio.gather(*(call(payload) for payload in payloads[:IN_FLIGHT]))
-        done, began_s = 0, time.perf_counter()
-
-        async def caller(first: int) -> None:
-            nonlocal done
-            place = first
-            while time.perf_counter() - began_s < SECONDS:
-                await call(payloads[place % len(payloads)])
-                place += IN_FLIGHT
-                done += 1
-
-        await asyncio.gather(*(caller(first) for first in range(IN_FLIGHT)))
-        return done / (time.perf_counter() - began_s)
-
-
-def tokenized_per_s(tokenizer: Any, calls: Sequence[Sequence[str]]) -> float:
-    """Returns how many calls' texts the tokenizer alone takes a second, in this process."""
-    done, began_s = 0, time.perf_counter()
-    while time.perf_counter() - began_s < SECONDS:
-        tokenizer.encode_batch_fast(calls[done % len(calls)], add_special_tokens=False)
-        done += 1
-    return done / (time.perf_counter() - began_s)
-
-
-def answer_bytes(service: Running, payload: bytes) -> int:
-    """Returns the size of the service's answer, which the echo is to have as well."""
-    with grpc.insecure_channel(service.address) as channel:
-        return len(channel.unary_unary(METHOD)(payload))
-
-
-def measure_round(texts: Sequence[str], tokens: Any) -> dict[str, dict[str, float]]:
-    """Returns the figures of one round: work -> system -> texts a second, and the service's start and memory."""
-    figures: dict[str, dict[str, float]] = {}
-    tokenizer = tokens._tokenizer  # noqa: SLF001 - the bare tokenizer is what is to be timed
-    with running_service() as service:
-        start = {"serving_s": service.started_s, "resident_mb": service.status("VmRSS") / 1024}
-        for work, size in WORKS.items():
-            calls = requests(work, texts, lambda lines: [len(e.ids) for e in tokenizer.encode_batch(lines)])
-            payloads = [pb.EmbedRequest(texts=call).SerializeToString() for call in calls]
-            with running("benchmarks.echo", "PORT_FILE", str(answer_bytes(service, payloads[0]))) as echo:
-                before_s = service.cpu_s()
-                began_s = time.perf_counter()
-                answered = uvloop.run(calls_per_s(service.address, payloads))
-                cpu_share = (service.cpu_s() - before_s) / (time.perf_counter() - began_s)
-                echoed = uvloop.run(calls_per_s(echo.address, payloads))
-            figures[work] = {
-                "isogloss": answered * size,
-                "echo": echoed * size,
-                "tokenizer": tokenized_per_s(tokenizer, calls) * size,
-                "isogloss_cores": cpu_share,
-            }
-        start["resident_after_load_mb"] = service.status("VmRSS") / 1024
-    figures["start"] = start
-    return figures
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Returns median, least and greatest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def report(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Returns all figures, and the ratios taken round by round."""
-    figures = {
-        work: {name: spread([one[work][name] for one in rounds]) for name in rounds[0][work]} for work in rounds[0]
-    }
-    ratios = {
-        f"{work}: isogloss/{reference}": spread([one[work]["isogloss"] / one[work][reference] for one in rounds])
-        for work in WORKS
-        for reference in ("echo", "tokenizer")
-    }
-    slower = [one["batch"]["isogloss"] / min(one["batch"]["echo"], one["batch"]["tokenizer"]) for one in rounds]
-    ratios["batch: isogloss/slower reference"] = spread(slower)
-    return {
-        "command": "python -m benchmarks",
-        "rounds": len(rounds),
-        "in_flight": IN_FLIGHT,
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
-        "figures": figures,
-        "ratios": ratios,
-    }
-
-
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Reads the command line, measures, writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="file to write the report to")
-    args = parser.parse_args()
-    texts, tokens = sample(), load(weights.locate(weights.BUNDLED)).tokens
-    rounds = [measure_round(texts, tokens) for _ in range(args.rounds)]
-    text = json.dumps(report(rounds), indent=2)
-    print(text)
+    args = parser().parse_args(arguments)
+    report: dict[str, Any]
+    if args.work == BUNDLED:
+        report = bundled.run(args.rounds or 7)
+        print(json.dumps(report, indent=2))
+    else:
+        plan = compare.Plan(
+            work=WORKS[args.work],
+            model=models.find(args.model),
+            systems=tuple(args.systems),
+            rounds=args.rounds or 3,
+            pinning=Pinning(server_cores=args.cores, load_cores=args.load_cores),
+            limit_s=args.limit_s,
+        )
+        report = {**compare.run(plan), "command": f"python -m benchmarks {shlex.join(arguments)}"}
+        print(table(report))
     if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if args.plot and args.json:
+        command = [str(environments.python("plot")), "-m", "benchmarks.plot", str(args.plot), str(args.json)]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -20,7 +20,9 @@ MASK = "<mask>"  # the last id
 SPECIAL_NAMES = {
     **{f"{name}_token": "<s>" for name in ("bos", "cls")},
     **{f"{name}_token": "</s>" for name in ("eos", "sep")},
-    **{"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": MASK},
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "mask_token": MASK,
 }
 FILLER_SCORE = -100.0  # of pieces that are never the best reading of a text
 Tensors = dict[str, NDArray[np.float32]]
