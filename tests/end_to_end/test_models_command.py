@@ -12,6 +12,7 @@ import pytest
 from isogloss_server.models.catalog import KNOWN
 
 from tests.support.fake_hub import COMMIT, FakeHub
+from tests.support.server_process import ServerProcess
 
 SPACE_ID = re.compile(r"space id +s1-[0-9a-f]{32}")
 # A sentence-transformers with another opinion.
@@ -93,6 +94,25 @@ def test_pull_then_show(command: Command, fake: FakeHub) -> None:
     assert str(folder) in shown
     assert "StaticEmbedding" in shown
     assert shown.count(" bytes  ") == 3
+
+
+def test_a_pulled_model_serves_without_a_hub(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `models pull` fetched is served by its name where the hub is out of reach, and nobody is asked for it."""
+    assert command("pull", f"owner/model@{COMMIT}")[0] == 0
+    monkeypatch.setenv("HF_HOME", str(command.home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with ServerProcess("--model", f"pulled=owner/model@{COMMIT}") as process:
+        assert process.wait_for("model ready")["model"] == "pulled"
+
+
+def test_a_model_that_cannot_be_had_is_one_line_and_status_1(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is told a model which the hub does not have ends with the line that says so."""
+    monkeypatch.setenv("HF_ENDPOINT", fake.address)
+    monkeypatch.setenv("NO_PROXY", "*")
+    process = ServerProcess("--model", "owner/none")
+    assert process.wait() == 1
+    (line,) = process.lines
+    assert line.startswith("isogloss-server: there is no folder owner/none, and no such model on http://127.0.0.1")
 
 
 def test_show_ends_with_the_space(command: Command) -> None:

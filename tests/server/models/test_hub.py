@@ -1,5 +1,6 @@
 """Models of the hub, against a hub on this machine: what is fetched, what is kept, and what is said when it fails."""
 
+import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -88,6 +89,22 @@ def test_a_pulled_model_is_found_without_a_hub(fake: FakeHub, monkeypatch: pytes
     folder = weights.locate("owner/model")
     _point_at(_nobody(), monkeypatch)
     assert weights.locate("owner/model") == folder
+
+
+def test_what_another_program_left_is_made_whole(fake: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of which nothing says what is missing is completed, and taken as it is where nobody can be asked."""
+    weights.locate("owner/model")
+    others = cache.with_name("others")
+    shutil.copytree(cache, others, symlinks=True, ignore=shutil.ignore_patterns("trees"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(others))
+    snapshot = others / "models--owner--model" / "snapshots" / COMMIT
+    (snapshot / "1_Pooling" / "config.json").unlink()
+    with monkeypatch.context() as alone:
+        _point_at(_nobody(), alone)
+        assert weights.locate("owner/model").path == snapshot
+    assert not (snapshot / "1_Pooling" / "config.json").exists()
+    assert weights.locate("owner/model").path == snapshot
+    assert (snapshot / "1_Pooling" / "config.json").is_file()
 
 
 def test_what_broke_off_goes_on(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -46,8 +47,7 @@ FILES = [
     "[0-9]*_*/*.json",
     "[0-9]*_*/*.safetensors",
 ]
-# What the library's transport raises: httpx in its version 1, httpx2 in its version 2.
-TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of whatever transport the library takes
 
 ELSEWHERE = "run `isogloss-server models pull {source}` where there is a connection, or give a folder with its files"
 # What the library raises -> what is told; the first that fits.
@@ -69,7 +69,8 @@ BROKEN_OFF = "the download of {wanted} broke off: start it again; files that arr
 UNREACHABLE = "{wanted} is not on this disk, and {hub} cannot be reached: " + ELSEWHERE
 
 constants.HF_HUB_DISABLE_TELEMETRY = True
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is told once, by us
+for name in ("huggingface_hub", "httpx2"):  # every request would be a line; what goes wrong is told once, by us
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def is_of_the_layout(name: str) -> bool:
@@ -78,16 +79,24 @@ def is_of_the_layout(name: str) -> bool:
 
 
 def cached(wanted: Wanted) -> Path | None:
-    """Returns the folder of a model that is whole on this disk; asks nobody."""
+    """Returns the folder of a model that is known to be whole on this disk; asks nobody."""
+    folder = _snapshot(wanted)
+    try:
+        get_cached_repo_tree(wanted.hub_id, revision=wanted.revision)
+    except CachedRepoTreeNotFoundError:  # other programs fetch file by file, and nothing says what is missing
+        return None
+    return folder
+
+
+def _snapshot(wanted: Wanted) -> Path | None:
+    """Returns the folder of a model on this disk of which no file is known to be missing."""
     try:
         folder = Path(
             snapshot_download(wanted.hub_id, revision=wanted.revision, allow_patterns=FILES, local_files_only=True)
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    # Other programs leave snapshots of which the library cannot tell what is missing.
-    whole = (folder / "modules.json").is_file() and any(folder.rglob("*.safetensors"))
-    return folder if whole else None
+    return folder if (folder / "modules.json").is_file() and any(folder.rglob("*.safetensors")) else None
 
 
 def download(wanted: Wanted) -> Path:
@@ -102,6 +111,9 @@ def download(wanted: Wanted) -> Path:
     try:
         missing_bytes = _missing_bytes(wanted)
     except (OSError, ValueError, TRANSPORT_ERROR) as error:
+        left = _snapshot(wanted)
+        if left is not None and _is_in_vain(error):  # by another program, and nobody to ask whether it is whole
+            return left
         raise ModelFilesError(_explain(wanted, error, began=False)) from error
     _check_room(wanted, missing_bytes)
     if not sys.stderr.isatty() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
@@ -110,6 +122,11 @@ def download(wanted: Wanted) -> Path:
         return Path(snapshot_download(wanted.hub_id, revision=wanted.revision, allow_patterns=FILES))
     except (OSError, TRANSPORT_ERROR) as error:
         raise ModelFilesError(_explain(wanted, error, began=True)) from error
+
+
+def _is_in_vain(error: Exception) -> bool:
+    """Returns whether nobody answered."""
+    return isinstance(error, OfflineModeIsEnabled | TRANSPORT_ERROR) and not isinstance(error, HfHubHTTPError)
 
 
 def _missing_bytes(wanted: Wanted) -> int:
