@@ -146,6 +146,13 @@ def test_no_such_model(fake: FakeHub) -> None:
     assert said("owner/none").startswith(f"there is no folder owner/none, and no such model on {fake.address}")
 
 
+@pytest.mark.parametrize("source", ["owner/a--b", "owner/..", "owner/model.git"])
+def test_what_can_be_no_name(fake: FakeHub, source: str) -> None:
+    """A name that no model of the hub can have is one line, and nobody is asked."""
+    assert said(source).startswith(f"{source} is no folder, and no name that a model on {fake.address} can have")
+    assert not fake.agents
+
+
 def test_no_such_revision(fake: FakeHub) -> None:
     """A revision that the model does not have is told, with the page that lists them."""
     assert said("owner/model@v9").startswith("owner/model has no revision v9: look for one at http://127.0.0.1")

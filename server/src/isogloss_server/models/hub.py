@@ -80,12 +80,13 @@ def is_of_the_layout(name: str) -> bool:
 
 def cached(wanted: Wanted) -> Path | None:
     """Returns the folder of a model that is known to be whole on this disk; asks nobody."""
-    folder = _snapshot(wanted)
     try:
         get_cached_repo_tree(wanted.hub_id, revision=wanted.revision)
     except CachedRepoTreeNotFoundError:  # other programs fetch file by file, and nothing says what is missing
         return None
-    return folder
+    except HFValidationError:
+        return None
+    return _snapshot(wanted)
 
 
 def _snapshot(wanted: Wanted) -> Path | None:
@@ -94,7 +95,7 @@ def _snapshot(wanted: Wanted) -> Path | None:
         folder = Path(
             snapshot_download(wanted.hub_id, revision=wanted.revision, allow_patterns=FILES, local_files_only=True)
         )
-    except (LocalEntryNotFoundError, HFValidationError):
+    except LocalEntryNotFoundError:
         return None
     return folder if (folder / "modules.json").is_file() and any(folder.rglob("*.safetensors")) else None
 
@@ -111,8 +112,8 @@ def download(wanted: Wanted) -> Path:
     try:
         missing_bytes = _missing_bytes(wanted)
     except (OSError, ValueError, TRANSPORT_ERROR) as error:
-        left = _snapshot(wanted)
-        if left is not None and _is_in_vain(error):  # by another program, and nobody to ask whether it is whole
+        left = _snapshot(wanted) if _is_in_vain(error) else None
+        if left is not None:  # by another program, and nobody to ask whether it is whole
             return left
         raise ModelFilesError(_explain(wanted, error, began=False)) from error
     _check_room(wanted, missing_bytes)
@@ -120,7 +121,7 @@ def download(wanted: Wanted) -> Path:
         disable_progress_bars()
     try:
         return Path(snapshot_download(wanted.hub_id, revision=wanted.revision, allow_patterns=FILES))
-    except (OSError, TRANSPORT_ERROR) as error:
+    except (OSError, RuntimeError, TRANSPORT_ERROR) as error:  # RuntimeError: of hf_xet, where it has no better one
         raise ModelFilesError(_explain(wanted, error, began=True)) from error
 
 
