@@ -122,8 +122,10 @@ def test_show_ends_with_the_space(command: Command) -> None:
     assert SPACE_ID.fullmatch(out.splitlines()[-1])
 
 
-def test_verify_says_what_was_not_compared(command: Command) -> None:
+def test_verify_says_what_was_not_compared(command: Command, tmp_path: Path) -> None:
     """Without sentence-transformers, the server's own checks are made, and the command says that it made no others."""
+    (tmp_path / "sitecustomize.py").write_text('import sys; sys.modules["sentence_transformers"] = None')
+    command.environment["PYTHONPATH"] = str(tmp_path)
     status, out, err = command("verify", "isogloss-static")
     assert (status, err) == (0, "")
     own, other = out.splitlines()
