@@ -20,7 +20,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class StartError(Exception):
-    """A process ended, or was not ready in time; the message ends with the last of its log."""
+    """A process ended, or was not ready in time; the message's last line is that of its log."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def started(
             while (address := ready(process)) is None:
                 if process.poll() is not None or time.perf_counter() - began_s > START_LIMIT_S:
                     log.seek(0)
-                    raise StartError(f"{' '.join(command)} did not start:\n{log.read()[-2000:]}")
+                    raise StartError(f"{' '.join(command)} did not start:\n{log.read()[-2000:].strip()}")
                 time.sleep(POLL_S)
             yield Running(address, process.pid, time.perf_counter() - began_s, process)
         finally:

@@ -43,20 +43,17 @@ def ratios(rounds: Sequence[Round], figure: str) -> dict[str, dict[str, float]]:
     }
 
 
-def shares(
-    rounds: Sequence[Round], peaks: Sequence[Mapping[str, float]], flops_per_text: float, threads: int
-) -> dict[str, float]:
+def shares(rounds: Sequence[Round], peaks: Sequence[Mapping[str, float]], flops_per_text: float) -> dict[str, float]:
     """Returns the share of the chip's rate that each system reaches per second of processor time, its median.
 
     Args:
         rounds: The samples.
-        peaks: Each round's own rates by precision, in GFLOP/s of `threads` threads.
+        peaks: Each round's own rates by precision, in GFLOP a CPU second.
         flops_per_text: Mean operations of a text, without padding.
-        threads: How many threads made the peaks.
     """
     return {
         system: statistics.median(
-            flops_per_text * one[system]["texts_per_cpu_s"] / (peak[SYSTEMS[system].roofline] * 1e9 / threads)
+            flops_per_text * one[system]["texts_per_cpu_s"] / (peak[SYSTEMS[system].roofline] * 1e9)
             for one, peak in zip(rounds, peaks, strict=True)
         )
         for system in rounds[0]
@@ -95,5 +92,5 @@ def table(report: Mapping[str, Any]) -> str:
         rates = f"{of['texts_per_s']:,.0f} | {of['texts_per_cpu_s']:,.0f}"
         times = f"{of['p50_ms']:,.1f} | {of['p99_ms']:,.1f}"
         lines.append(f"| {name} | {rates} | {times} | {of['rss_mb']:,.0f} | {of['startup_s']:.1f} | {of['errors']} |")
-    lines += [f"| {name} | absent: {why.splitlines()[-1][:200]} |" for name, why in report["absent"].items()]
+    lines += [f"| {name} | absent: {why} |" for name, why in report["absent"].items()]
     return "\n".join(lines)

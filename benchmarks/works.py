@@ -52,14 +52,14 @@ WORKS = {
         ),
         Work(
             name="bulk",
-            callers=2,
+            callers=4,
             texts_per_call=500,
             calls=20,
             warm_calls=2,
             max_sentences=8,
             streamed=True,
             says="one caller with 10,000 texts of mixed lengths: through embed_many, "
-            "from peers in requests of 500 with two in flight",
+            "from peers in requests of 500 with four in flight",
         ),
         Work(
             name="trickle",

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from benchmarks import models
+from benchmarks.compare import Comparison, Plan, assemble
+from benchmarks.measure import Pinning
+from benchmarks.works import WORKS
+from tests.support import shapes
+
+FIGURES = ("texts_per_s", "texts_per_cpu_s", "p50_ms", "p99_ms", "rss_mb", "startup_s", "errors")
+SYSTEMS = ("isogloss-bf16", "infinity-onnx", "naive")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    folder = shapes.write(tmp_path_factory.mktemp("small"), shapes.SMALL)
+    return Plan(
+        work=WORKS["trickle"],
+        model=models.Measured("small", folder),
+        systems=SYSTEMS,
+        rounds=2,
+        pinning=Pinning(),
+        limit_s=1.0,
+    )
+
+
+def measured(plan: Plan) -> Comparison:
+    """Returns a comparison of two rounds in which everything was 1, and naive did not survive the second."""
+    comparison = Comparison(plan)
+    whole = {name: dict.fromkeys(FIGURES, 1.0) for name in SYSTEMS}
+    comparison.rounds = [whole, {name: of for name, of in whole.items() if name != "naive"}]
+    comparison.peaks = [{"f32": 1.0, "bf16": 2.0}] * 2
+    comparison.vectors = {name: [[1.0, 0.0]] for name in SYSTEMS}
+    comparison.absent = {"naive": "it ended"}
+    return comparison
+
+
+def test_the_report_has_what_its_readers_expect(plan: Plan) -> None:
+    """The report has the agreed keys, with a system that failed once named as absent and nowhere else."""
+    report = assemble(plan, measured(plan))
+    assert (report["work"], report["model"], report["rounds"]) == ("trickle", "small", 2)
+    assert list(report["systems"]) == ["isogloss-bf16", "infinity-onnx"]
+    assert all(set(FIGURES) <= set(figures) for figures in report["systems"].values())
+    assert report["ratios"] == {"isogloss-bf16/infinity-onnx": {"median": 1.0, "min": 1.0, "max": 1.0}}
+    assert report["absent"] == {"naive": "it ended"}
+    shares = report["roofline"]["shares"]
+    assert report["roofline_share"] == shares["isogloss-bf16"] == pytest.approx(shares["infinity-onnx"] / 2)
+
+
+def test_systems_that_compute_something_else_are_not_compared(plan: Plan) -> None:
+    """A system whose vectors are not those of the others ends the comparison, by name."""
+    comparison = measured(plan)
+    comparison.vectors["infinity-onnx"] = [[1.0, 1.0]]
+    with pytest.raises(SystemExit, match="infinity-onnx"):
+        assemble(plan, comparison)
