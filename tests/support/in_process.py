@@ -40,6 +40,9 @@ class CountingEmbedder:
         counts = np.array([len(text) for text in texts])
         return Embedded(rows=rows, token_counts=counts, total_tokens=int(counts.sum()))
 
+    def close(self, wait_s: float = 0.0) -> None:
+        """Has nothing to end."""
+
 
 def ready_registry(embedder: CountingEmbedder, *, bulk_jobs: int = 1) -> Registry:
     """Returns a registry that serves the embedder as model "test"."""

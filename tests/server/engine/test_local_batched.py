@@ -11,13 +11,15 @@ from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine import local
 from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.local import LocalEmbedder
+from isogloss_server.engine.registry import Ready, Registry
 from isogloss_server.engine.workers import Workers
-from isogloss_server.errors import RowFaults
+from isogloss_server.errors import DrainingError, RowFaults
 from isogloss_server.models import static, weights
 from isogloss_server.models.base import Embedded, Model, Role, Rows, TokenBatch, Truncation, Urgency
 from isogloss_server.models.tokens import Tokenized, Tokens, read_tokenizer
 
 from tests.support.gated_model import GatedModel, OwnClock
+from tests.support.in_process import LIMITS
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,7 @@ def made() -> Iterator[list[Parts]]:
     yield parts
     for one in parts:
         one.workers.close()
-        one.batcher.close(wait_s=60)
+        one.embedder.close(wait_s=60)
 
 
 async def test_a_batcher_changes_nothing(static_folder: Path, made: list[Parts]) -> None:
@@ -65,24 +67,29 @@ async def test_a_batcher_changes_nothing(static_folder: Path, made: list[Parts])
     assert (queued.truncated_rows, queued.total_tokens) == (direct.truncated_rows, direct.total_tokens)
 
 
-class _Meeting(Tokens):
-    """A tokenizer that does not tokenise "three" before the model has begun on what came first."""
-
-    began = threading.Event()
+class _Held(Tokens):
+    """A tokenizer that stops at "three" until the test, or a model, lets it go on."""
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
         if "three" in texts:
-            assert self.began.wait(60)
+            self.reached.set()
+            assert self.go_on.wait(60)
         return super().encode(texts, truncation)
+
+
+def held_tokens(folder: Path) -> _Held:
+    tokens = _Held(read_tokenizer(folder / "tokenizer.json"), max_tokens=99)
+    tokens.reached, tokens.go_on = threading.Event(), threading.Event()
+    return tokens
 
 
 async def test_tokenisation_overlaps_inference(static_folder: Path, made: list[Parts]) -> None:
     """The first block is inferred while the second is still to be tokenised."""
-    tokens = _Meeting(read_tokenizer(static_folder / "tokenizer.json"), max_tokens=99)
+    tokens = held_tokens(static_folder)
 
     class Begins(GatedModel):
         def forward(self, batch: TokenBatch) -> Rows:
-            tokens.began.set()
+            tokens.go_on.set()
             return super().forward(batch)
 
     made.append(parts := Parts(static_folder, Begins(), tokens))
@@ -127,6 +134,25 @@ async def test_a_cancelled_call_leaves_the_queue(
     await first
 
 
+async def test_a_call_cancelled_while_it_is_tokenised_leaves_the_queue(static_folder: Path, made: list[Parts]) -> None:
+    """Blocks that wait for the model are not left behind by a call that ends while a later one is tokenised."""
+    model, tokens = GatedModel(gated=True), held_tokens(static_folder)
+    made.append(parts := Parts(static_folder, model, tokens))
+    first = asyncio.ensure_future(parts.embed("four"))
+    await model.next_batch()
+    second = asyncio.ensure_future(parts.embed("one one", "two two", "three three", "three"))
+    await asyncio.get_running_loop().run_in_executor(None, tokens.reached.wait, 60)
+    assert parts.batcher.waiting_texts == 3
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    await asyncio.sleep(0)
+    assert parts.batcher.waiting_texts == 0
+    tokens.go_on.set()
+    model.go()
+    await first
+
+
 async def test_where_the_time_went(static_folder: Path, made: list[Parts], monkeypatch: pytest.MonkeyPatch) -> None:
     """The time in the queue is that before a call's batch began, inference that of the batch, each as a whole."""
     monkeypatch.setattr(local, "INLINE_CHARACTERS", 100)
@@ -144,3 +170,13 @@ async def test_where_the_time_went(static_folder: Path, made: list[Parts], monke
     model.go()
     embedded = await second
     assert (embedded.queue_s, embedded.inference_s, embedded.tokenization_s) == (3, 5, 0)
+
+
+async def test_closing_the_models_closes_their_queues(static_folder: Path, made: list[Parts]) -> None:
+    """Once the registry is closed no queue takes more texts, whether or not every model was loaded."""
+    made.append(parts := Parts(static_folder))
+    registry = Registry(["queued", "loading"])
+    registry.get("queued").serve(Ready(parts.embedder, LIMITS))
+    registry.close()
+    with pytest.raises(DrainingError):
+        await parts.embed("one")

@@ -23,12 +23,11 @@ def lengths_of(texts: list[Text]) -> list[int]:
 def test_company_is_near_in_length() -> None:
     """A batch is the oldest text and those nearest to its length, shorter and longer, ascending."""
     lane = Waiting()
-    lane.put(submission(10, 50, 11, 2, 9, 30, 12))
-    taken, _ = lane.take(45, 0)
-    assert lengths_of(taken) == [2, 9, 10, 11, 12]
-    assert lengths_of(lane.take(45, 0)[0]) == [50]
-    assert lengths_of(lane.take(45, 0)[0]) == [30]
-    assert lane.take(45, 0) == ([], [])
+    lane.put(submission(10, 18, 11, 50, 9, 2, 8))
+    assert lengths_of(lane.take(40, 0)[0]) == [2, 8, 9, 10, 11]
+    assert lengths_of(lane.take(40, 0)[0]) == [18]
+    assert lengths_of(lane.take(40, 0)[0]) == [50]
+    assert lane.take(40, 0) == ([], [])
 
 
 def test_equal_lengths_leave_in_the_order_of_arrival() -> None:

@@ -143,7 +143,7 @@ class Batcher:
             for submission, texts in Counter(text.submission for text in batch).items():
                 submission.missing -= texts
                 submission.spans.append(span)
-                if not submission.missing and not submission.gone:
+                if not submission.missing:
                     finished.append(submission)
         _settle((submission, Computed(submission.rows, tuple(submission.spans))) for submission in finished)
 

@@ -76,16 +76,15 @@ class LocalEmbedder:
                 arguments = part, self._prompts.get(role, ""), truncation, self._clock.monotonic_s()
                 block = self._work(*arguments) if inline else await self._workers.run(self._work, *arguments)
                 blocks.append(block)
-                if _faults(blocks):
-                    _abandon(submitted)
-                elif self._batcher is not None:
+                if self._batcher is not None and not _faults(blocks):
                     submitted.append(self._batcher.submit(block.tokenized.batch, urgency))
             if faults := _faults(blocks):
                 raise RowFaults(faults)
             computed = [block.computed for block in blocks if block.computed is not None]
             return _joined(blocks, computed or await _all(submitted))
         finally:
-            _abandon(submitted)
+            for future in submitted:  # no harm to those that are done, and what failed unasked is not reported
+                future.cancel()
 
     def _work(self, texts: Sequence[str], prompt: str, truncation: Truncation, asked_s: float) -> _Block:
         """Tokenises texts, and without a batcher infers them unless one is at fault."""
@@ -107,6 +106,11 @@ class LocalEmbedder:
             ModelFilesError: the model does not compute what it should.
         """
         verify(self._encode, self._model.forward, probes, self._tolerance)
+
+    def close(self, wait_s: float = 0.0) -> None:
+        """Closes the batcher; see `models.base.Embedder`."""
+        if self._batcher is not None:
+            self._batcher.close(wait_s)
 
     def _encode(self, texts: Sequence[str]) -> TokenBatch:
         return self._tokens.encode(texts, Truncation.END).batch
@@ -136,13 +140,6 @@ def _faults(blocks: Sequence[_Block]) -> dict[int, DomainError]:
 
 async def _all(submitted: Sequence["asyncio.Future[Computed]"]) -> Sequence[Computed]:
     return [await submitted[0]] if len(submitted) == 1 else await asyncio.gather(*submitted)
-
-
-def _abandon(submitted: Sequence["asyncio.Future[Computed]"]) -> None:
-    """Takes out of the queue what is not computed yet; what failed meanwhile, fails a call that ends anyway."""
-    for future in submitted:
-        if not future.cancel() and not future.cancelled():
-            future.exception()  # asked for, else the loop reports it as forgotten
 
 
 def _joined(blocks: Sequence[_Block], computed: Sequence[Computed]) -> Embedded:

@@ -119,6 +119,12 @@ class Registry:
         self.draining = True
         self._notify()
 
+    def close(self, wait_s: float = 0.0) -> None:
+        """Closes every model that is loaded; waits `wait_s` seconds at most for each."""
+        for model in self.models:
+            if model.is_loaded:
+                model.ready.embedder.close(wait_s)
+
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls `listener` whenever what health tells may have changed."""
         self._listeners.append(listener)

@@ -119,3 +119,7 @@ class Embedder(Protocol):
             DomainError: one of those that errors.py lists.
         """
         ...
+
+    def close(self, wait_s: float = 0.0) -> None:
+        """Takes no more texts, fails those that wait, and waits `wait_s` seconds at most for what runs to end."""
+        ...
