@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "engine": {"engine", "models.base", "models.tokens"},
     "rpc": {"rpc", "engine", "models.base"},
     "settings": {"models.weights"},
-    "__main__": {"serve"},
+    "__main__": {"serve", "models_command"},
 }
 # The one place that may import each runtime.
 RUNTIMES = {

@@ -28,14 +28,18 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Rea
         batcher = Batcher(
             parts.model,
             dimensions=parts.card.dimensions[0],
-            threads=inference_threads(settings),
+            threads=parts.threads or inference_threads(settings),
             max_batch_tokens=settings.max_batch_tokens,
             clock=clock,
         )
     embedder = LocalEmbedder(
         parts.model, parts.tokens, parts.card, parts.prompts, workers, clock, batcher=batcher, tolerance=parts.tolerance
     )
-    embedder.verify(parts.probes)
+    try:
+        embedder.verify(parts.probes)
+    except BaseException:
+        embedder.close()
+        raise
     return Ready(embedder, _limits(settings, parts.card), bulk_jobs=QUEUED_BULK_JOBS if batcher else 1)
 
 

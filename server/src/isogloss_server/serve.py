@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import gc
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from isogloss_server import loading, logs
+from isogloss_server import loading, logs, memory
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
@@ -16,6 +17,10 @@ from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ListenError
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings import Settings, model_name_and_source
+
+# A thread that waits for the interpreter gets it after so long: with Python's own 5 ms, a batch's numpy work on another
+# thread would hold up every call, health's among them.
+SWITCH_INTERVAL_S = 0.0005
 
 
 class StopSignals:
@@ -38,6 +43,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     Raises:
         StartupError: the address cannot be listened on, or a model cannot be loaded.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     clock = clock or SystemClock()
     began_s = clock.monotonic_s()
     asyncio.get_running_loop().set_exception_handler(_log_stray_fault)
@@ -56,11 +62,13 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         gc.collect()
         gc.freeze()  # what is loaded stays: the collector need not look through it again and again
         with _port_file(settings.port_file, port):
-            _announce(registry, f"{settings.host}:{port}", clock.monotonic_s() - began_s)
+            start_s = round(clock.monotonic_s() - began_s, 3)
+            logs.event("serving", address=f"{settings.host}:{port}", start_s=start_s, memory_mb=memory.resident_mb())
             await signals.first.wait()
             return await _drain(server, registry, settings, signals)
     finally:
         await server.stop(None)
+        registry.close()
         workers.close()
 
 
@@ -68,7 +76,17 @@ async def _load(
     registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Workers, clock: Clock
 ) -> None:
     for model in registry.models:
+        before_mb = memory.anonymous_mb()
         model.serve(await workers.run(loading.load, sources[model.name], settings, workers, clock))
+        card = model.ready.embedder.card
+        logs.event(
+            "model ready",
+            model=model.name,
+            backend=card.backend,
+            space=card.space_id,
+            dimensions=card.dimensions[0],
+            memory_mb=round(memory.anonymous_mb() - before_mb),
+        )
 
 
 async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
@@ -95,13 +113,6 @@ async def _drain(server: Server, registry: Registry, settings: Settings, signals
     cut = signals.second.is_set()
     logs.event("stopped at once" if cut else "stopped")
     return 128 + signals.received[-1] if cut else 0
-
-
-def _announce(registry: Registry, address: str, seconds: float) -> None:
-    for model in registry.models:
-        card = model.ready.embedder.card
-        logs.event("model ready", model=model.name, space=card.space_id, dimensions=card.dimensions[0])
-    logs.event("serving", address=address, start_s=round(seconds, 3))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from isogloss_server.engine.local import LocalEmbedder, covered_s
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ModelFilesError, RowFaults
 from isogloss_server.models import static, weights
-from isogloss_server.models.base import Role, Rows, TokenBatch, Truncation, Urgency
+from isogloss_server.models.base import Role, Tolerance, Rows, TokenBatch, Truncation, Urgency
 
 
 def embedder(folder: Path, **prompts: str) -> LocalEmbedder:
@@ -102,7 +102,9 @@ def test_known_vectors_must_be_found_again(static_folder: Path) -> None:
 def test_how_far_a_vector_may_be_off_is_the_models(static_folder: Path, tolerance: float, *, served: bool) -> None:
     """A number may miss the known one by the tolerance, as a share of the vector's length."""
     parts = static.load(weights.locate(str(static_folder)))
-    model = LocalEmbedder(parts.model, parts.tokens, parts.card, {}, Workers(1), SystemClock(), tolerance=tolerance)
+    model = LocalEmbedder(
+        parts.model, parts.tokens, parts.card, {}, Workers(1), SystemClock(), tolerance=Tolerance(tolerance, tolerance)
+    )
     probes = [("two", (7.0, 8.0, 9.0 + 1.5e-3 * float(np.linalg.norm([7, 8, 9]))))]
     if served:
         model.verify(probes)

@@ -9,16 +9,15 @@ import numpy as np
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.verification import Probes, verify
+from isogloss_server.engine.verification import F32_TOLERANCE, Probes, verify
 from isogloss_server.engine.waiting import Computed
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import DomainError, RowFaults
-from isogloss_server.models.base import Embedded, Model, ModelCard, Role, TokenBatch, Truncation, Urgency
+from isogloss_server.models.base import Embedded, Model, ModelCard, Role, Tolerance, TokenBatch, Truncation, Urgency
 from isogloss_server.models.tokens import Tokenized, Tokens
 
 BLOCK_CHARACTERS = 1 << 16  # tokenised at a time: a cancelled call ends with the block it is in
 INLINE_CHARACTERS = 1 << 10  # so few are done sooner than another thread could take them over
-F32_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class LocalEmbedder:
         clock: Clock,
         *,
         batcher: Batcher | None = None,
-        tolerance: float = F32_TOLERANCE,
+        tolerance: Tolerance = F32_TOLERANCE,
     ) -> None:
         """Takes `batcher` where computing costs more than a hand-over; `tolerance` is as in `verify`."""
         self._model = model
@@ -89,9 +88,7 @@ class LocalEmbedder:
     def _work(self, texts: Sequence[str], prompt: str, truncation: Truncation, asked_s: float) -> _Block:
         """Tokenises texts, and without a batcher infers them unless one is at fault."""
         began_s = self._clock.monotonic_s()
-        tokenized = self._tokens.encode([prompt + text for text in texts] if prompt else texts, truncation)
-        if prompt:  # which must not stand in for a text that leaves no token
-            tokenized.faults.update(self._tokens.encode(texts, Truncation.END).faults)
+        tokenized = self._tokens.encode_after(prompt, texts, truncation)
         tokenized_s = self._clock.monotonic_s()
         computed = None
         if self._batcher is None and not tokenized.faults:

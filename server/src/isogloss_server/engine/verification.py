@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from isogloss_server.errors import ModelFilesError
-from isogloss_server.models.base import Rows, TokenBatch
+from isogloss_server.models.base import Rows, Tolerance, TokenBatch
 
 WARM_UP_TEXTS = ("Good morning", "Buenos días", "おはようございます", "صباح الخير", "Where is the station?")
+
+F32_TOLERANCE = Tolerance(known=1e-5, company=1e-6)
 
 Probes = Sequence[tuple[str, Sequence[float]]]  # texts, each with its known vector
 
@@ -16,11 +18,9 @@ def verify(
     encode: Callable[[Sequence[str]], TokenBatch],
     forward: Callable[[TokenBatch], Rows],
     probes: Probes,
-    tolerance: float,
+    tolerance: Tolerance,
 ) -> None:
     """Runs a first batch, and holds its vectors against known ones, each other, and each text's vector alone.
-
-    `tolerance` is by how much a number of a vector may differ, as a share of the vector's length.
 
     Raises:
         ModelFilesError: a vector is not finite, all zeros, not the known one, or depends on its neighbours, or texts
@@ -35,9 +35,13 @@ def verify(
     if any(vector.shape != row.shape for vector, row in zip(known, together, strict=False)):
         raise ModelFilesError("the model is damaged: its vectors are not as wide as the known ones")
     alone = np.concatenate([forward(encode([text])) for text in texts])
-    for what, others in (("known vectors", known), ("vectors of the same texts alone", list(alone))):
-        if others and np.abs((together[: len(others)] - others) / lengths[: len(others)]).max() > tolerance:
+    held_against = (
+        ("known vectors", known, tolerance.known),
+        ("vectors of the same texts alone", list(alone), tolerance.company),
+    )
+    for what, others, allowed in held_against:
+        if others and np.abs((together[: len(others)] - others) / lengths[: len(others)]).max() > allowed:
             raise ModelFilesError(f"the model is damaged: its vectors differ from the {what}")
     differ = any(set(encode([text]).ids.tolist()) != set(encode(texts[:1]).ids.tolist()) for text in texts)
-    if differ and np.abs((together - together[0]) / lengths).max() <= tolerance:
+    if differ and np.abs((together - together[0]) / lengths).max() <= tolerance.known:
         raise ModelFilesError("the model is damaged: it gives different texts the same vector")

@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 Rows = NDArray[np.float32]  # [n, d]
 
 
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """By how much a number of a vector may differ, as a share of the vector's length."""
+
+    known: float  # from a known vector's
+    company: float  # from the same text's vector, alone or beside others
+
+
 class Role(StrEnum):
     """What a text is for; models without roles give the same vector for all of them."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from isogloss_server.models.base import Model, ModelCard, Role
+from isogloss_server.models.base import Model, ModelCard, Role, Tolerance
 from isogloss_server.models.tokens import Tokens
 
 
@@ -16,5 +16,6 @@ class Parts:
     card: ModelCard
     prompts: Mapping[Role, str]
     probes: Sequence[tuple[str, Sequence[float]]]  # texts with the vectors that must come out for them
-    tolerance: float  # by which a vector may miss a known one, as a share of its length
+    tolerance: Tolerance
     batched: bool  # whether a pass costs so much that callers' texts are best computed together
+    threads: int | None = None  # passes at a time that the runtime wants; None: as many as asked for

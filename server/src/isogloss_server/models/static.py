@@ -12,13 +12,13 @@ from safetensors import SafetensorError, safe_open
 
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import layout
-from isogloss_server.models.base import Rows, TokenBatch
+from isogloss_server.models.base import Rows, Tolerance, TokenBatch
 from isogloss_server.models.parts import Parts
 from isogloss_server.models.tokens import Tokens, read_tokenizer
 from isogloss_server.models.weights import ModelFolder, fingerprint
 
 MAX_TOKENS = 32_768  # a static model has no limit of its own; this one bounds what a single text may take
-TOLERANCE = 1e-5  # by which a known vector may be missed, as a share of its length
+TOLERANCE = Tolerance(known=1e-5, company=0.0)
 MODULES = (["StaticEmbedding"], ["StaticEmbedding", "Normalize"])
 BLOCK_TOKENS = 16_384  # gathered at a time, so that memory stays bounded
 

