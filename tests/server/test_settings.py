@@ -135,7 +135,9 @@ def test_help_ends_with_an_example_of_settings_that_exist(verb: list[str], capsy
     last = capsys.readouterr().out.rstrip().splitlines()[-1]
     program, *arguments = last.strip().partition("   ")[0].split()
     assert program == PROGRAM
-    assert load({key: value for key, value in vars(parser().parse_args(arguments)).items() if key in Settings.model_fields})
+    assert load(
+        {key: value for key, value in vars(parser().parse_args(arguments)).items() if key in Settings.model_fields}
+    )
 
 
 def test_bash_completes_flags_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from isogloss_server.engine.local import LocalEmbedder, covered_s
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ModelFilesError, RowFaults
 from isogloss_server.models import static, weights
-from isogloss_server.models.base import Role, Tolerance, Rows, TokenBatch, Truncation, Urgency
+from isogloss_server.models.base import Role, Rows, TokenBatch, Tolerance, Truncation, Urgency
 
 
 def embedder(folder: Path, **prompts: str) -> LocalEmbedder:

@@ -13,7 +13,7 @@ from isogloss_server.engine.verification import F32_TOLERANCE, Probes, verify
 from isogloss_server.engine.waiting import Computed
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import DomainError, RowFaults
-from isogloss_server.models.base import Embedded, Model, ModelCard, Role, Tolerance, TokenBatch, Truncation, Urgency
+from isogloss_server.models.base import Embedded, Model, ModelCard, Role, TokenBatch, Tolerance, Truncation, Urgency
 from isogloss_server.models.tokens import Tokenized, Tokens
 
 BLOCK_CHARACTERS = 1 << 16  # tokenised at a time: a cancelled call ends with the block it is in

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from isogloss_server.errors import ModelFilesError
-from isogloss_server.models.base import Rows, Tolerance, TokenBatch
+from isogloss_server.models.base import Rows, TokenBatch, Tolerance
 
 WARM_UP_TEXTS = ("Good morning", "Buenos días", "おはようございます", "صباح الخير", "Where is the station?")
 

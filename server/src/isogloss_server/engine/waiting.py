@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from isogloss_server.models.base import Rows, TokenBatch
 
-# Side by side, as attention sees them, the texts of a batch may take so many times the places that they may have tokens:
-# one long text among many short ones would cost as much as if all were long.
+# Side by side, as attention sees them, the texts of a batch may take so many times the places that they may have
+# tokens: one long text among many short ones would cost as much as if all were long.
 SPREAD = 2
 _length = itemgetter(0)  # of a Text
 

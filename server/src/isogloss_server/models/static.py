@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import layout
-from isogloss_server.models.base import Rows, Tolerance, TokenBatch
+from isogloss_server.models.base import Rows, TokenBatch, Tolerance
 from isogloss_server.models.parts import Parts
 from isogloss_server.models.tokens import Tokens, read_tokenizer
 from isogloss_server.models.weights import ModelFolder, fingerprint

@@ -26,7 +26,7 @@ from isogloss_server.models.weights import ModelFolder
 
 Precision = Literal["auto", "f32", "bf16"]
 GRAPH_VERSION = "1"  # to be raised whenever graph.py builds another graph from the same files
-# Of known vectors, which are float32's, and of company, which makes no difference on processors with 16-number registers.
+# Known vectors are float32's; company makes no difference at all where registers hold 16 numbers.
 TOLERANCES = {"f32": Tolerance(known=1e-5, company=1e-6), "bf16": Tolerance(known=1e-2, company=2e-3)}
 
 
