@@ -56,6 +56,8 @@ def _systems(given: str) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Reads the command line, measures, writes the report."""
     args = parser().parse_args(arguments)
+    if args.plot and not (args.json and args.work in WORKS):
+        raise SystemExit("--plot draws what --json writes, of a work with systems")
     report: dict[str, Any]
     if args.work == BUNDLED:
         report = bundled.run(args.rounds or 7)
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if args.plot and args.json:
+    if args.plot:
         command = [str(environments.python("plot")), "-m", "benchmarks.plot", str(args.plot), str(args.json)]
         subprocess.run(command, check=True)
 

@@ -19,7 +19,7 @@ import aiohttp
 import grpc
 import numpy as np
 import uvloop
-from isogloss import Client, EmbeddedChunk
+from isogloss import Client
 from isogloss.v1 import embedding_pb2 as pb
 
 from benchmarks.turns import Driver, Outcome, obey, take_turns
@@ -33,7 +33,7 @@ class Grpc:
 
     def __init__(self, address: str) -> None:
         sizes = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
-        self._call = grpc.aio.insecure_channel(address, options=sizes).unary_unary(METHOD)
+        self._call: Any = grpc.aio.insecure_channel(address, options=sizes).unary_unary(METHOD)
         self._ready: list[tuple[int, bytes]] = []
         self._callers = 1
 
@@ -72,32 +72,23 @@ class EmbedMany(Grpc):
         super().prepare(calls, callers)
 
     async def run(self, limit_s: float) -> Outcome:
-        """Embeds the list, or as much of it as limit_s allows."""
+        """Embeds the list, or as much of it as is taken up within limit_s."""
         return await asyncio.to_thread(self._run, limit_s)
 
     def _run(self, limit_s: float) -> Outcome:
         outcome, began_s = Outcome(), time.perf_counter()
         last_s = began_s
-        chunks = self._client.embed_many(self._texts)
+        given = itertools.takewhile(lambda _: time.perf_counter() - began_s <= limit_s, self._texts)
         try:
-            for chunk in chunks:
+            for chunk in self._client.embed_many(given):
                 now_s = time.perf_counter()
                 outcome.latencies_ms.append((now_s - last_s) * 1000)
-                outcome.texts += rows(chunk)
+                outcome.texts += len(chunk)
                 last_s = now_s
-                if now_s - began_s > limit_s:
-                    break
         except Exception as error:  # noqa: BLE001 - counted and told, as of every other call
             outcome.errors, outcome.first_error = 1, f"{type(error).__name__}: {error}"[:300]
-        finally:
-            chunks.close()
         outcome.wall_s = last_s - began_s
         return outcome
-
-
-def rows(chunk: EmbeddedChunk) -> int:
-    """Returns how many texts a chunk answers."""
-    return len(chunk.embeddings)
 
 
 class OpenAi:
@@ -134,7 +125,7 @@ class OpenAi:
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(TIMEOUT_S)
             )
         async with self._session.post(self._url, data=body, headers={"Content-Type": "application/json"}) as answer:
-            content = await answer.read()
+            content: bytes = await answer.read()
             answer.raise_for_status()
             return content
 

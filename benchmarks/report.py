@@ -1,5 +1,6 @@
 """Samples to a report: medians, ratios taken round by round, the share of the roofline."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,7 +80,7 @@ def agreement(vectors: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, flo
 
 def _cosine(row: Sequence[float], other: Sequence[float]) -> float:
     dot = sum(a * b for a, b in zip(row, other, strict=True))
-    return dot / (sum(a * a for a in row) * sum(b * b for b in other)) ** 0.5
+    return dot / math.sqrt(sum(a * a for a in row) * sum(b * b for b in other))
 
 
 def table(report: Mapping[str, Any]) -> str:
