@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout, library_folders
-from isogloss_server.models.base import Rows, TokenBatch, Truncation
+from isogloss_server.models.base import Rows, TokenBatch, Tolerance, Truncation
 from isogloss_server.models.parts import Parts
 from isogloss_server.models.tokens import Tokens
 from isogloss_server.models.weights import ModelFolder
@@ -30,8 +30,11 @@ except ModuleNotFoundError as error:
     ) from error
 
 BACKEND = "sentence-transformers"
-# By which a vector may miss a known one, and itself in other company, as a share of its length.
-TOLERANCES = {"f32": 1e-5, "bf16": 3e-2, "f16": 5e-3}
+TOLERANCES = {
+    "f32": Tolerance(known=1e-5, company=1e-5),
+    "bf16": Tolerance(known=3e-2, company=3e-2),
+    "f16": Tolerance(known=5e-3, company=5e-3),
+}
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 LONGEST_TOKENS = 8192  # of one text, where neither the library nor the model has a limit
 PROBE_TEXTS = ("Good morning", "Buenos días, ¿dónde está la estación?", "おはようございます")
