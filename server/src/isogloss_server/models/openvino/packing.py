@@ -1,59 +1,74 @@
-"""Where the rows of a packed batch go for attention, in few shapes.
+"""Where the tokens of a batch go for attention: whole texts side by side in rows of one width, in few shapes.
 
-OpenVINO prepares itself anew, for milliseconds and with memory, for each shape that it has not seen, and it computes a
-text's attention in the same steps in any company only where the longest text's length is a multiple of LANES. So
-every size is rounded up to one of a few; what is added is masked, and its results are thrown away.
+OpenVINO prepares itself anew, for milliseconds and with memory, for each shape that it has not seen; so sizes are
+rounded up. And it computes a text's attention in the same steps in any company only where the text begins at a multiple
+of LANES; so it does. Places left over belong to no text, and what is computed there is thrown away.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 LANES = 16  # float32 numbers that the processor's widest registers hold
-MASKED = np.float32(-1e9)  # added to a score that must not count: its exponential is 0
+LEAST_WIDTH = 64  # of a row with several texts: wider costs more than it saves room, narrower as well
+NOBODY = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """Inputs of the graph beside the embeddings, for n texts of t tokens, both rounded up."""
+    """Inputs of the graph beside the embeddings, for t tokens, rounded up."""
 
-    side_by_side: NDArray[np.int32]  # [n, longest]: the row of each place
-    end_to_end: NDArray[np.int32]  # [t]: the place of each row
-    mask: NDArray[np.float32]  # [n, 1, 1, longest]: 0, or MASKED beyond a text's end
+    tokens: NDArray[np.int32]  # [rows, width]: the token at each place
+    owners: NDArray[np.int32]  # [rows, width]: the text that it is of, or NOBODY; only one text's places see each other
+    places: NDArray[np.int32]  # [t]: the place of each token
 
 
 def pack(lengths: NDArray[np.int64]) -> Packing:
     """Returns the packing of texts of these lengths, int64 [n], each at least 1."""
-    texts, longest = text_steps(len(lengths)), length_steps(int(lengths.max()))
+    longest = int(lengths.max())
+    width = width_steps(longest) if len(lengths) > 1 else token_steps(longest)
+    firsts, rows = _arranged(lengths.tolist(), width)
+    total = int(lengths.sum())
+    places = np.zeros(token_steps(total), dtype=np.int32)
     starts = np.cumsum(lengths) - lengths
-    offsets = np.arange(longest)
-    inside = offsets < lengths[:, None]
-    side_by_side = np.zeros((texts, longest), dtype=np.int32)
-    side_by_side[: len(lengths)] = np.where(inside, starts[:, None] + offsets, 0)
-    mask = np.zeros((texts, 1, 1, longest), dtype=np.float32)
-    mask[: len(lengths), 0, 0] = np.where(inside, np.float32(0), MASKED)
-    tokens = int(lengths.sum())
-    end_to_end = np.zeros(token_steps(tokens), dtype=np.int32)
-    end_to_end[:tokens] = np.flatnonzero(inside)
-    return Packing(side_by_side=side_by_side, end_to_end=end_to_end, mask=mask)
+    places[:total] = np.arange(total) + np.repeat(np.array(firsts) - starts, lengths)
+    tokens = np.zeros(row_steps(rows) * width, dtype=np.int32)
+    tokens[places[:total]] = np.arange(total)
+    owners = np.full(len(tokens), NOBODY, dtype=np.int32)
+    owners[places[:total]] = np.repeat(np.arange(len(lengths)), lengths)
+    return Packing(tokens=tokens.reshape(-1, width), owners=owners.reshape(-1, width), places=places)
+
+
+def _arranged(lengths: list[int], width: int) -> tuple[list[int], int]:
+    """Returns each text's first place, and the number of rows: the longest first, each into the first row with room."""
+    firsts = [0] * len(lengths)
+    ends: list[int] = []  # of each row, in places from its beginning
+    for text in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        length = -(-lengths[text] // LANES) * LANES
+        row = next((row for row, end in enumerate(ends) if end + length <= width), len(ends))
+        if row == len(ends):
+            ends.append(0)
+        firsts[text] = row * width + ends[row]
+        ends[row] += length
+    return firsts, len(ends)
 
 
 def token_steps(tokens: int) -> int:
-    """Returns the number of rows for so many tokens."""
+    """Returns the number of tokens that so many are rounded up to."""
     return -(-tokens // LANES) * LANES
 
 
-@lru_cache(maxsize=4096)
-def text_steps(texts: int) -> int:
-    """Returns the number of places for so many texts: 1, 2, 3, 4, 6, 8, 12, 16, 24 ..."""
-    power = 1 << (texts - 1).bit_length()
-    return power * 3 // 4 if power >= 4 and texts <= power * 3 // 4 else power
+def row_steps(rows: int) -> int:
+    """Returns the number of rows that so many are rounded up to: at least eight steps to each doubling."""
+    return _stepped(rows, least=1)
 
 
-@lru_cache(maxsize=4096)
-def length_steps(longest: int) -> int:
-    """Returns the number of places for a text so long: multiples of 16, from 128 on eight to each doubling."""
-    step = max(LANES, (1 << (longest - 1).bit_length()) // 16)
-    return -(-longest // step) * step
+def width_steps(longest: int) -> int:
+    """Returns the width of rows for a text so long: likewise, in multiples of LANES."""
+    return max(LEAST_WIDTH, _stepped(longest, least=LANES))
+
+
+def _stepped(number: int, *, least: int) -> int:
+    step = max(least, (1 << (number - 1).bit_length()) // 16)
+    return -(-number // step) * step

@@ -64,9 +64,9 @@ class OpenVinoModel:
         """Returns float32 [n, d], of unit length only where the model says so; every text has a token at least."""
         packing = pack(batch.lengths)
         rows = self._embeddings.rows(batch)
-        padded = np.zeros((len(packing.end_to_end), rows.shape[1]), dtype=np.float32)
+        padded = np.zeros((len(packing.places), rows.shape[1]), dtype=np.float32)
         padded[: len(rows)] = rows
-        inputs = [padded, packing.side_by_side, packing.end_to_end, packing.mask]
+        inputs = [padded, packing.tokens, packing.owners, packing.places]
         request = self._requests.get()
         try:
             encoded = request.infer(inputs, share_inputs=True, share_outputs=True)[0]
