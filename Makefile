@@ -42,8 +42,17 @@ test-client-lowest: .venv-client-lowest/.ready
 test-sentence-transformers: .venv-sentence-transformers/.ready
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
 
-bench: .venv/.runtime ## the benchmarks; results under benchmarks/results/
-	$(BIN)/python -m benchmarks --json benchmarks/results/bundled.json
+RESULTS := benchmarks/results
+WORKS := single batch bulk trickle
+
+bench: .venv/.runtime ## the benchmarks, peers included, in about two hours; results under benchmarks/results/
+	$(BIN)/python -m benchmarks --work bundled --json $(RESULTS)/bundled.json
+	for work in $(WORKS); do \
+		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --json $(RESULTS)/minilm-$$work.json \
+			--plot $(RESULTS)/minilm-$$work.png && \
+		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --model multilingual-shape \
+			--json $(RESULTS)/multilingual-$$work.json --plot $(RESULTS)/multilingual-$$work.png || exit 1; \
+	done
 
 proto: .venv-proto/.ready ## the stubs
 	.venv-proto/bin/python proto/contract.py stubs

@@ -75,7 +75,6 @@ SYSTEMS = {
     for system in (
         _isogloss("bf16", "bf16"),
         _isogloss("f32", "f32"),
-        _isogloss("int8", ""),
         _infinity("infinity-torch", "torch"),
         _infinity("infinity-onnx", "optimum"),
         System(
