@@ -23,6 +23,9 @@ from isogloss_server.settings import Settings, model_name_and_source
 SWITCH_INTERVAL_S = 0.0005
 
 
+YOUNG_OBJECTS = 20_000  # made before the collector looks at them: a call makes hundreds, and few of them in cycles
+
+
 class StopSignals:
     """SIGTERM and SIGINT: the first asks to drain, the second to stop at once."""
 
@@ -60,6 +63,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
             logs.event("stopped while loading", signal=signals.received[0].name)
             return 0
         gc.collect()
+        gc.set_threshold(YOUNG_OBJECTS)
         gc.freeze()  # what is loaded stays: the collector need not look through it again and again
         with _port_file(settings.port_file, port):
             start_s = round(clock.monotonic_s() - began_s, 3)

@@ -80,6 +80,8 @@ def quantise(rows: Rows, element_type: ElementType) -> Quantised:
         bits = np.packbits(rows > 0, axis=1)
         elements = bits if element_type is ElementType.UBINARY else (bits ^ 0x80).view(np.int8)
         return Quantised(elements, columns, element_type, no_scales)
+    if element_type is ElementType.FLOAT32:
+        return Quantised(np.ascontiguousarray(rows), columns, element_type, no_scales)
     with np.errstate(over="ignore"):  # a number beyond float16 becomes infinite, as IEEE 754 says
         elements = np.ascontiguousarray(rows, dtype=WIRE_DTYPE[element_type])
     return Quantised(elements, columns, element_type, no_scales)

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, cast
 
@@ -90,4 +90,4 @@ def _request_id(metadata: Any) -> str:
     """Returns the caller's id for the call where it is fit to be logged, else a new one."""
     given = next((value for key, value in metadata or () if key == REQUEST_ID), "")
     fit = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
-    return given if fit and given.isascii() and given.isprintable() else uuid.uuid4().hex
+    return given if fit and given.isascii() and given.isprintable() else secrets.token_hex(16)

@@ -1,0 +1,82 @@
+"""The packed engine gives what sentence-transformers gives: real weights, and the multilingual model's exact shape."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from isogloss_server.models import weights
+from isogloss_server.models.base import Rows, Truncation
+from isogloss_server.models.openvino import load as packed
+from isogloss_server.models.parts import Parts
+
+from tests.support import texts
+
+pytestmark = [pytest.mark.sentence_transformers, pytest.mark.timeout(600)]
+
+AWKWARD = [
+    "x",
+    "👩‍👩‍👧‍👦 🏳️‍🌈",
+    "ﬁne ＦＵＬＬ ｗｉｄｔｈ İstanbul naïve Straße",
+    "\u200bzero\u200dwidth\ufeff",
+    "a" * 3000,
+    "word " * 700,
+    "日本語" * 400,
+    "   leading, trailing, and   inner\tspaces\n\n",
+    "[CLS] [SEP] [PAD] <s> </s> <pad>",
+    "é" * 10 + " " + "e\u0301" * 10,
+]
+TEXTS = [*texts.mixed(500 - len(AWKWARD)), *AWKWARD]
+GATES = {"f32": (0.99999, 0.99999), "bf16": (0.9999, 0.9995)}  # mean and least cosine
+
+
+class Pair:
+    """A folder in both: the library, with its vectors of TEXTS, and the packed engine in each precision."""
+
+    def __init__(self, folder: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.folder = folder
+        self.library: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self.expected: Rows = self.library.encode(TEXTS, batch_size=16, normalize_embeddings=True)
+
+    def packed(self, precision: Literal["f32", "bf16"]) -> Parts:
+        """Returns the packed model."""
+        runtime = packed.Runtime(precision=precision, threads=1, graph_cache=None)
+        return packed.load(weights.locate(str(self.folder)), runtime)
+
+
+@pytest.fixture(scope="module", params=["minilm", "multilingual"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """Each model in both."""
+    return Pair(request.getfixturevalue(request.param))
+
+
+@pytest.mark.parametrize("precision", GATES)
+def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", "bf16"]) -> None:
+    """On 500 texts of many scripts and lengths the cosine to sentence-transformers in float32 is past the gates."""
+    parts = pair.packed(precision)
+    rows = np.concatenate(
+        [
+            parts.model.forward(parts.tokens.encode(TEXTS[first : first + 10], Truncation.END).batch)
+            for first in range(0, len(TEXTS), 10)
+        ]
+    ).astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = (rows * pair.expected).sum(axis=1)
+    mean, least = GATES[precision]
+    assert cosines.mean() >= mean
+    assert cosines.min() >= least
+    if precision == "f32":
+        assert np.abs(rows - pair.expected).max() <= 1e-6
+
+
+def test_tokens_are_those_of_the_library(pair: Pair) -> None:
+    """Each text has the library's tokens: its limit, its special tokens, its truncation."""
+    parts = pair.packed("f32")
+    assert parts.tokens.max_tokens == pair.library.max_seq_length
+    batch = parts.tokens.encode(TEXTS, Truncation.END).batch
+    ours = np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
+    for text, ids in zip(TEXTS, ours, strict=True):
+        features = pair.library.preprocess([text])
+        assert features["input_ids"][0].tolist() == ids.tolist(), text[:50]
