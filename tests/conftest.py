@@ -55,5 +55,7 @@ def static_folder(tmp_path: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     table = np.arange(1, 16, dtype=np.float16).reshape(5, 3)
     save_file({"embedding.weight": table}, folder / "model.safetensors")
-    (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "x.StaticEmbedding"}]')
+    (folder / "modules.json").write_text(
+        '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.StaticEmbedding"}]'
+    )
     return folder

@@ -65,9 +65,7 @@ def test_a_system_gets_a_thread_for_each_core(cores: str, threads: int) -> None:
 
 def test_all_systems_of_the_comparison_are_there() -> None:
     """The systems have the names under which reports are compared."""
-    named = (
-        "isogloss-bf16 isogloss-f32 infinity-torch infinity-onnx fastembed sentence-transformers naive"
-    )
+    named = "isogloss-bf16 isogloss-f32 infinity-torch infinity-onnx fastembed sentence-transformers naive"
     assert set(named.split()) <= set(SYSTEMS)
     assert parser().parse_args(["--systems", "naive,fastembed"]).systems == ["naive", "fastembed"]
     with pytest.raises(SystemExit):

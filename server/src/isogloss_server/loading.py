@@ -1,5 +1,9 @@
 """One model, from its name or folder to what answers requests: files, runtime, embedder, start-up checks."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from isogloss_server import logs
 from isogloss_server.clock import Clock
 from isogloss_server.cores import usable_cores
 from isogloss_server.engine.batcher import Batcher
@@ -8,12 +12,14 @@ from isogloss_server.engine.limits import Limits, default_max_texts
 from isogloss_server.engine.local import LocalEmbedder
 from isogloss_server.engine.registry import Ready
 from isogloss_server.engine.workers import Workers
-from isogloss_server.errors import ModelFilesError, UnsupportedModelError
+from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout, static, weights
 from isogloss_server.models.base import ModelCard
 from isogloss_server.models.parts import Parts
 from isogloss_server.models.weights import ModelFolder
 from isogloss_server.settings import Settings
+
+T = TypeVar("T")
 
 
 def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Ready:
@@ -22,7 +28,7 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Rea
     Raises:
         StartupError: it cannot be loaded, or does not compute what it should.
     """
-    parts = read(weights.locate(source), settings)
+    parts = _told(source, lambda: read(weights.locate(source), settings))
     batcher = None
     if parts.batched:
         batcher = Batcher(
@@ -36,8 +42,8 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Rea
         parts.model, parts.tokens, parts.card, parts.prompts, workers, clock, batcher=batcher, tolerance=parts.tolerance
     )
     try:
-        embedder.verify(parts.probes)
-    except BaseException:
+        _told(source, lambda: embedder.verify(parts.probes))
+    except StartupError:
         embedder.close()
         raise
     return Ready(embedder, _limits(settings, parts.card), bulk_jobs=QUEUED_BULK_JOBS if batcher else 1)
@@ -62,6 +68,18 @@ def read(folder: ModelFolder, settings: Settings) -> Parts:
             return _sentence_transformers(folder, settings)
         except ModelFilesError as second:
             raise ModelFilesError(f"{refused}; {second}") from second
+
+
+def _told(source: str, work: Callable[[], T]) -> T:
+    """Returns what `work` returns; what a library raises about a model becomes the one line that an operator reads."""
+    try:
+        return work()
+    except StartupError:
+        raise
+    except Exception as error:
+        logs.fault(error, model=source)
+        first = str(error).partition("\n")[0]
+        raise ModelFilesError(f"model {source} cannot be loaded: {type(error).__name__}: {first}") from error
 
 
 def inference_threads(settings: Settings) -> int:

@@ -75,7 +75,7 @@ def show(flags: Mapping[str, Any]) -> int:
 def pull(flags: Mapping[str, Any]) -> int:
     """Downloads models into the hub's cache, one after the other; prints where they are."""
     for source in flags["model"]:
-        folder = weights.locate(source)
+        folder = weights.locate(source, refresh=True)
         at = f" at {folder.revision}" if folder.revision else ""
         say(f"{source}{at}: {folder.path}")
         if folder.known and folder.known.remark:

@@ -79,9 +79,10 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
 async def _load(
     registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Workers, clock: Clock
 ) -> None:
+    loader = Workers(1)  # the first models serve already while the last are loaded
     for model in registry.models:
         before_mb = memory.anonymous_mb()
-        model.serve(await workers.run(loading.load, sources[model.name], settings, workers, clock))
+        model.serve(await loader.run(loading.load, sources[model.name], settings, workers, clock))
         card = model.ready.embedder.card
         logs.event(
             "model ready",

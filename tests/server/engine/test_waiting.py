@@ -1,5 +1,6 @@
 """One lane of the queue: which texts make the next batch."""
 
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -42,16 +43,20 @@ def test_equal_lengths_leave_in_the_order_of_arrival() -> None:
 
 @given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=12), st.integers(1, 60))
 def test_every_text_leaves_once_and_no_room_is_left_unused(lengths: list[list[int]], budget: int) -> None:
-    """Each text is taken once; a batch has the oldest, keeps to the budget, and has no room for any other."""
+    """Each text is taken once, a batch keeps to the budget and has no room for any other, and calls take turns."""
     lane = Waiting()
     waiting = [(s, row) for s in [submission(*part) for part in lengths] for row in range(len(s.lengths))]
     for one in dict.fromkeys(s for s, _ in waiting):
         lane.put(one)
+    passed_over: Counter[Submission] = Counter()
     while waiting:
         taken, expired = lane.take(budget, 0)
         keys = [(text.submission, text.row) for text in taken]
         used = sum(lengths_of(taken))
-        assert waiting[0] in keys
+        passed_over.update({s for s, _ in waiting})
+        for s, _ in keys:
+            del passed_over[s]
+        assert all(times < len(lengths) for times in passed_over.values())
         assert used <= budget or len(taken) == 1
         assert lengths_of(taken) == sorted(s.lengths[row] for s, row in keys)
         assert len(set(keys)) == len(keys)
@@ -93,7 +98,7 @@ def test_counts_are_exact_whatever_is_given_up(data: st.DataObject) -> None:
     assert Counter(text.submission for text in taken) == Counter(
         {one: texts for one, texts in wanted.items() if one.deadline_s > now_s}
     )
-    assert (lane.texts, lane.tokens, len(lane._arrivals), len(lane._alike), lane._lengths) == (0, 0, 0, 0, [])
+    assert (lane.texts, lane.tokens, len(lane._turns), len(lane._alike), lane._lengths) == (0, 0, 0, 0, [])
 
 
 def test_what_is_given_up_is_not_kept_behind_others() -> None:
@@ -109,4 +114,24 @@ def test_what_is_given_up_is_not_kept_behind_others() -> None:
         lane.take(24, 0)
     assert lane.texts == 100
     assert lane._lengths == [3]
-    assert len(lane._arrivals) <= 108
+    assert len(lane._turns) <= 50 + 14
+
+
+def test_a_call_of_many_texts_does_not_hold_up_a_later_one() -> None:
+    """A text that comes after a thousand others of one call is in the second batch at the latest."""
+    lane = Waiting()
+    large, small = submission(*[5] * 1000), submission(90)
+    lane.put(large)
+    lane.put(small)
+    assert any(small in {text.submission for text in lane.take(100, 0)[0]} for _ in range(2))
+
+
+def test_a_call_that_is_done_is_forgotten() -> None:
+    """Nothing keeps a call's rows alive once its texts are taken, though its deadline is far."""
+    lane = Waiting()
+    lane.put(submission(3, deadline_s=1e6))
+    lane.put(waiting := submission(1000))
+    taken, _ = lane.take(3, 0)
+    done = weakref.ref(taken.pop().submission)
+    assert done() is None
+    assert waiting.texts == 1

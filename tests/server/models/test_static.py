@@ -70,7 +70,7 @@ def test_a_normalize_module_makes_unit_length(folder: Path) -> None:
     """A folder whose modules end in Normalize gives rows of unit length, and is another space."""
     before = load(folder).card.space_id
     modules = json.loads((folder / "modules.json").read_text())
-    modules.append({"idx": 1, "name": "1", "path": "1_Normalize", "type": "x.Normalize"})
+    modules.append({"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"})
     (folder / "modules.json").write_text(json.dumps(modules))
     parts = load(folder)
     rows = parts.model.forward(parts.tokens.encode(["one two"], Truncation.END).batch)

@@ -72,7 +72,7 @@ class Batcher:
             if self._closed:
                 raise _draining()
             lane.put(submission)
-            self._changed.notify(1 + len(batch.ids) // SHARED_TOKENS)
+            self._changed.notify(1 + len(batch.ids) // min(SHARED_TOKENS, self._max_batch_tokens))
         future.add_done_callback(partial(self._left, submission))
         return future
 
@@ -98,10 +98,11 @@ class Batcher:
             try:
                 rows = self._model.forward(_joined(batch))
                 self._check(rows, len(batch))
+                if broken := [batch[at] for at in np.flatnonzero(~np.isfinite(rows).all(axis=1))]:
+                    self._fail(broken, ValueError("the model gave numbers that are not finite"))
+                self._deliver(batch, rows, (began_s, self._clock.monotonic_s()))
             except BaseException as error:  # noqa: BLE001 - a panic of a library in Rust is no Exception
                 self._fail(batch, error)
-            else:
-                self._deliver(batch, rows, (began_s, self._clock.monotonic_s()))
 
     def _next(self) -> list[Text]:
         """Waits until there is a batch to compute, and returns it; nothing once the batcher is closed."""
@@ -131,8 +132,6 @@ class Batcher:
         if rows.shape != (texts, self._dimensions) or rows.dtype != np.float32:
             expected = f"float32 {[texts, self._dimensions]}"
             raise ValueError(f"the model gave {rows.dtype} {list(rows.shape)} where {expected} was due")
-        if not np.isfinite(rows).all():
-            raise ValueError("the model gave numbers that are not finite")
 
     def _deliver(self, batch: list[Text], rows: Rows, span: tuple[float, float]) -> None:
         """Writes each row to its place, and tells the submissions that now have all of theirs."""
@@ -148,7 +147,7 @@ class Batcher:
         _settle((submission, Computed(submission.rows, tuple(submission.spans))) for submission in finished)
 
     def _fail(self, batch: list[Text], error: BaseException) -> None:
-        """Fails every submission that has a text in the batch, and takes the rest of them out of the queue."""
+        """Fails every submission that one of these texts is of, and takes the rest of them out of the queue."""
         with self._changed:
             failed = {text.submission for text in batch if not text.submission.gone}
             for submission in failed:

@@ -1,12 +1,15 @@
-"""The texts of one lane that wait for a model: taken oldest first, with those nearest to it in length."""
+"""The texts of one lane that wait for a model: calls take turns, and the texts nearest in length go along."""
 
 import asyncio
+import math
 from bisect import bisect_left, bisect_right, insort
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
-from itertools import accumulate
+from heapq import heappop, heappush
+from itertools import accumulate, count
 from operator import itemgetter
 from typing import NamedTuple
+from weakref import ReferenceType, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +31,20 @@ class Submission:
     """What one caller has in the queue: its tokens, the rows that come of them, and how far they are."""
 
     __slots__ = (
-        "deadline_s", "ends", "future", "gone", "ids", "lane", "lengths", "missing", "rows", "spans", "texts", "tokens"
+        "__weakref__",
+        "deadline_s",
+        "ends",
+        "entries",
+        "future",
+        "gone",
+        "ids",
+        "lane",
+        "lengths",
+        "missing",
+        "rows",
+        "spans",
+        "texts",
+        "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +60,7 @@ class Submission:
         self.missing = len(self.lengths)  # texts without a row yet
         self.texts, self.tokens = len(self.lengths), len(self.ids)  # that wait
         self.gone = False  # nobody waits for it any more
+        self.entries: deque[_Entry] = deque()  # its texts in order, some of which are out
         self.lane: Waiting
 
     def ids_of(self, row: int) -> NDArray[np.int32]:
@@ -61,28 +78,28 @@ class Text(NamedTuple):
 
 
 class _Entry:
-    """One text that waits; once it is out it knows no submission any more."""
+    """One text that waits; `out` once it does no more."""
 
-    __slots__ = ("length", "row", "submission")
+    __slots__ = ("length", "out", "row", "submission")
 
     def __init__(self, length: int, row: int, submission: Submission) -> None:
         self.length = length
         self.row = row
-        self.submission: Submission | None = submission
+        self.submission = submission
+        self.out = False
 
 
 class Waiting:
-    """One lane; to be touched by one thread at a time.
-
-    A text stands in the order of arrival and in that of its length. Texts of a submission that is gone count no
-    longer; they themselves leave when one comes upon them, at the latest as the oldest.
-    """
+    """One lane; to be touched by one thread at a time."""
 
     def __init__(self) -> None:
         self.texts = 0
         self.tokens = 0
-        self._arrivals: deque[_Entry] = deque()  # some of which are out
-        self._alike: dict[int, deque[_Entry]] = {}  # by length, in order of arrival; none empty
+        self._turns: OrderedDict[Submission, None] = OrderedDict()  # the first's oldest text is the next batch's first
+        # A heap, which keeps nothing alive that has left; the number makes its entries comparable.
+        self._deadlines: list[tuple[float, int, ReferenceType[Submission]]] = []
+        self._numbers = count()
+        self._alike: dict[int, OrderedDict[_Entry, None]] = {}  # by length, in order of arrival; none empty
         self._lengths: list[int] = []  # its keys, ascending
 
     def put(self, submission: Submission) -> None:
@@ -92,54 +109,61 @@ class Waiting:
             entry = _Entry(length, row, submission)
             alike = self._alike.get(length)
             if alike is None:
-                alike = self._alike[length] = deque()
+                alike = self._alike[length] = OrderedDict()
                 insort(self._lengths, length)
-            alike.append(entry)
-            self._arrivals.append(entry)
+            alike[entry] = None
+            submission.entries.append(entry)
+        self._turns[submission] = None
+        if submission.deadline_s < math.inf:
+            heappush(self._deadlines, (submission.deadline_s, next(self._numbers), ref(submission)))
         self.texts += submission.texts
         self.tokens += submission.tokens
 
     def drop(self, submission: Submission) -> None:
         """Gives up what waits of a submission."""
-        self._give_up(submission)
-        if not self.texts:
-            self._clear()
+        submission.gone = True
+        for entry in [entry for entry in submission.entries if not entry.out]:
+            alike = self._alike[entry.length]
+            del alike[entry]
+            self._leaves(entry)
+            if not alike:
+                self._forget(entry.length)
 
     def drop_all(self) -> list[Submission]:
         """Gives up all that waits; returns the submissions."""
-        waiting = {entry.submission for entry in self._arrivals if entry.submission and not entry.submission.gone}
+        waiting = list(self._turns)
         for submission in waiting:
             self.drop(submission)
-        return list(waiting)
+        return waiting
 
     def take(self, max_tokens: int, now_s: float) -> tuple[list[Text], list[Submission]]:
         """Returns the texts of the next batch, ascending by length, and the submissions whose time is up.
 
-        The oldest text is among them, however long it is; the others are those nearest to it in length that fit.
+        The oldest text of the submission whose turn it is is among them, however long it is; the others are those
+        nearest to it in length that fit.
         """
-        expired: list[Submission] = []
+        expired = self._expired(now_s)
         taken: list[Text] = []
-        oldest = self._oldest(now_s, expired)
-        if oldest is not None:
-            self._fill(taken, oldest.length, max(max_tokens, oldest.length), now_s, expired)
-        if not self.texts:
-            self._clear()
+        if self._turns:
+            submission = next(iter(self._turns))
+            self._turns.move_to_end(submission)
+            first = next(entry for entry in submission.entries if not entry.out)
+            del self._alike[first.length][first]
+            taken.append(self._leaves(first))
+            self._fill(taken, first.length, max_tokens - first.length)
         taken.sort(key=_length)
         return taken, expired
 
-    def _oldest(self, now_s: float, expired: list[Submission]) -> _Entry | None:
-        while self._arrivals:
-            entry = self._arrivals[0]
-            if entry.submission is not None:
-                if self._is_wanted(entry.submission, now_s, expired):
-                    return entry
-                self._alike[entry.length].popleft()  # where it is the oldest as well
-                if not self._alike[entry.length]:
-                    self._forget(entry.length)
-            self._arrivals.popleft()
-        return None
+    def _expired(self, now_s: float) -> list[Submission]:
+        expired: list[Submission] = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            submission = heappop(self._deadlines)[2]()
+            if submission is not None and submission.texts:
+                self.drop(submission)
+                expired.append(submission)
+        return expired
 
-    def _fill(self, taken: list[Text], anchor: int, room: int, now_s: float, expired: list[Submission]) -> None:
+    def _fill(self, taken: list[Text], anchor: int, room: int) -> None:
         """Takes texts, by the distance of their length from the anchor's, until there is no room for any."""
         lengths, emptied = self._lengths, []
         high = bisect_left(lengths, anchor)
@@ -149,13 +173,8 @@ class Waiting:
             length = lengths[high if upwards else low]
             alike = self._alike[length]
             while alike and length <= room:
-                entry = alike.popleft()
-                submission, entry.submission = entry.submission, None
-                if submission is not None and self._is_wanted(submission, now_s, expired):
-                    taken.append(Text(length, entry.row, submission))
-                    submission.texts -= 1
-                    submission.tokens -= length
-                    room -= length
+                taken.append(self._leaves(alike.popitem(last=False)[0]))
+                room -= length
             if not alike:
                 emptied.append(length)
             if upwards:
@@ -164,29 +183,19 @@ class Waiting:
                 low = min(low - 1, bisect_right(lengths, room) - 1)
         for length in emptied:
             self._forget(length)
-        self.texts -= len(taken)
-        self.tokens -= sum(map(_length, taken))
 
-    def _is_wanted(self, submission: Submission, now_s: float, expired: list[Submission]) -> bool:
-        if submission.gone:
-            return False
-        if submission.deadline_s > now_s:
-            return True
-        self._give_up(submission)
-        expired.append(submission)
-        return False
-
-    def _give_up(self, submission: Submission) -> None:
-        if not submission.gone:
-            submission.gone = True
-            self.texts -= submission.texts
-            self.tokens -= submission.tokens
+    def _leaves(self, entry: _Entry) -> Text:
+        submission, entry.out = entry.submission, True
+        submission.texts -= 1
+        submission.tokens -= entry.length
+        self.texts -= 1
+        self.tokens -= entry.length
+        while submission.entries and submission.entries[0].out:
+            submission.entries.popleft()
+        if not submission.texts:
+            del self._turns[submission]
+        return Text(entry.length, entry.row, submission)
 
     def _forget(self, length: int) -> None:
         del self._alike[length]
         del self._lengths[bisect_left(self._lengths, length)]
-
-    def _clear(self) -> None:
-        self._arrivals.clear()
-        self._alike.clear()
-        self._lengths.clear()

@@ -46,7 +46,11 @@ def compare(folder: ModelFolder, parts: Parts) -> Iterator[Comparison]:
     """Yields a comparison for each prompt that a role has, and for none where some role has none."""
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     library = importlib.import_module(LIBRARY).SentenceTransformer(
-        str(folder.path), device="cpu", trust_remote_code=False, local_files_only=True
+        str(folder.path),
+        device="cpu",
+        trust_remote_code=False,
+        local_files_only=True,
+        model_kwargs={"dtype": "float32"},  # else that of the files
     )
     texts = sentences()
     for prompt in dict.fromkeys(parts.prompts.get(role, "") for role in Role):

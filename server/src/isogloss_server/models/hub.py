@@ -44,6 +44,9 @@ FILES = [
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
     "[0-9]*_*/*.json",
     "[0-9]*_*/*.safetensors",
 ]

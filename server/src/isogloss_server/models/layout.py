@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from isogloss_server import logs
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
 from isogloss_server.models.base import ModelCard, Role
 from isogloss_server.models.tokens import Tokens
 from isogloss_server.models.weights import ModelFolder, fingerprint, read_json
 
+LIBRARY = "sentence_transformers."  # before the names of its own classes; others are code that comes with a model
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens")
 # Before version 5.3 a switch for each, of which several could be on.
 POOLING_SWITCHES = {
@@ -55,13 +58,20 @@ class TransformerLayout:
 
 
 def module_names(folder: ModelFolder) -> list[str]:
-    """Returns the classes of the folder's modules, in order, by their last names."""
-    return [str(module.get("type", "")).rsplit(".", 1)[-1] for module in folder.modules]
+    """Returns the classes of the folder's modules, in order: the library's own by their last names, others in full."""
+    kinds = [str(module.get("type", "")) for module in folder.modules]
+    return [kind.rpartition(".")[2] if kind.startswith(LIBRARY) else kind for kind in kinds]
 
 
 def module_place(folder: ModelFolder, number: int) -> str:
-    """Returns where a module's files lie: nothing, or a folder's name and a slash."""
-    path = str(folder.modules[number].get("path", ""))
+    """Returns where a module's files lie: nothing, or a folder's name and a slash.
+
+    Raises:
+        ModelFilesError: they are said to lie outside of the folder.
+    """
+    path = str(folder.modules[number].get("path") or "")
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ModelFilesError(f"{folder.path / 'modules.json'}: the path {path!r} leads out of the folder")
     return f"{path}/" if path else ""
 
 
@@ -80,7 +90,7 @@ def transformer(folder: ModelFolder) -> TransformerLayout:
         )
     place = module_place(folder, 0)
     settings = _settings(folder, place)
-    return TransformerLayout(
+    plan = TransformerLayout(
         place=place,
         config=required_object(folder, f"{place}config.json"),
         max_tokens=_max_tokens(folder, place, settings),
@@ -89,6 +99,9 @@ def transformer(folder: ModelFolder) -> TransformerLayout:
         dense=tuple(_dense(folder, module_place(folder, 2 + number)) for number in range(len(inner))),
         normalize=names[-1] == "Normalize",
     )
+    if folder.known and (plan.poolings, tuple(names)) != ((folder.known.pooling,), folder.known.modules):
+        logs.warning("the model's files say otherwise than is known of it", modules=names, pooling=plan.poolings)
+    return plan
 
 
 def space_id(folder: ModelFolder, plan: TransformerLayout, digests: Sequence[str], max_tokens: int) -> str:
@@ -115,7 +128,9 @@ def prompts(folder: ModelFolder) -> dict[Role, str]:
     own = config.get("prompts") or {}
     if not isinstance(own, Mapping):
         raise ModelFilesError(f"{folder.path}/config_sentence_transformers.json is damaged: prompts must be an object")
-    known = folder.known.prompts if folder.known else {}
+    known: Mapping[str, str] = {}
+    if folder.known:  # whose row knows more than a file of empty prompts, which the library writes of its own accord
+        known, own = folder.known.prompts, {name: prompt for name, prompt in own.items() if prompt}
     chosen = {role: own.get(role.value) for role in Role}
     if chosen[Role.DOCUMENT] is None:
         chosen[Role.DOCUMENT] = own.get("passage")
@@ -177,6 +192,8 @@ def _settings(folder: ModelFolder, place: str) -> Mapping[str, Any]:
 def _max_tokens(folder: ModelFolder, place: str, settings: Mapping[str, Any]) -> int | None:
     own = settings.get("max_seq_length")
     found = own or optional_object(folder, f"{place}tokenizer_config.json").get("model_max_length")
+    if not isinstance(found, int | float | None):
+        raise ModelFilesError(f"model folder {folder.path}: the length limit {found!r} is no number")
     return int(found) if found and found < 1 << 31 else None  # tokenizers without a limit say 1e30
 
 
@@ -206,4 +223,4 @@ def _dense(folder: ModelFolder, place: str) -> Dense:
             f"{folder.path / place}config.json: the packed engine has Dense over the sentence's vector, without "
             f"residual, followed by {' or '.join(DENSE_ACTIVATIONS)}"
         )
-    return Dense(place, int(config["out_features"]), activation, bool(config.get("bias", True)))
+    return Dense(place, int(config.get("out_features", 0)), activation, bool(config.get("bias", True)))

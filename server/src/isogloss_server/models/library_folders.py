@@ -21,7 +21,7 @@ def check(folder: ModelFolder) -> None:
     """
     where = f"model folder {folder.path}"
     names = layout.module_names(folder)
-    foreign = [kind for kind in (str(module.get("type", "")) for module in folder.modules) if not _is_own(kind)]
+    foreign = [name for name in names if "." in name]
     if foreign:
         raise UnsupportedModelError(f"{where}: {', '.join(foreign)} is code that comes with a model; none is ever run")
     if names[:1] != ["Transformer"]:
@@ -39,10 +39,6 @@ def check(folder: ModelFolder) -> None:
             pooling = layout.required_object(folder, f"{place}config.json")
             if not pooling.get("include_prompt", True):
                 raise UnsupportedModelError(f"{where}: a pooling that leaves the prompt out is not served")
-
-
-def _is_own(kind: str) -> bool:
-    return kind.startswith("sentence_transformers.")
 
 
 def _has_safetensors(folder: ModelFolder, place: str) -> bool:
@@ -79,4 +75,5 @@ def _files(folder: ModelFolder) -> Iterator[str]:
     for number in range(len(folder.modules)):
         place = layout.module_place(folder, number)
         for pattern in FILES:
-            yield from (f"{place}{file.name}" for file in sorted((folder.path / place).glob(pattern)))
+            found = sorted((folder.path / place).rglob(pattern))
+            yield from (str(file.relative_to(folder.path)) for file in found)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from isogloss_server.errors import ModelFilesError
+from isogloss_server.errors import ModelFilesError, UnsupportedModelError
 
 BFLOAT16 = "BF16"  # which numpy has no dtype for: read as its 16 bits, the upper half of a float32's
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, BFLOAT16: np.uint16}
@@ -82,10 +82,11 @@ class Tensors:
         """Returns the tensor of that name, which must have that shape.
 
         Raises:
-            ModelFilesError: there is none, it has another shape, or its numbers are no floats of 16 or 32 bits.
+            UnsupportedModelError: there is none of that name with floats of 16 or 32 bits.
+            ModelFilesError: it has another shape.
         """
         if name not in self._tensors:
-            raise ModelFilesError(f"{self._file} has no tensor {name} of {', '.join(DTYPES)}")
+            raise UnsupportedModelError(f"{self._file} has no tensor {name} of {', '.join(DTYPES)}")
         found = self._tensors[name]
         if found.shape != shape:
             raise ModelFilesError(f"{self._file}: {name} has shape {found.shape}, not {shape}")

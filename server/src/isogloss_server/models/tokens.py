@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from isogloss_server.errors import DomainError, ModelFilesError, TextTooLongError, TextWithoutTokensError
+from isogloss_server.errors import (
+    DomainError,
+    ModelFilesError,
+    TextTooLongError,
+    TextWithoutTokensError,
+    UnsupportedModelError,
+)
 from isogloss_server.models.base import TokenBatch, Truncation
 
 LEAST_PIECE_CHARACTERS = 16_384  # up to here a text is tokenised whole, whatever the model reads of it
@@ -39,9 +45,11 @@ class Tokens:
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
         self._before, self._after = _around(tokenizer) if special else ([], [])
+        if max_tokens <= len(self._before) + len(self._after):
+            raise ModelFilesError(f"a model that reads {max_tokens} tokens has no room for a text's own")
         self._piece = max(LEAST_PIECE_CHARACTERS, 4 * max_tokens)
         self._prompt_lengths: dict[str, int] = {}  # in tokens, special ones included
-        self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocabulary_size = _highest_id(tokenizer) + 1
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
         """Returns the tokens of `texts`; a faulty text has none, and an entry in `faults`."""
@@ -74,10 +82,19 @@ class Tokens:
         if not prompt:
             return self.encode(texts, truncation)
         tokenized = self.encode([prompt + text for text in texts], truncation)
+        if truncation is Truncation.START:
+            self._put_back(prompt, tokenized)
         suspects = np.flatnonzero(tokenized.batch.lengths <= self._length_of(prompt)).tolist()
         alone = self.encode([texts[row] for row in suspects], Truncation.END)
         tokenized.faults.update((suspects[row], fault) for row, fault in alone.faults.items())
         return tokenized
+
+    def _put_back(self, prompt: str, tokenized: Tokenized) -> None:
+        """Lets what a cut at the start took of the prompt be taken of the text."""
+        ids = self._encoded([prompt])[0]
+        starts = np.cumsum(tokenized.batch.lengths) - tokenized.batch.lengths + len(self._before)
+        for row in tokenized.truncated_rows:
+            tokenized.batch.ids[starts[row] :][: len(ids)] = ids
 
     def _length_of(self, prompt: str) -> int:
         if prompt not in self._prompt_lengths:
@@ -136,9 +153,24 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Returns the ids that the tokenizer puts before and after a text of its own accord."""
-    probe = "a"
-    bare = tokenizer.encode(probe, add_special_tokens=False).ids
-    full = tokenizer.encode(probe, add_special_tokens=True).ids
-    first = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
-    return full[:first], full[first + len(bare) :]
+    """Returns the ids that the tokenizer puts before and after a text of its own accord.
+
+    Raises:
+        UnsupportedModelError: it does something else than that.
+    """
+    bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    first = next((at for at in range(len(full)) if bare and full[at : at + len(bare)] == bare), 0)
+    before, after = full[:first], full[first + len(bare) :]
+    for text in ("a", "one two"):
+        bare, full = (tokenizer.encode(text, add_special_tokens=special).ids for special in (False, True))
+        if before + bare + after != full:
+            raise UnsupportedModelError("the tokenizer does more to a text than to put tokens before and after it")
+    return before, after
+
+
+def _highest_id(tokenizer: Tokenizer) -> int:
+    """Returns the highest id of a token; a vocabulary of so many tokens may have gaps."""
+    size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+    if all(tokenizer.id_to_token(number) is not None for number in range(size)):
+        return size - 1
+    return int(max(tokenizer.get_vocab(with_added_tokens=True).values()))

@@ -7,6 +7,7 @@ with the vectors that the model must give for them.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +22,7 @@ from isogloss_server.models.names import Wanted
 
 BUNDLED = "isogloss-static"
 CARD_FILE = "isogloss.json"
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Probe(BaseModel):
@@ -67,7 +69,7 @@ class ModelFolder:
         return file
 
     def digest(self, name: str) -> str:
-        """Returns the sha256 of a file, hexadecimal, held against isogloss.json where that names it.
+        """Returns the sha256 of a file, hexadecimal, held against what isogloss.json or the hub's cache says it is.
 
         Raises:
             ModelFilesError: the file is missing, unreadable or damaged.
@@ -78,17 +80,19 @@ class ModelFolder:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise ModelFilesError(f"cannot read {file}: {error.strerror}") from error
-        expected = self.card.files.get(name, digest)
+        blob = file.resolve().name  # the hub's cache names large files by their sha256
+        expected = self.card.files.get(name, blob if SHA256.fullmatch(blob) else digest)
         if digest != expected:
-            raise ModelFilesError(f"{file} is damaged: its sha256 is {digest}, {CARD_FILE} says {expected}")
+            raise ModelFilesError(f"{file} is damaged: its sha256 is {digest}, and should be {expected}")
         return digest
 
 
-def locate(source: str) -> ModelFolder:
+def locate(source: str, *, refresh: bool = False) -> ModelFolder:
     """Returns the files of a model.
 
     `source` is `isogloss-static`, which is bundled, else a folder's path if there is such a folder, else a name of the
-    catalogue or a hub id, either with `@REVISION`. What is not on this disk is downloaded.
+    catalogue or a hub id, either with `@REVISION`. What is not on this disk is downloaded, and
+    where `refresh` is set also what a branch has come to hold since.
 
     Raises:
         ModelFilesError: there is no such model, it cannot be had, or a file that describes it is missing or damaged.
@@ -101,7 +105,8 @@ def locate(source: str) -> ModelFolder:
         raise unknown(source)
     from isogloss_server.models import hub  # noqa: PLC0415 - its library takes longer to import than we to start
 
-    return open_folder(hub.cached(wanted) or hub.download(wanted), wanted)
+    here = None if refresh else hub.cached(wanted)
+    return open_folder(here or hub.download(wanted), wanted)
 
 
 def unknown(source: str) -> ModelFilesError:
@@ -113,8 +118,17 @@ def unknown(source: str) -> ModelFilesError:
 
 def local_folder(source: str) -> Path | None:
     """Returns the folder that a model's source names without the hub: the bundled one, or an existing one."""
-    path = Path(str(resources.files("isogloss_server") / "bundled")) if source == BUNDLED else Path(source).expanduser()
-    return path if path.is_dir() else None
+    if source == BUNDLED:
+        return Path(str(resources.files("isogloss_server") / "bundled"))
+    return Path(source).expanduser() if is_folder(source) else None
+
+
+def is_folder(source: str) -> bool:
+    """Returns whether a model's source is the path of a folder that can be looked into."""
+    try:
+        return Path(source).expanduser().is_dir()
+    except (OSError, RuntimeError):  # too long for a path, not allowed, or the home of nobody
+        return False
 
 
 def open_folder(path: Path, wanted: Wanted | None = None) -> ModelFolder:

@@ -12,7 +12,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from isogloss_server.models.weights import BUNDLED
+from isogloss_server.models.weights import BUNDLED, is_folder
 from isogloss_server.settings.file import readable
 
 PREFIX = "ISOGLOSS_"
@@ -171,7 +171,12 @@ class Settings(BaseSettings):
     @property
     def graph_cache_folder(self) -> Path | None:
         """The folder for compiled graphs; None where none are kept."""
-        return None if str(self.graph_cache) == OFF else self.graph_cache.expanduser()
+        if str(self.graph_cache) in {OFF, "."}:  # Path("") is "."
+            return None
+        try:
+            return self.graph_cache.expanduser()
+        except RuntimeError:  # the process's user has no home
+            return None
 
 
 def model_name_and_source(model: str) -> tuple[str, str]:
@@ -183,4 +188,4 @@ def model_name_and_source(model: str) -> tuple[str, str]:
     if equals:
         return name, source
     last = Path(model).name
-    return (last if Path(model).expanduser().is_dir() else last.partition("@")[0]), model
+    return (last if is_folder(model) else last.partition("@")[0]), model

@@ -94,17 +94,18 @@ def read(config: Mapping[str, Any], file: object) -> Encoder:
     unusual = {
         "position_embedding_type": config.get("position_embedding_type", "absolute") != "absolute",
         "is_decoder": bool(config.get("is_decoder")),
+        "auto_map": bool(config.get("auto_map")),  # code that comes with the model
         "sinusoidal_pos_embds": bool(config.get("sinusoidal_pos_embds")),
         names.activation: config.get(names.activation, "gelu") not in ACTIVATIONS,
     }
     for key, differs in unusual.items():
         if differs:
-            raise UnsupportedModelError(f"{file}: {key} {config[key]!r} is not what the packed engine computes")
+            raise UnsupportedModelError(f"{file}: {key} {config.get(key)!r} is not what the packed engine computes")
     try:
         return Encoder(
             names=names,
             hidden=int(config[names.hidden]),
-            heads=int(config[names.heads]),
+            heads=_dividing(int(config[names.heads]), int(config[names.hidden])),
             layers=int(config[names.layers]),
             intermediate=int(config[names.intermediate]),
             activation=str(config.get(names.activation, "gelu")),
@@ -116,3 +117,9 @@ def read(config: Mapping[str, Any], file: object) -> Encoder:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFilesError(f"{file} is damaged: {error!r}") from error
+
+
+def _dividing(heads: int, hidden: int) -> int:
+    if heads < 1 or hidden % heads:
+        raise ValueError(f"{heads} heads do not divide {hidden} numbers")
+    return heads

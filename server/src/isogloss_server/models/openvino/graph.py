@@ -15,7 +15,6 @@ from openvino import opset16 as op
 from isogloss_server.models.openvino.architecture import Encoder
 from isogloss_server.models.tensors import Tensors
 
-MASKED = np.float32(-1e9)  # added to a score that must not count: its exponential is 0
 Node = Any  # OpenVINO types its nodes at run time
 
 
@@ -31,12 +30,12 @@ def build(encoder: Encoder, tensors: Tensors) -> ov.Model:
     builder = _Builder(encoder, tensors)
     embeddings = _parameter("embeddings", np.float32, -1, encoder.hidden)
     tokens = _parameter("tokens", np.int32, -1, -1)
-    owners = _parameter("owners", np.int32, -1, -1)
+    mask = _parameter("mask", np.float32, -1, 1, -1, -1)
     places = _parameter("places", np.int32, -1)
     rows = builder.norm(embeddings, "embeddings.LayerNorm")
     for layer in range(encoder.layers):
-        rows = builder.layer(rows, layer, (tokens, _mask(owners), places))
-    return ov.Model([op.result(rows)], [embeddings, tokens, owners, places], "packed encoder")
+        rows = builder.layer(rows, layer, (tokens, mask, places))
+    return ov.Model([op.result(rows)], [embeddings, tokens, mask, places], "packed encoder")
 
 
 class _Builder:
@@ -96,12 +95,6 @@ class _Builder:
 
     def _numbers(self, name: str, *shape: int) -> NDArray[np.float32]:
         return self._tensors.get(name, *shape).whole()
-
-
-def _mask(owners: Node) -> Node:
-    """Returns float32 [rows, 1, width, width]: 0 where two places are of one text, else MASKED."""
-    same = op.equal(op.unsqueeze(owners, _integers(2)), op.unsqueeze(owners, _integers(1)))
-    return op.unsqueeze(op.select(same, op.constant(np.float32(0)), op.constant(MASKED)), _integers(1))
 
 
 def _parameter(name: str, dtype: Any, *shape: int) -> Node:

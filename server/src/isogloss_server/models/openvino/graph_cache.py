@@ -4,10 +4,9 @@ A file is the graph as OpenVINO exports it, weights included, and 32 bytes of sh
 or that cannot be written, costs a compilation and nothing else.
 """
 
-import contextlib
 import hashlib
 import json
-import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +42,11 @@ class GraphCache:
         file = self._folder / f"{_key(core, config, parts)}.graph"
         found = _read(core, file, config)
         if found is None:
-            _write(file, core.compile_model(build(), DEVICE, config))
-            found = _read(core, file, config)  # whose weights are mapped pages, where the compiled one's are copies
-        return found or Compiled(core.compile_model(build(), DEVICE, config))
+            compiled = core.compile_model(build(), DEVICE, config)
+            _write(file, compiled)
+            # Read, its weights are mapped pages, where the compiled one's are copies.
+            found = _read(core, file, config) or Compiled(compiled)
+        return found
 
 
 def _key(core: ov.Core, config: dict[str, Any], parts: dict[str, str]) -> str:
@@ -75,16 +76,16 @@ def _read(core: ov.Core, file: Path, config: dict[str, Any]) -> Compiled | None:
 
 
 def _write(file: Path, compiled: Any) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with compiled.export_model() as exported, part.open("wb") as stream:
-            graph = exported.getbuffer()
-            stream.write(graph)
-            stream.write(hashlib.sha256(graph).digest())
-            del graph
-        part.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        logs.warning("the compiled graph is not kept", file=file, why=error.strerror)
+        # Of a name that no other process has, in this container or another one; gone with its folder.
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix="part-") as folder:
+            part = Path(folder) / file.name
+            with compiled.export_model() as exported, part.open("wb") as stream:
+                graph = exported.getbuffer()
+                stream.write(graph)
+                stream.write(hashlib.sha256(graph).digest())
+                del graph
+            part.replace(file)
+    except (OSError, RuntimeError) as error:  # RuntimeError: of OpenVINO
+        logs.warning("the compiled graph is not kept", file=file, why=str(error).splitlines()[0])

@@ -1,7 +1,7 @@
 """A folder in the sentence-transformers layout to a packed model."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
 
-from isogloss_server.errors import ModelFilesError, StartupError
+from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout
 from isogloss_server.models.base import Tolerance, Truncation
 from isogloss_server.models.layout import TransformerLayout
@@ -25,6 +25,12 @@ from isogloss_server.models.tensors import Tensors
 from isogloss_server.models.tokens import Tokens, read_tokenizer
 from isogloss_server.models.weights import ModelFolder
 
+# As tokenizer_config.json names what a tokenizer.json of BERT's kind settles.
+BERT_SETTINGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 Precision = Literal["auto", "f32", "bf16"]
 # Known vectors are float32's; company makes no difference at all where registers hold 16 numbers.
 TOLERANCES = {"f32": Tolerance(known=1e-5, company=1e-6), "bf16": Tolerance(known=1e-2, company=2e-3)}
@@ -54,13 +60,16 @@ def load(folder: ModelFolder, runtime: Runtime) -> Parts:
     core = ov.Core()
     precision = _precision(core, runtime.precision)
     weights, tokenizer = f"{plan.place}model.safetensors", f"{plan.place}tokenizer.json"
+    for name in (weights, tokenizer):
+        if not (folder.path / name).is_file():
+            raise UnsupportedModelError(f"model folder {folder.path} has no file {name}")
     tensors = Tensors(folder.file(weights), encoder.names.prefixes)
     with ThreadPoolExecutor(4) as pool:  # digests and the tokenizer at once: both release the interpreter
         digests = {
             name: pool.submit(folder.digest, name)
             for name in (weights, tokenizer, *(f"{dense.place}model.safetensors" for dense in plan.dense))
         }
-        reading = pool.submit(_tokens, folder.file(tokenizer), plan, encoder)
+        reading = pool.submit(_tokens, folder, plan, encoder)
         head = _head(folder, plan, encoder)
         embeddings = _embeddings(encoder, tensors)
         compiled = GraphCache(runtime.graph_cache).compiled(
@@ -101,8 +110,10 @@ def _config(precision: str, threads: int) -> dict[str, Any]:
     }
 
 
-def _tokens(file: Path, plan: TransformerLayout, encoder: Encoder) -> Tokens:
+def _tokens(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Tokens:
+    file = folder.file(f"{plan.place}tokenizer.json")
     tokenizer = read_tokenizer(file)
+    _check_normalizer(tokenizer, layout.optional_object(folder, f"{plan.place}tokenizer_config.json"), file)
     if plan.lower_case:
         parts = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = normalizers.Sequence(parts)
@@ -111,6 +122,16 @@ def _tokens(file: Path, plan: TransformerLayout, encoder: Encoder) -> Tokens:
     if tokens.vocabulary_size > encoder.vocabulary:
         raise ModelFilesError(f"{file} has {tokens.vocabulary_size} tokens, the table {encoder.vocabulary} rows")
     return tokens
+
+
+def _check_normalizer(tokenizer: Tokenizer, config: Mapping[str, Any], file: Path) -> None:
+    """Refuses a folder whose two files about the tokenizer disagree: transformers would follow the other one."""
+    if not isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        return
+    for name, setting in BERT_SETTINGS.items():
+        own = getattr(tokenizer.normalizer, setting)
+        if config.get(name, own) != own:
+            raise UnsupportedModelError(f"{file} says {setting} {own}, tokenizer_config.json {name} {config[name]}")
 
 
 def _embeddings(encoder: Encoder, tensors: Tensors) -> Embeddings:

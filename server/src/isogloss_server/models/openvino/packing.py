@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 LANES = 16  # float32 numbers that the processor's widest registers hold
 LEAST_WIDTH = 64  # of a row with several texts: wider costs more than it saves room, narrower as well
-NOBODY = -1
+MASKED = np.float32(-1e9)  # added to a score that must not count: its exponential is 0
+NOBODY = -1  # whose a place is that belongs to no text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,7 @@ class Packing:
     """Inputs of the graph beside the embeddings, for t tokens, rounded up."""
 
     tokens: NDArray[np.int32]  # [rows, width]: the token at each place
-    owners: NDArray[np.int32]  # [rows, width]: the text that it is of, or NOBODY; only one text's places see each other
+    mask: NDArray[np.float32]  # [rows, 1, width or 1, width]: 0 where two places are of one text, else MASKED
     places: NDArray[np.int32]  # [t]: the place of each token
 
 
@@ -37,7 +38,18 @@ def pack(lengths: NDArray[np.int64]) -> Packing:
     tokens[places[:total]] = np.arange(total)
     owners = np.full(len(tokens), NOBODY, dtype=np.int32)
     owners[places[:total]] = np.repeat(np.arange(len(lengths)), lengths)
-    return Packing(tokens=tokens.reshape(-1, width), owners=owners.reshape(-1, width), places=places)
+    mask = _mask(owners.reshape(-1, width), shared=rows < len(lengths))
+    return Packing(tokens=tokens.reshape(-1, width), mask=mask, places=places)
+
+
+def _mask(owners: NDArray[np.int32], *, shared: bool) -> NDArray[np.float32]:
+    """Returns the mask of places [rows, width]; where no row is shared one line serves all places of a row.
+
+    For a text of thousands of tokens that line is thousands of times smaller.
+    """
+    if not shared:
+        return np.where(owners == NOBODY, MASKED, np.float32(0))[:, None, None, :]
+    return np.where(owners[:, :, None] == owners[:, None, :], np.float32(0), MASKED)[:, None]
 
 
 def _arranged(lengths: list[int], width: int) -> tuple[list[int], int]:

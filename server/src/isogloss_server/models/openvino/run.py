@@ -66,7 +66,7 @@ class OpenVinoModel:
         rows = self._embeddings.rows(batch)
         padded = np.zeros((len(packing.places), rows.shape[1]), dtype=np.float32)
         padded[: len(rows)] = rows
-        inputs = [padded, packing.tokens, packing.owners, packing.places]
+        inputs = [padded, packing.tokens, packing.mask, packing.places]
         request = self._requests.get()
         try:
             encoded = request.infer(inputs, share_inputs=True, share_outputs=True)[0]

@@ -1,0 +1,92 @@
+"""What a folder's own files say, and what of it is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from isogloss_server.errors import ModelFilesError, UnsupportedModelError
+from isogloss_server.models import layout, weights
+from isogloss_server.models.base import Role
+from isogloss_server.models.catalog import find
+from isogloss_server.models.weights import ModelFolder
+
+from tests.support import shapes
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A small transformer, to be changed."""
+    return shapes.write(tmp_path / "model", shapes.SMALL)
+
+
+def folder(path: Path, known: str = "") -> ModelFolder:
+    found = weights.locate(str(path))
+    return ModelFolder(found.path, found.card, found.modules, find(known) if known else None)
+
+
+def edit(file: Path, **values: object) -> None:
+    held = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(held | values))
+
+
+def test_a_class_that_comes_with_the_model_is_not_taken_for_the_librarys(path: Path) -> None:
+    """A module of another package keeps its full name, and is refused, whatever its last name is."""
+    modules = json.loads((path / "modules.json").read_text())
+    modules[0]["type"] = "custom_st.Transformer"
+    (path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UnsupportedModelError, match=r"custom_st\.Transformer"):
+        layout.transformer(folder(path))
+
+
+@pytest.mark.parametrize("place", ["../other", "/etc"])
+def test_modules_lie_in_the_folder(path: Path, place: str) -> None:
+    """A module's path that leads out of the folder is refused."""
+    modules = json.loads((path / "modules.json").read_text())
+    modules[1]["path"] = place
+    (path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelFilesError, match="leads out of the folder"):
+        layout.transformer(folder(path))
+
+
+def test_prompts_come_from_the_folder_else_from_what_is_known(path: Path) -> None:
+    """A folder's own prompts win; empty ones, which the library writes unasked, do not hide what is known."""
+    config = path / "config_sentence_transformers.json"
+    edit(config, prompts={"query": "", "document": ""})
+    assert layout.prompts(folder(path)) == {}
+    assert layout.prompts(folder(path, "multilingual-e5-small"))[Role.DOCUMENT] == "passage: "
+    edit(config, prompts={"query": "find: ", "passage": "found: "})
+    own = layout.prompts(folder(path))
+    assert (own[Role.QUERY], own[Role.DOCUMENT], Role.SIMILARITY in own) == ("find: ", "found: ", False)
+
+
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_xlm-roberta_config.json"])
+def test_the_length_limit_is_read_under_every_name_of_its_file(path: Path, name: str) -> None:
+    """Older versions of the library named the file after the architecture."""
+    (path / "sentence_bert_config.json").unlink()
+    edit(path / name, max_seq_length=77)
+    assert layout.transformer(folder(path)).max_tokens == 77
+
+
+def test_a_limit_that_is_no_number_is_refused(path: Path) -> None:
+    """A length limit of another type is told, with what stands there."""
+    edit(path / "sentence_bert_config.json", max_seq_length="long")
+    with pytest.raises(ModelFilesError, match="'long' is no number"):
+        layout.transformer(folder(path))
+
+
+def test_a_file_of_the_hubs_cache_must_be_what_its_name_says(path: Path, tmp_path: Path) -> None:
+    """The hub's cache keeps large files under their sha256; content that does not fit the name is damage."""
+    blob = tmp_path / ("0" * 64)
+    (path / "model.safetensors").rename(blob)
+    (path / "model.safetensors").symlink_to(blob)
+    with pytest.raises(ModelFilesError, match="is damaged"):
+        folder(path).digest("model.safetensors")
+
+
+def test_dropout_and_versions_are_no_part_of_the_space(path: Path) -> None:
+    """What config.json says of training and of versions makes no other space; what it says of sizes does."""
+    before = layout.space_id(folder(path), layout.transformer(folder(path)), ["digest"], 128)
+    edit(path / "config.json", hidden_dropout_prob=0.9, transformers_version="9")
+    assert layout.space_id(folder(path), layout.transformer(folder(path)), ["digest"], 128) == before
+    edit(path / "config.json", layer_norm_eps=1e-3)
+    assert layout.space_id(folder(path), layout.transformer(folder(path)), ["digest"], 128) != before
