@@ -32,6 +32,7 @@ class _Reference:
         self._tensors = tensors
 
     def layer(self, rows: Array, place: str) -> Array:
+        """Returns one layer's rows [t, hidden]; its tensors' names begin with `place`."""
         names, hidden, inner = self._encoder.names, self._encoder.hidden, self._encoder.intermediate
         attended = self._linear(self._attention(rows, place), f"{place}{names.attention_output}", hidden, hidden)
         rows = self.norm(attended + rows, f"{place}{names.attention_norm}")
@@ -40,6 +41,7 @@ class _Reference:
         return self.norm(fed + rows, f"{place}{names.output_norm}")
 
     def norm(self, rows: Array, name: str) -> Array:
+        """Returns rows with mean 0 and variance 1, scaled and shifted."""
         hidden = self._encoder.hidden
         even: Array = rows - rows.mean(axis=1, keepdims=True)
         even /= np.sqrt((even**2).mean(axis=1, keepdims=True) + np.float32(self._encoder.epsilon))
