@@ -35,8 +35,9 @@ class GraphCache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def compiled(self, core: ov.Core, build: Callable[[], ov.Model], config: dict[str, Any], **parts: str) -> Compiled:
+    def compiled(self, build: Callable[[], ov.Model], config: dict[str, Any], **parts: str) -> Compiled:
         """Returns the compiled graph of `build()`; `parts` with the machine's own facts are what makes it this one."""
+        core = ov.Core()
         if self._folder is None:
             return Compiled(core.compile_model(build(), DEVICE, config))
         file = self._folder / f"{_key(core, config, parts)}.graph"

@@ -1,7 +1,7 @@
 """A folder in the sentence-transformers layout to a packed model."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from isogloss_server.models.base import Tolerance, Truncation
 from isogloss_server.models.layout import TransformerLayout
 from isogloss_server.models.openvino import architecture, graph, reference
 from isogloss_server.models.openvino.architecture import Encoder
-from isogloss_server.models.openvino.graph_cache import DEVICE, GraphCache
+from isogloss_server.models.openvino.graph_cache import DEVICE, Compiled, GraphCache
 from isogloss_server.models.openvino.run import Embeddings, OpenVinoModel
 from isogloss_server.models.parts import Parts
 from isogloss_server.models.pooling import DenseLayer, Head
@@ -57,38 +57,34 @@ def load(folder: ModelFolder, runtime: Runtime) -> Parts:
     """
     plan = layout.transformer(folder)
     encoder = architecture.read(plan.config, folder.path / f"{plan.place}config.json")
-    core = ov.Core()
-    precision = _precision(core, runtime.precision)
+    precision = _precision(ov.Core(), runtime.precision)
     weights, tokenizer = f"{plan.place}model.safetensors", f"{plan.place}tokenizer.json"
     for name in (weights, tokenizer):
         if not (folder.path / name).is_file():
             raise UnsupportedModelError(f"model folder {folder.path} has no file {name}")
     tensors = Tensors(folder.file(weights), encoder.names.prefixes)
-    with ThreadPoolExecutor(4) as pool:  # digests and the tokenizer at once: both release the interpreter
+    with ThreadPoolExecutor() as pool:  # all at once: digests, tokenizer and compilation release the interpreter
         digests = {
             name: pool.submit(folder.digest, name)
             for name in (weights, tokenizer, *(f"{dense.place}model.safetensors" for dense in plan.dense))
         }
         reading = pool.submit(_tokens, folder, plan, encoder)
+        compiling = pool.submit(
+            lambda: _compiled(encoder, tensors, precision, runtime, weights=digests[weights].result())
+        )
         head = _head(folder, plan, encoder)
         embeddings = _embeddings(encoder, tensors)
-        compiled = GraphCache(runtime.graph_cache).compiled(
-            core,
-            lambda: graph.build(encoder, tensors),
-            _config(precision, runtime.threads),
-            weights=digests[weights].result(),
-            encoder=repr(encoder),
-            builder=hashlib.sha256(Path(graph.__file__).read_bytes()).hexdigest(),
-        )
         tokens = reading.result()
+        probes = [(probe.text, probe.vector) for probe in folder.card.probes]
+        probes = probes or _own_probes(encoder, tensors, embeddings, head, tokens)
+        compiled = compiling.result()
     space_id = layout.space_id(folder, plan, [digest.result() for digest in digests.values()], tokens.max_tokens)
     return Parts(
         model=OpenVinoModel(compiled, embeddings, head, threads=runtime.threads),
         tokens=tokens,
         card=layout.card(folder, f"openvino-{precision}", space_id, tokens, head.dimensions(encoder.hidden)),
         prompts=layout.prompts(folder),
-        probes=[(probe.text, probe.vector) for probe in folder.card.probes]
-        or _own_probes(encoder, tensors, embeddings, head, tokens),
+        probes=probes,
         tolerance=TOLERANCES[precision],
         batched=True,
     )
@@ -101,13 +97,19 @@ def _precision(core: ov.Core, wanted: Precision) -> str:
     return "bf16" if has_bf16 and wanted == "auto" else "f32" if wanted == "auto" else wanted
 
 
-def _config(precision: str, threads: int) -> dict[str, Any]:
-    return {
+def _compiled(encoder: Encoder, tensors: Tensors, precision: str, runtime: Runtime, *, weights: str) -> Compiled:
+    """Returns the encoder's graph, ready to run; `weights` is their digest."""
+    config = {
         "INFERENCE_PRECISION_HINT": precision,
-        "NUM_STREAMS": threads,  # passes at a time; two of one thread do more than one of two
-        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": runtime.threads,  # passes at a time; two of one thread do more than one of two
+        "INFERENCE_NUM_THREADS": runtime.threads,
         "ENABLE_CPU_PINNING": False,  # the process may share its cores with others
     }
+    builder = hashlib.sha256(Path(graph.__file__).read_bytes()).hexdigest()
+    cache = GraphCache(runtime.graph_cache)
+    return cache.compiled(
+        lambda: graph.build(encoder, tensors), config, weights=weights, encoder=repr(encoder), builder=builder
+    )
 
 
 def _tokens(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Tokens:
@@ -157,11 +159,11 @@ def _head(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Hea
 
 def _own_probes(
     encoder: Encoder, tensors: Tensors, embeddings: Embeddings, head: Head, tokens: Tokens
-) -> list[tuple[str, Sequence[float]]]:
+) -> list[tuple[str, tuple[float, ...]]]:
     """Returns what the packed graph must give, computed without it: a folder need not bring known vectors along."""
-    probes: list[tuple[str, Sequence[float]]] = []
+    probes: list[tuple[str, tuple[float, ...]]] = []
     for text in PROBE_TEXTS:
         batch = tokens.encode([text], Truncation.END).batch
         encoded = reference.encode(encoder, tensors, embeddings.rows(batch))
-        probes.append((text, head(encoded, batch.lengths)[0].tolist()))
+        probes.append((text, tuple(head(encoded, batch.lengths)[0].tolist())))
     return probes
