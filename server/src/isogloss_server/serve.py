@@ -79,19 +79,19 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
 async def _load(
     registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Workers, clock: Clock
 ) -> None:
-    loader = Workers(1)  # the first models serve already while the last are loaded
-    for model in registry.models:
-        before_mb = memory.anonymous_mb()
-        model.serve(await loader.run(loading.load, sources[model.name], settings, workers, clock))
-        card = model.ready.embedder.card
-        logs.event(
-            "model ready",
-            model=model.name,
-            backend=card.backend,
-            space=card.space_id,
-            dimensions=card.dimensions[0],
-            memory_mb=round(memory.anonymous_mb() - before_mb),
-        )
+    with contextlib.closing(Workers(1)) as loader:  # the first models serve already while the last are loaded
+        for model in registry.models:
+            before_mb = memory.anonymous_mb()
+            model.serve(await loader.run(loading.load, sources[model.name], settings, workers, clock))
+            card = model.ready.embedder.card
+            logs.event(
+                "model ready",
+                model=model.name,
+                backend=card.backend,
+                space=card.space_id,
+                dimensions=card.dimensions[0],
+                memory_mb=memory.anonymous_mb() - before_mb,
+            )
 
 
 async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
