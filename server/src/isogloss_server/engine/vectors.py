@@ -65,8 +65,7 @@ def unit_length(rows: Rows) -> Rows:
     """Returns float32 [n, d], each row divided by its Euclidean length; a row of zeros stays zeros."""
     wide = rows.astype(np.float64)  # the squares of small or large float32 numbers stay in range
     lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    lengths[lengths == 0] = 1.0
-    wide /= lengths[:, None]
+    wide /= np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
     return wide.astype(np.float32)
 
 
