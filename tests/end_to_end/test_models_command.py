@@ -107,6 +107,7 @@ def test_a_pulled_model_serves_without_a_hub(command: Command, monkeypatch: pyte
 
 def test_a_model_that_cannot_be_had_is_one_line_and_status_1(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is told a model which the hub does not have ends with the line that says so."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", fake.address)
     monkeypatch.setenv("NO_PROXY", "*")
     process = ServerProcess("--model", "owner/none")

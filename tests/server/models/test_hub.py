@@ -22,6 +22,7 @@ NEEDED = {"modules.json", "model.safetensors", "tokenizer.json", "1_Pooling/conf
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub's library."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the environment says: the hub is on this machine
     return tmp_path / "cache"
 
 
