@@ -46,6 +46,7 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Rea
     except StartupError:
         embedder.close()
         raise
+    parts.give_back()
     return Ready(embedder, _limits(settings, parts.card), bulk_jobs=QUEUED_BULK_JOBS if batcher else 1)
 
 

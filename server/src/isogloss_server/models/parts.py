@@ -1,6 +1,6 @@
 """What loading a local model gives: all that its Embedder is made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from isogloss_server.models.base import Model, ModelCard, Role, Tolerance
@@ -18,4 +18,5 @@ class Parts:
     probes: Sequence[tuple[str, Sequence[float]]]  # texts with the vectors that must come out for them
     tolerance: Tolerance
     batched: bool  # whether a pass costs so much that callers' texts are best computed together
+    give_back: Callable[[], None] = lambda: None  # after the checks: frees what nothing but loading and they had read
     threads: int | None = None  # passes at a time that the runtime wants; None: as many as asked for

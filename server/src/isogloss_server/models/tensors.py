@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
+from isogloss_server.models.mapped import MappedFile
 
 BFLOAT16 = "BF16"  # which numpy has no dtype for: read as its 16 bits, the upper half of a float32's
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, BFLOAT16: np.uint16}
@@ -57,10 +58,10 @@ class Tensors:
         try:
             with safe_open(file, framework="numpy"):  # holds the header against the file's length
                 pass
-            # Copy on write: OpenVINO takes writable memory alone, and nobody writes.
-            data = np.memmap(file, dtype=np.uint8, mode="c").view(np.ndarray)
+            self._mapped = MappedFile(file)
         except (OSError, SafetensorError) as error:
             raise ModelFilesError(f"{file} is damaged: {error}") from error
+        data = self._mapped.data
         first = 8 + int(data[:8].view("<u8")[0])
         header: dict[str, Any] = json.loads(bytes(data[8:first]))
         header.pop("__metadata__", None)
@@ -71,6 +72,10 @@ class Tensors:
             if entry["dtype"] in DTYPES:  # others, such as the positions that old versions stored, are never asked for
                 stored = data[first + begin : first + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
                 self._tensors[bare] = Tensor(stored, entry["dtype"])
+
+    def give_back(self) -> None:
+        """Takes what was read of the file out of this process's memory; it comes back where it is read again."""
+        self._mapped.give_back()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino as ov
 
 from isogloss_server import logs
+from isogloss_server.models.mapped import MappedFile
 
 DIGEST_BYTES = 32
 DEVICE = "CPU"
@@ -26,7 +26,7 @@ class Compiled:
     """A graph ready to run, and the memory that it reads its weights from, which must live as long."""
 
     graph: Any
-    memory: object = None
+    memory: MappedFile | None = None
 
 
 class GraphCache:
@@ -65,10 +65,10 @@ def _read(core: ov.Core, file: Path, config: dict[str, Any]) -> Compiled | None:
     if not file.is_file():
         return None
     try:
-        data = np.memmap(file, dtype=np.uint8, mode="c")  # copy on write: OpenVINO takes writable memory alone
-        graph, digest = data[:-DIGEST_BYTES], bytes(data[-DIGEST_BYTES:])
+        memory = MappedFile(file)
+        graph, digest = memory.data[:-DIGEST_BYTES], bytes(memory.data[-DIGEST_BYTES:])
         if hashlib.sha256(graph.data).digest() == digest:
-            return Compiled(core.import_model(ov.Tensor(graph, shared_memory=True), DEVICE, config), data)
+            return Compiled(core.import_model(ov.Tensor(graph, shared_memory=True), DEVICE, config), memory)
         why = "its digest is not that of its content"
     except (OSError, ValueError, RuntimeError) as error:  # unreadable, empty, refused by OpenVINO
         why = str(error).splitlines()[0]

@@ -87,7 +87,15 @@ def load(folder: ModelFolder, runtime: Runtime) -> Parts:
         probes=probes,
         tolerance=TOLERANCES[precision],
         batched=True,
+        give_back=lambda: _give_back(tensors, compiled),
     )
+
+
+def _give_back(tensors: Tensors, compiled: Compiled) -> None:
+    """Of both files little is read again: rows of the table of words. The rest is repacked by the first pass."""
+    tensors.give_back()
+    if compiled.memory is not None:
+        compiled.memory.give_back()
 
 
 def _precision(core: ov.Core, wanted: Precision) -> str:
