@@ -40,6 +40,13 @@ def test_a_prompt_is_never_cut_off(truncation: Truncation, kept: list[str]) -> N
     assert words(tokens, "one two three four five", truncation, "query: ") == ["<s>", *kept, "</s>"]
 
 
+def test_a_prompt_longer_than_the_room_harms_no_other_text() -> None:
+    """Where a prompt fills all that the model reads, its tokens stay between the special ones of its own text."""
+    tokens = Tokens(tokenizer(), max_tokens=3, special=True)
+    batch = tokens.encode_after("query: ", ["one two", "three"], Truncation.START).batch
+    assert [WORDS[number] for number in batch.ids] == ["<s>", "query", "</s>"] * 2
+
+
 def test_a_text_too_long_is_told_with_its_special_tokens() -> None:
     """The error counts as the limit does: special tokens included."""
     fault = Tokens(tokenizer(), max_tokens=4, special=True).encode(["one two three"], Truncation.ERROR).faults[0]

@@ -4,7 +4,7 @@ The format: https://huggingface.co/docs/safetensors - eight bytes of header leng
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,6 @@ class Tensors:
     def give_back(self) -> None:
         """Takes what was read of the file out of this process's memory; it comes back where it is read again."""
         self._mapped.give_back()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
 
     def get(self, name: str, *shape: int) -> Tensor:
         """Returns the tensor of that name, which must have that shape.

@@ -48,7 +48,7 @@ class Tokens:
         if max_tokens <= len(self._before) + len(self._after):
             raise ModelFilesError(f"a model that reads {max_tokens} tokens has no room for a text's own")
         self._piece = max(LEAST_PIECE_CHARACTERS, 4 * max_tokens)
-        self._prompt_lengths: dict[str, int] = {}  # in tokens, special ones included
+        self._prompts: dict[str, list[int]] = {}  # those of the model, once seen, with their tokens
         self.vocabulary_size = _highest_id(tokenizer) + 1
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
@@ -84,22 +84,23 @@ class Tokens:
         tokenized = self.encode([prompt + text for text in texts], truncation)
         if truncation is Truncation.START:
             self._put_back(prompt, tokenized)
-        suspects = np.flatnonzero(tokenized.batch.lengths <= self._length_of(prompt)).tolist()
+        least = len(self._before) + len(self._ids_of(prompt)) + len(self._after)
+        suspects = np.flatnonzero(tokenized.batch.lengths <= least).tolist()
         alone = self.encode([texts[row] for row in suspects], Truncation.END)
         tokenized.faults.update((suspects[row], fault) for row, fault in alone.faults.items())
         return tokenized
 
     def _put_back(self, prompt: str, tokenized: Tokenized) -> None:
         """Lets what a cut at the start took of the prompt be taken of the text."""
-        ids = self._encoded([prompt])[0]
+        ids = self._ids_of(prompt)[: self.max_tokens - len(self._before) - len(self._after)]
         starts = np.cumsum(tokenized.batch.lengths) - tokenized.batch.lengths + len(self._before)
         for row in tokenized.truncated_rows:
             tokenized.batch.ids[starts[row] :][: len(ids)] = ids
 
-    def _length_of(self, prompt: str) -> int:
-        if prompt not in self._prompt_lengths:
-            self._prompt_lengths[prompt] = len(self._before) + len(self._encoded([prompt])[0]) + len(self._after)
-        return self._prompt_lengths[prompt]
+    def _ids_of(self, prompt: str) -> list[int]:
+        if prompt not in self._prompts:
+            self._prompts[prompt] = self._encoded([prompt])[0]
+        return self._prompts[prompt]
 
     def _fault(self, tokens: int, *, whole: bool) -> DomainError:
         if not tokens:

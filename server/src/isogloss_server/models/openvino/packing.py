@@ -57,7 +57,7 @@ def _arranged(lengths: list[int], width: int) -> tuple[list[int], int]:
     firsts = [0] * len(lengths)
     ends: list[int] = []  # of each row, in places from its beginning
     for text in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        length = -(-lengths[text] // LANES) * LANES
+        length = token_steps(lengths[text])
         row = next((row for row, end in enumerate(ends) if end + length <= width), len(ends))
         if row == len(ends):
             ends.append(0)
