@@ -1,30 +1,38 @@
 """A real `isogloss-server` in a process of its own, for tests that go through the socket."""
 
 import json
+import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 
 class ServerProcess:
-    """Runs `isogloss-server serve` on a free port; its log lines are kept as dicts."""
+    """Runs `isogloss-server serve` on a free port; the lines of its stdout and stderr are kept."""
 
-    def __init__(self, *flags: str, python: str | Path = sys.executable) -> None:
+    def __init__(
+        self, *flags: str, python: str | Path = sys.executable, env: Mapping[str, str | None] | None = None
+    ) -> None:
+        """`env` is laid over the test's own environment; None takes a variable out of it."""
         command = [python, "-m", "isogloss_server", "serve", "--port", "0", "--log-format", "json", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+        variables = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", env=variables
+        )
         self.lines: list[str] = []
         self._queue: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             self.lines.append(line)
             self._queue.put(line)
         self._queue.put("")
@@ -52,8 +60,8 @@ class ServerProcess:
         """Returns the exit status, once it has ended."""
         status = self.process.wait(timeout=60)
         self._reader.join(timeout=60)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         return status
 
     def stop(self) -> int:
