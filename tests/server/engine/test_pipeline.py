@@ -1,19 +1,19 @@
-"""One job's story: partial answers, lanes."""
+"""One job's story: partial answers, lanes, truncation."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.job import EmbedJob
+from isogloss_server.engine.job import EmbedJob, SimilarityJob, TextSide
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
 from isogloss_server.models.base import Priority, Role, Truncation, Urgency
 
-from tests.support.in_process import CARD, CountingEmbedder, ready_registry
+from tests.support.cutting import Cutting
+from tests.support.in_process import CountingEmbedder, ready_registry
 
 
 def pipeline(embedder: CountingEmbedder) -> Pipeline:
@@ -104,12 +104,39 @@ async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
     assert len(at_work) == 4
 
 
-async def test_a_truncation_that_the_model_does_not_offer_is_refused() -> None:
-    """Some providers cannot cut at every end; what they do not offer is refused with what they do."""
+@pytest.mark.parametrize("truncation", [Truncation.START, Truncation.END])
+async def test_a_truncation_that_the_model_does_not_offer_is_refused(truncation: Truncation) -> None:
+    """Some providers cannot cut at every end; what they do not offer is refused with what they do, END as well."""
+    embedder = Cutting(Truncation.ERROR)
+    side = TextSide("queries", ["a"], Role.QUERY)
+    for refused in (
+        pipeline(embedder).embed(EmbedJob(texts=["a"], truncation=truncation)),
+        pipeline(embedder).similarity(SimilarityJob(queries=side, candidates=None, truncation=truncation)),
+    ):
+        with pytest.raises(UnsupportedTruncationError) as raised:
+            await refused
+        assert raised.value.figures == {"actual": truncation.value, "offered": "error"}
+    assert embedder.asked == []
 
-    class ErrorOnly(CountingEmbedder):
-        card = replace(CARD, truncations=(Truncation.ERROR,))
 
-    with pytest.raises(UnsupportedTruncationError) as raised:
-        await pipeline(ErrorOnly()).embed(EmbedJob(texts=["a"], truncation=Truncation.START))
-    assert raised.value.figures == {"actual": "start", "offered": "error"}
+@pytest.mark.parametrize(
+    ("offered", "said", "done"),
+    [
+        (tuple(Truncation), None, Truncation.END),
+        ((Truncation.ERROR, Truncation.END), None, Truncation.END),
+        ((Truncation.ERROR,), None, Truncation.ERROR),
+        ((Truncation.START, Truncation.ERROR), None, Truncation.ERROR),
+        (tuple(Truncation), Truncation.START, Truncation.START),
+        (tuple(Truncation), Truncation.ERROR, Truncation.ERROR),
+    ],
+)
+async def test_a_truncation_left_unsaid_is_end_where_the_model_offers_it(
+    offered: tuple[Truncation, ...], said: Truncation | None, done: Truncation
+) -> None:
+    """Nothing said is END, or ERROR by a model without END, in embeddings and comparisons; what is said is done."""
+    embedder = Cutting(*offered)
+    side = TextSide("queries", ["a"], Role.QUERY)
+    await pipeline(embedder).embed(EmbedJob(texts=["a"], truncation=said))
+    await pipeline(embedder).embed(EmbedJob(texts=["a"], truncation=said, allow_partial=True))
+    await pipeline(embedder).similarity(SimilarityJob(queries=side, candidates=side, truncation=said))
+    assert embedder.asked == [done] * 4

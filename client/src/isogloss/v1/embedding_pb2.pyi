@@ -71,7 +71,7 @@ class _Truncation:
 class _TruncationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Truncation.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     TRUNCATION_UNSPECIFIED: _Truncation.ValueType  # 0
-    """as END"""
+    """as END; for a model that does not offer END (ModelInfo.truncations), as ERROR"""
     TRUNCATION_END: _Truncation.ValueType  # 1
     """keep the beginning; the row is reported in truncated_rows"""
     TRUNCATION_START: _Truncation.ValueType  # 2
@@ -83,7 +83,7 @@ class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper):
     """Truncation says what becomes of a text longer than the model reads."""
 
 TRUNCATION_UNSPECIFIED: Truncation.ValueType  # 0
-"""as END"""
+"""as END; for a model that does not offer END (ModelInfo.truncations), as ERROR"""
 TRUNCATION_END: Truncation.ValueType  # 1
 """keep the beginning; the row is reported in truncated_rows"""
 TRUNCATION_START: Truncation.ValueType  # 2

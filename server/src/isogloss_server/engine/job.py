@@ -33,7 +33,7 @@ class EmbedJob:
     role: Role = Role.SIMILARITY
     dimensions: int = 0
     element_type: ElementType = ElementType.FLOAT32
-    truncation: Truncation = Truncation.END
+    truncation: Truncation | None = None
     normalize: bool = True
     priority: Priority = Priority.INTERACTIVE
     allow_partial: bool = False
@@ -115,7 +115,7 @@ class SimilarityJob:
     model: str = ""
     metric: Metric = Metric.COSINE
     dimensions: int = 0
-    truncation: Truncation = Truncation.END
+    truncation: Truncation | None = None
     priority: Priority = Priority.INTERACTIVE
     shape: AllPairs | Pairwise | Nearest = AllPairs()
     deadline_s: float = math.inf
@@ -187,12 +187,19 @@ def offered(dimensions: int, card: ModelCard, path: str) -> int:
     return dimensions
 
 
-def check_truncation(truncation: Truncation, card: ModelCard) -> None:
-    """Raises UnsupportedTruncationError where the model does not offer `truncation`."""
-    if truncation not in card.truncations:
+def check_truncation(truncation: Truncation | None, card: ModelCard) -> None:
+    """Raises UnsupportedTruncationError where the model does not offer `truncation`; None suits every model."""
+    if truncation is not None and truncation not in card.truncations:
         choice = ", ".join(offer.value for offer in card.truncations)
         message = f"the model offers truncation {choice}, not {truncation.value}"
         raise UnsupportedTruncationError(message, field="truncation", actual=truncation.value, offered=choice)
+
+
+def truncation_of(job: EmbedJob | SimilarityJob, card: ModelCard) -> Truncation:
+    """Returns what becomes of the job's texts too long: as it says; else END, or ERROR where END is not offered."""
+    if job.truncation is not None:
+        return job.truncation
+    return Truncation.END if Truncation.END in card.truncations else Truncation.ERROR
 
 
 def space_mismatch(space_id: str, card: ModelCard, path: str) -> SpaceMismatchError:

@@ -17,6 +17,7 @@ from isogloss_server.engine.job import (
     TextSide,
     VectorSide,
     empty_texts,
+    truncation_of,
 )
 from isogloss_server.engine.lanes import Turn
 from isogloss_server.engine.registry import Registry, ServedModel
@@ -179,7 +180,8 @@ class Pipeline:
     async def _infer(
         self, model: ServedModel, texts: Sequence[str], role: Role, job: EmbedJob | SimilarityJob
     ) -> Embedded:
-        embedded = await model.ready.embedder.embed(texts, role, job.truncation, job.urgency)
+        embedder = model.ready.embedder
+        embedded = await embedder.embed(texts, role, truncation_of(job, embedder.card), job.urgency)
         model.embedded_texts += len(texts)
         return embedded
 

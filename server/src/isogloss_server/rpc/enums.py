@@ -7,18 +7,17 @@ from typing import Any, Generic, TypeVar
 
 from isogloss.v1 import embedding_pb2 as pb
 
-from isogloss_server.engine.registry import State
 from isogloss_server.engine.similarity import Metric
 from isogloss_server.engine.vectors import ElementType
 from isogloss_server.errors import UnknownEnumError
-from isogloss_server.models.base import Priority, Role, Truncation
+from isogloss_server.models.base import Priority, Role, State, Truncation
 
-E = TypeVar("E", bound=Enum)
+E = TypeVar("E", bound=Enum | None)
 
 
 @dataclass(frozen=True)
 class EnumTable(Generic[E]):
-    """The words of one enum by their number; number 0 stands for the default."""
+    """The words of one enum by their number; number 0 stands for the default, None where that is the model's."""
 
     words: Mapping[int, E]
 
@@ -28,11 +27,10 @@ class EnumTable(Generic[E]):
         Raises:
             UnknownEnumError: the contract has no such number.
         """
-        word = self.words.get(number)
-        if word is None:
+        if number not in self.words:
             known = ", ".join(str(known) for known in self.words)
             raise UnknownEnumError(f"{number} is none of {known}", field=path, actual=number, known=known)
-        return word
+        return self.words[number]
 
     def write(self, word: E) -> Any:
         """Returns the number of a word."""
@@ -50,9 +48,9 @@ INPUT_TYPES = EnumTable(
         pb.INPUT_TYPE_CLUSTERING: Role.CLUSTERING,
     }
 )
-TRUNCATIONS = EnumTable(
+TRUNCATIONS: EnumTable[Truncation | None] = EnumTable(
     {
-        pb.TRUNCATION_UNSPECIFIED: Truncation.END,
+        pb.TRUNCATION_UNSPECIFIED: None,
         pb.TRUNCATION_END: Truncation.END,
         pb.TRUNCATION_START: Truncation.START,
         pb.TRUNCATION_ERROR: Truncation.ERROR,

@@ -1,0 +1,22 @@
+"""An embedder that offers some truncations only, and keeps those that it is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from isogloss_server.models.base import Embedded, Role, Truncation, Urgency
+
+from tests.support.in_process import CARD, CountingEmbedder
+
+
+class Cutting(CountingEmbedder):
+    """Offers the truncations that it is made with; `asked` has one for each call."""
+
+    def __init__(self, *offered: Truncation) -> None:
+        super().__init__()
+        self.asked: list[Truncation] = []
+        self.card = replace(CARD, truncations=offered)
+
+    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+        """Returns rows float32 [n, 4]."""
+        self.asked.append(truncation)
+        return await super().embed(texts, role, truncation, urgency)
