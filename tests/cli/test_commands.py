@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from isogloss import __version__
 from isogloss.cli import main
+from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.scripted_server import DIMENSIONS, SPACE, Running, vector
 
@@ -52,6 +53,17 @@ def test_embed_as_json(run: Any) -> None:
         "texts": ["a", "おはよう"],
         "vectors": [vector("a").tolist(), vector("おはよう").tolist()],
     }
+
+
+@pytest.mark.parametrize("words", [["embed", "a"], ["similarity", "a", "b"], ["nearest", "a", "b"]])
+@pytest.mark.parametrize(("flags", "sent"), [([], 0), (["--truncation", "end"], pb.TRUNCATION_END)])
+def test_a_truncation_left_unsaid_is_left_to_the_server(
+    run: Any, scripted: Running, words: list[str], flags: list[str], sent: int
+) -> None:
+    """Without the flag the server does what the model can; with it, what was asked for."""
+    assert run(*words, *flags)[0] == 0
+    requests = [*scripted.script.requests("Embed"), *scripted.script.requests("Similarity")]
+    assert [request.truncation for request in requests] == [sent]
 
 
 def test_similarity_prints_a_map(run: Any) -> None:

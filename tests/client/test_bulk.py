@@ -50,6 +50,16 @@ def test_requests_say_what_was_asked(many: Many, scripted: Running) -> None:
     assert chunks[0].embeddings.dimensions == 8
 
 
+@pytest.mark.parametrize(("said", "sent"), [({}, 0), ({"truncation": "end"}, pb.TRUNCATION_END)])
+def test_a_truncation_left_unsaid_is_left_to_the_server(
+    many: Many, scripted: Running, said: dict[str, str], sent: int
+) -> None:
+    """A request says of texts too long what the caller said, or nothing."""
+    _, error = many(numbered(4), chunk_texts=2, **said)
+    assert error is None
+    assert [request.truncation for request in scripted.script.requests("Embed")] == [sent] * 2
+
+
 @pytest.mark.parametrize("limits", [{"max_texts": 3}, {"max_response_bytes": 3 * 84}])
 def test_chunks_keep_the_servers_limit_of_texts(many: Many, scripted: Running, limits: dict[str, int]) -> None:
     """A chunk has no more texts than the server takes, or can answer, whatever was asked for."""

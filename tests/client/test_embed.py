@@ -9,6 +9,11 @@ from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.scripted_server import DIMENSIONS, SPACE, Running, Script, refusal, vector
 
+SAID = [
+    ({}, pb.TRUNCATION_UNSPECIFIED),
+    ({"truncation": None}, pb.TRUNCATION_UNSPECIFIED),
+    ({"truncation": "end"}, pb.TRUNCATION_END),
+]
 WORDS = [f"text {number} {'long ' * (number % 5)}" for number in range(23)]
 
 
@@ -49,6 +54,30 @@ def test_every_argument_arrives(client: Client, script: Script) -> None:
             space_id="any",
         )
     ]
+
+
+@pytest.mark.parametrize(("said", "sent"), SAID)
+def test_a_truncation_left_unsaid_is_left_to_the_server(
+    client: Client, script: Script, said: dict[str, str | None], sent: int
+) -> None:
+    """The server, which knows what the model offers, can tell an END that was asked for from nothing said."""
+    client.embed(["a"], **said)
+    client.similarity(["a"], ["b"], **said)
+    client.pairwise(["a"], ["b"], **said)
+    client.nearest("a", ["b"], **said)
+    client.nearest_many(["a"], ["b"], **said)
+    requests = [*script.requests("Embed"), *script.requests("Similarity")]
+    assert [request.truncation for request in requests] == [sent] * 5
+
+
+@pytest.mark.parametrize(("said", "sent"), SAID)
+def test_a_split_comparison_says_no_more_than_its_caller(
+    client: Client, script: Script, said: dict[str, str | None], sent: int
+) -> None:
+    """Where the sides of a comparison are embedded first, that is asked for with the caller's truncation."""
+    script.limits["max_pairs"] = 1
+    client.similarity(["a", "b"], ["c", "d"], **said)
+    assert [request.truncation for request in script.requests("Embed")] == [sent] * 2
 
 
 def test_a_single_text_asks_for_no_limits(client: Client, script: Script) -> None:

@@ -118,6 +118,7 @@ def test_long_texts_are_cut(server: FakeServer, client: Client) -> None:
     found = client.embed(["a b c", "a b", "a"])
     assert (found.truncated_rows, found.token_counts, found.total_tokens) == ((0,), (2, 2, 1), 5)
     assert np.array_equal(found.vectors[0], found.vectors[1])
+    assert np.array_equal(client.embed(["a b c"], truncation="end").vectors, found.vectors[:1])
     ending = client.embed(["a b c"], truncation="start").vectors
     assert np.array_equal(ending, client.embed(["b c"]).vectors)
     with pytest.raises(InvalidArgumentError) as raised:

@@ -27,7 +27,7 @@ class AsyncClient(AsyncioClient):
         input_type: str = "similarity",
         dimensions: int = 0,
         element_type: str = "float32",
-        truncation: str = "end",
+        truncation: str | None = None,
         normalize: bool = True,
         priority: str = "interactive",
         allow_partial: bool = False,
@@ -57,7 +57,7 @@ class AsyncClient(AsyncioClient):
         input_type: str = "similarity",
         dimensions: int = 0,
         element_type: str = "float32",
-        truncation: str = "end",
+        truncation: str | None = None,
         normalize: bool = True,
         allow_partial: bool = False,
         space_id: str = "",
@@ -94,7 +94,7 @@ class AsyncClient(AsyncioClient):
         dimensions: int = 0,
         query_type: str = "similarity",
         candidate_type: str = "similarity",
-        truncation: str = "end",
+        truncation: str | None = None,
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> Scores:
@@ -115,7 +115,7 @@ class AsyncClient(AsyncioClient):
         dimensions: int = 0,
         query_type: str = "similarity",
         candidate_type: str = "similarity",
-        truncation: str = "end",
+        truncation: str | None = None,
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> PairScores:
@@ -138,7 +138,7 @@ class AsyncClient(AsyncioClient):
         dimensions: int = 0,
         query_type: str = "query",
         candidate_type: str = "document",
-        truncation: str = "end",
+        truncation: str | None = None,
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> Neighbors:
@@ -171,7 +171,7 @@ class AsyncClient(AsyncioClient):
         dimensions: int = 0,
         query_type: str = "query",
         candidate_type: str = "document",
-        truncation: str = "end",
+        truncation: str | None = None,
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> list[Neighbors]:

@@ -30,7 +30,7 @@ class Client(BlockingClient):
         input_type: str = "similarity",
         dimensions: int = 0,
         element_type: str = "float32",
-        truncation: str = "end",
+        truncation: str | None = None,
         normalize: bool = True,
         priority: str = "interactive",
         allow_partial: bool = False,
@@ -45,7 +45,8 @@ class Client(BlockingClient):
             input_type: An InputType: what the texts are for.
             dimensions: How many numbers a vector has; 0 = the model's own, else one of ModelInfo.dimensions.
             element_type: An ElementType: how vectors cross the wire. The result's `vectors` are float32 anyway.
-            truncation: A Truncation: what becomes of a text longer than the model reads.
+            truncation: A Truncation: what becomes of a text longer than the model reads; None = "end", or "error" for a
+                model that does not offer "end".
             normalize: Whether to bring vectors to unit length.
             priority: A Priority: "bulk" for work that nobody waits for.
             allow_partial: Whether a text that fails becomes zeros and an entry of row_errors, not the call's error.
@@ -77,7 +78,7 @@ class Client(BlockingClient):
         input_type: str = "similarity",
         dimensions: int = 0,
         element_type: str = "float32",
-        truncation: str = "end",
+        truncation: str | None = None,
         normalize: bool = True,
         allow_partial: bool = False,
         space_id: str = "",
@@ -123,7 +124,7 @@ class Client(BlockingClient):
         dimensions: int = 0,
         query_type: str = "similarity",
         candidate_type: str = "similarity",
-        truncation: str = "end",
+        truncation: str | None = None,
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> Scores:
@@ -140,7 +141,8 @@ class Client(BlockingClient):
             dimensions: How many numbers to compare of texts; 0 = as many as the other side's vectors have.
             query_type: An InputType: what the queries are for, where they are texts.
             candidate_type: An InputType: what the candidates are for, where they are texts.
-            truncation: A Truncation: what becomes of a text longer than the model reads.
+            truncation: A Truncation: what becomes of a text longer than the model reads; None = "end", or "error" for a
+                model that does not offer "end".
             priority: A Priority: "bulk" for work that nobody waits for.
             timeout_s: Seconds that the whole call may take; None = the options' timeout_s.
 
@@ -163,7 +165,7 @@ class Client(BlockingClient):
         dimensions: int = 0,
         query_type: str = "similarity",
         candidate_type: str = "similarity",
-        truncation: str = "end",
+        truncation: str | None = None,
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> PairScores:
@@ -189,7 +191,7 @@ class Client(BlockingClient):
         dimensions: int = 0,
         query_type: str = "query",
         candidate_type: str = "document",
-        truncation: str = "end",
+        truncation: str | None = None,
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> Neighbors:
@@ -224,7 +226,7 @@ class Client(BlockingClient):
         dimensions: int = 0,
         query_type: str = "query",
         candidate_type: str = "document",
-        truncation: str = "end",
+        truncation: str | None = None,
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> list[Neighbors]:

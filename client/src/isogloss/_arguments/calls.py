@@ -16,7 +16,7 @@ class EmbedArguments:
     input_type: InputType
     dimensions: int = 0
     element_type: ElementType = ElementType.FLOAT32
-    truncation: Truncation = Truncation.END
+    truncation: Truncation | None = None
     normalize: bool = True
     priority: Priority = Priority.INTERACTIVE
     allow_partial: bool = False
@@ -30,7 +30,7 @@ class CompareArguments:
     model: str
     metric: Metric
     dimensions: int
-    truncation: Truncation
+    truncation: Truncation | None
     priority: Priority
 
 
@@ -88,7 +88,7 @@ def embed_arguments(
     input_type: str,
     dimensions: int,
     element_type: str,
-    truncation: str,
+    truncation: str | None,
     normalize: bool,
     priority: str,
     allow_partial: bool,
@@ -100,7 +100,7 @@ def embed_arguments(
         input_type=word(InputType, "input_type", input_type),
         dimensions=count("dimensions", dimensions, "UNSUPPORTED_DIMENSIONS"),
         element_type=word(ElementType, "element_type", element_type),
-        truncation=word(Truncation, "truncation", truncation),
+        truncation=_truncation(truncation),
         normalize=bool(normalize),
         priority=word(Priority, "priority", priority),
         allow_partial=bool(allow_partial),
@@ -108,13 +108,15 @@ def embed_arguments(
     )
 
 
-def compare_arguments(*, model: str, metric: str, dimensions: int, truncation: str, priority: str) -> CompareArguments:
+def compare_arguments(
+    *, model: str, metric: str, dimensions: int, truncation: str | None, priority: str
+) -> CompareArguments:
     """Returns the arguments of a comparison, checked; raises InvalidArgumentError, which names the first wrong one."""
     return CompareArguments(
         model=string("model", model),
         metric=word(Metric, "metric", metric),
         dimensions=count("dimensions", dimensions, "UNSUPPORTED_DIMENSIONS"),
-        truncation=word(Truncation, "truncation", truncation),
+        truncation=_truncation(truncation),
         priority=word(Priority, "priority", priority),
     )
 
@@ -128,3 +130,8 @@ def nearest_shape(k: int, min_score: float | None) -> Nearest:
     except OverflowError:
         raise refusal("min_score", "is beyond all numbers that a score can be", "BAD_MIN_SCORE") from None
     return Nearest(count("k", k, "BAD_K", least=1), score)
+
+
+def _truncation(given: str | None) -> Truncation | None:
+    """Returns the member of Truncation; None leaves it to the server, which knows what the model offers."""
+    return None if given is None else word(Truncation, "truncation", given)

@@ -28,9 +28,9 @@ WORDS = {kind: _numbers(kind) for kind in PREFIXES}
 NUMBERS = {kind: {word: number for number, word in words.items()} for kind, words in WORDS.items()}
 
 
-def number(word: StrEnum) -> Any:
-    """Returns the contract's number of `word`; Any, for each enum's numbers are a type of their own."""
-    return NUMBERS[type(word)][word]
+def number(word: StrEnum | None) -> Any:
+    """Returns the contract's number of `word`, 0 of None; Any, for each enum's numbers are a type of their own."""
+    return 0 if word is None else NUMBERS[type(word)][word]
 
 
 def known(kind: type[Word], value: int) -> Word | None:

@@ -206,7 +206,11 @@ def _model(verb: argparse.ArgumentParser) -> None:
         metavar="D",
         help="how many numbers of a vector (default: the model's)",
     )
-    verb.add_argument("--truncation", choices=list(Truncation), default="end", help="where to cut texts too long")
+    verb.add_argument(
+        "--truncation",
+        choices=list(Truncation),
+        help="what becomes of texts too long (default: end, or error for a model that does not offer end)",
+    )
 
 
 def _metric(verb: argparse.ArgumentParser) -> None:
