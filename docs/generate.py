@@ -85,7 +85,7 @@ def errors_page() -> str:
     refined = [(code(reason), code(kind), prose(_summary(kind))) for reason, kind in client_errors.BY_REASON.items()]
     return "".join(
         [
-            GENERATED.format(source="errors.py of server and client"),
+            GENERATED.format(source="the errors of server and client"),
             ERRORS,
             table(("Reason", "Status", "Meaning", "Does a retry help?", "Exception"), faults),
             EXCEPTIONS,

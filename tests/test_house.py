@@ -14,14 +14,14 @@ SOURCES = [
     *SERVER.rglob("*.py"),
     *(file for file in (ROOT / "client" / "src" / "isogloss").rglob("*.py") if "v1" not in file.parts),
 ]
-FOR_ALL = {"errors", "settings", "clock", "logs", "_version"}
-# What each part may import of the server; serve.py and loading.py build everything, so they may import everything.
-BUILDERS = {"serve", "loading", "models_command"}
+FOR_ALL = {"errors", "settings", "clock", "logs", "metrics", "_version"}
+# What each part may import of the server, but for those that build everything.
+BUILDERS = {"serve", "loading", "connecting", "models_command"}
 MAY_IMPORT = {
     "models": {"models"},
     "engine": {"engine", "models.base", "models.tokens"},
     "rpc": {"rpc", "engine", "models.base"},
-    "settings": {"models.weights"},
+    "settings": {"models.weights", "models.names"},
     "__main__": {"serve", "models_command"},
 }
 # The one place that may import each runtime.
@@ -31,6 +31,10 @@ RUNTIMES = {
     "sentence_transformers": "models/sentence_transformers.py",
     "transformers": "models/sentence_transformers.py",
     "huggingface_hub": "models/hub.py",
+    "cohere": "models/cohere.py",
+    "httpx": "models/cohere.py",
+    "openai": "models/openai.py",
+    "prometheus_client": "metrics.py",
 }
 MODULE_LINES, FUNCTION_LINES, POSITIONAL, PARAMETERS = 250, 40, 6, 12
 

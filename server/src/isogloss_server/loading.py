@@ -47,7 +47,7 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Rea
         embedder.close()
         raise
     parts.give_back()
-    return Ready(embedder, _limits(settings, parts.card), bulk_jobs=QUEUED_BULK_JOBS if batcher else 1)
+    return Ready(embedder, limits_of(settings, parts.card), bulk_jobs=QUEUED_BULK_JOBS if batcher else 1)
 
 
 def read(folder: ModelFolder, settings: Settings) -> Parts:
@@ -104,7 +104,8 @@ def _sentence_transformers(folder: ModelFolder, settings: Settings) -> Parts:
     return load(folder, settings.device)
 
 
-def _limits(settings: Settings, card: ModelCard) -> Limits:
+def limits_of(settings: Settings, card: ModelCard) -> Limits:
+    """Returns what one request of a model may ask for."""
     return Limits(
         max_texts=settings.max_texts or default_max_texts(card.dimensions[0]),
         max_request_bytes=settings.max_request_bytes,

@@ -7,6 +7,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Protocol
 
+# Libraries that tell more than they may at lower levels: OpenAI's SDK writes requests, and with them texts.
+QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai")
 _access = logging.getLogger("isogloss_server.access")
 _faults = logging.getLogger("isogloss_server.faults")
 _events = logging.getLogger("isogloss_server.events")
@@ -27,6 +29,8 @@ def configure(level: str, log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def call(fields: CallFields, code: str, milliseconds: float) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 from isogloss_server import loading, settings
 from isogloss_server.engine import verification
-from isogloss_server.errors import ModelFilesError
-from isogloss_server.models import comparison, hub, layout, names, static, weights
+from isogloss_server.errors import ModelFilesError, ProviderSetupError
+from isogloss_server.models import comparison, hub, layout, names, providers, static, weights
 from isogloss_server.models.base import Truncation
 from isogloss_server.models.catalog import KNOWN, KnownModel
+from isogloss_server.models.names import is_hosted
 from isogloss_server.models.weights import BUNDLED, ModelFolder
 
 HEADINGS = ("name", "dimensions", "tokens", "languages", "licence", "on this disk")
@@ -24,6 +25,11 @@ def run(flags: Mapping[str, Any]) -> int:
         StartupError: a model cannot be had, or its files are damaged.
         SettingsError: a setting of the environment, such as the precision, is wrong.
     """
+    asked = flags.get("model") or ()
+    for source in [asked] if isinstance(asked, str) else asked:
+        if is_hosted(source):
+            hosted = providers.resolve(source)
+            raise ProviderSetupError(f"{hosted.model} runs at {hosted.address}: nothing of it is on this disk")
     return VERBS[flags["models_verb"]](flags)
 
 

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from isogloss_server import loading, logs, memory
+from isogloss_server import connecting, loading, logs, memory, metrics
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ListenError
+from isogloss_server.models.names import is_hosted
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings import Settings, model_name_and_source
 
@@ -57,6 +58,9 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     server = Server(settings, registry, Pipeline(registry, workers, clock), workers, clock)
     port = await server.start()
     logs.detail("listening", address=f"{settings.host}:{port}")
+    if settings.metrics_port is not None:
+        metrics_port = metrics.serve(settings.host, settings.metrics_port)
+        logs.event("metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
     try:
         loading = asyncio.ensure_future(_load(registry, sources, settings, workers, clock))
         if not await _first_done(loading, signals.first):
@@ -82,7 +86,11 @@ async def _load(
     with contextlib.closing(Workers(1)) as loader:  # the first models serve already while the last are loaded
         for model in registry.models:
             before_mb = memory.anonymous_mb()
-            model.serve(await loader.run(loading.load, sources[model.name], settings, workers, clock))
+            source = sources[model.name]
+            if is_hosted(source):
+                model.serve(await connecting.connect(model, source, settings, loader, clock))
+            else:
+                model.serve(await loader.run(loading.load, source, settings, workers, clock))
             card = model.ready.embedder.card
             logs.event(
                 "model ready",

@@ -1,13 +1,12 @@
 """The Embedder of every local model: texts -> tokens -> the batcher, or Model.forward where that costs less."""
 
 import asyncio
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from isogloss_server.clock import Clock
+from isogloss_server.clock import Clock, covered_s
 from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.verification import F32_TOLERANCE, Probes, verify
 from isogloss_server.engine.waiting import Computed
@@ -159,13 +158,3 @@ def _joined(blocks: Sequence[_Block], computed: Sequence[Computed]) -> Embedded:
         queue_s=ended_s - blocks[0].asked_s - covered_s(tokenizing + inferring),
         inference_s=covered_s(inferring),
     )
-
-
-def covered_s(spans: Sequence[tuple[float, float]]) -> float:
-    """Returns the seconds that lie in at least one of the spans, which may overlap."""
-    covered, until_s = 0.0, -math.inf
-    for began_s, ended_s in sorted(spans):
-        if ended_s > until_s:
-            covered += ended_s - max(began_s, until_s)
-            until_s = ended_s
-    return covered

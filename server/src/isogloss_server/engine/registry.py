@@ -3,20 +3,11 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
+from isogloss_server import logs
 from isogloss_server.engine.limits import Limits
 from isogloss_server.errors import ModelNotReadyError, UnknownModelError
-from isogloss_server.models.base import Embedder
-
-
-class State(IntEnum):
-    """How well a model serves; the greater the number, the worse."""
-
-    SERVING = 1
-    DEGRADED = 2
-    STARTING = 3
-    NOT_SERVING = 4
+from isogloss_server.models.base import Embedder, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +34,24 @@ class ServedModel:
         self.embedded_texts = 0  # since the server started
         self.bulk_turns = asyncio.Semaphore(0)  # of which each BULK job at work holds one
         self._ready: Ready | None = None
+        self._reported = (State.SERVING, "")
         self._changed = changed
 
     def serve(self, ready: Ready) -> None:
         """Makes the model answer requests from now on."""
         self._ready = ready
         self.bulk_turns = asyncio.Semaphore(ready.bulk_jobs)
-        self.mark(State.SERVING, "")
+        self.mark(*self._reported)
+
+    def report(self, state: State, detail: str) -> None:
+        """Takes what the model's embedder says of itself, which health tells as soon as the model serves."""
+        self._reported = state, detail
+        if state is State.SERVING:
+            logs.event("model well again", model=self.name)
+        else:
+            logs.warning("model not well", model=self.name, state=state.name, why=detail)
+        if self.is_loaded:
+            self.mark(state, detail)
 
     def mark(self, state: State, detail: str) -> None:
         """Sets the state that health tells, and the line that explains it."""

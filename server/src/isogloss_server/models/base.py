@@ -4,15 +4,27 @@ Letters of array shapes, here and everywhere: n texts, t tokens of all texts tog
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]  # [n, d]
+
+
+class State(IntEnum):
+    """How well a model serves; the greater the number, the worse."""
+
+    SERVING = 1
+    DEGRADED = 2
+    STARTING = 3
+    NOT_SERVING = 4
+
+
+Report = Callable[[State, str], None]  # tells of a change: the state, and a line for people, empty where all is well
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from isogloss_server.models.catalog import KNOWN, KnownModel, find
 
 MAIN = "main"
+HOSTS = ("cohere", "openai")  # before a colon: the model runs at a provider, see providers.py
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -33,6 +34,12 @@ def resolve(source: str) -> Wanted | None:
     if known is not None:
         return Wanted(known.hub_id, revision or known.revision, source, known)
     return Wanted(name, revision or MAIN, source) if HUB_ID.fullmatch(name) else None
+
+
+def is_hosted(source: str) -> bool:
+    """Returns whether a model's source names a provider."""
+    host, colon, _ = source.partition(":")
+    return bool(colon) and host in HOSTS
 
 
 def like(name: str) -> str:

@@ -80,7 +80,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
             status = to_status(domain_error(error, call))
             code = status.code.name
-            await context.abort(status.code, status.proto.message, (*status.trailers, identity))
+            trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
+            await context.abort(status.code, status.proto.message, (*trailers, identity))
         finally:
             if self._access_log and not call.method.startswith("/"):  # another service's keeps its full name
                 logs.call(call, code, (self._clock.monotonic_s() - began_s) * 1e3)

@@ -1,10 +1,11 @@
 """A domain error to a gRPC status with google.rpc details, the one place where that is done."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2, message
+from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
 from isogloss_server import errors
@@ -18,6 +19,7 @@ CODES: Mapping[type[errors.DomainError], grpc.StatusCode] = {
     errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.TimeUpError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.UnforeseenError: grpc.StatusCode.INTERNAL,
@@ -30,11 +32,19 @@ class Status:
 
     code: grpc.StatusCode
     proto: status_pb2.Status
+    retry_after_s: float | None = None
 
-    @property
-    def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
-        """The trailing metadata that carries the details."""
-        return (("grpc-status-details-bin", self.proto.SerializeToString()),)
+    def trailers(self, remaining_s: float) -> tuple[tuple[str, str | bytes], ...]:
+        """Returns the trailing metadata that carries the details, for a caller that waits so long still.
+
+        gRPC clients obey grpc-retry-pushback-ms, not RetryInfo: told to come back after their deadline, they would wait
+        for it in vain, so they are told not to.
+        """
+        details = ("grpc-status-details-bin", self.proto.SerializeToString())
+        if self.retry_after_s is None:
+            return (details,)
+        pushback_ms = math.ceil(self.retry_after_s * 1e3) if self.retry_after_s < remaining_s else -1
+        return details, ("grpc-retry-pushback-ms", str(pushback_ms))
 
 
 def code_of(error: errors.DomainError) -> grpc.StatusCode:
@@ -52,7 +62,7 @@ def to_status(error: errors.DomainError) -> Status:
     while proto.ByteSize() > MAX_DETAILS_BYTES and violations:
         violations.pop()
         proto = _assembled(error, error.figures, violations)
-    return Status(code_of(error), proto)
+    return Status(code_of(error), proto, error.retry_after_s)
 
 
 def to_row_status(error: errors.DomainError) -> status_pb2.Status:
@@ -72,6 +82,10 @@ def _assembled(
     ]
     if violations:
         details.append(error_details_pb2.BadRequest(field_violations=violations))
+    if error.retry_after_s is not None and math.isfinite(error.retry_after_s):
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(math.ceil(error.retry_after_s * 1e3))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     proto = status_pb2.Status(code=code_of(error).value[0], message=_cut(error.message, MAX_MESSAGE_CHARACTERS))
     for detail in details:
         packed = any_pb2.Any()

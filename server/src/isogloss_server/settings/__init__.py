@@ -6,16 +6,21 @@ A knob `drain_s` is the flag `--drain-s`, the variable `ISOGLOSS_DRAIN_S` and th
 
 from isogloss_server.settings.file import SettingsError
 from isogloss_server.settings.flags import add_flags
-from isogloss_server.settings.knobs import HIGHEST_MAX_TEXTS, PREFIX, Settings, model_name_and_source
+from isogloss_server.settings.keys import VARIABLES as KEY_VARIABLES
+from isogloss_server.settings.keys import provider_key
+from isogloss_server.settings.knobs import HIGHEST_MAX_TEXTS, PREFIX, Settings
+from isogloss_server.settings.model_names import model_name_and_source
 from isogloss_server.settings.sources import load, unknown_variables
 
 __all__ = [
     "HIGHEST_MAX_TEXTS",
+    "KEY_VARIABLES",
     "PREFIX",
     "Settings",
     "SettingsError",
     "add_flags",
     "load",
     "model_name_and_source",
+    "provider_key",
     "unknown_variables",
 ]

@@ -12,8 +12,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from isogloss_server.models.weights import BUNDLED, is_folder
+from isogloss_server.models.weights import BUNDLED
 from isogloss_server.settings.file import readable
+from isogloss_server.settings.model_names import model_name_and_source
 
 PREFIX = "ISOGLOSS_"
 HIGHEST_MAX_TEXTS = 50_000
@@ -42,9 +43,9 @@ class Settings(BaseSettings):
     )
     model: Annotated[tuple[str, ...], NoDecode] = knob(
         (BUNDLED,),
-        f"model to serve: {BUNDLED} (bundled), a name that `models list` tells, a hub id, or a folder in the "
-        "sentence-transformers layout, optionally NAME=MODEL; may be given more than once (in the environment: parted "
-        "by commas), the first is the default",
+        f"model to serve: {BUNDLED} (bundled), a name that `models list` tells, a hub id, a folder in the "
+        "sentence-transformers layout, cohere:MODEL, openai:MODEL or openai:MODEL@URL, optionally NAME=MODEL; may be "
+        "given more than once (in the environment: parted by commas), the first is the default",
         section="models",
         unit="MODEL",
     )
@@ -122,6 +123,42 @@ class Settings(BaseSettings):
         section="models",
         unit="FOLDER",
     )
+    cohere_key_file: Path | None = knob(
+        None, "file that holds Cohere's key; else CO_API_KEY", section="providers", unit="FILE"
+    )
+    openai_key_file: Path | None = knob(
+        None, "file that holds OpenAI's key; else OPENAI_API_KEY", section="providers", unit="FILE"
+    )
+    provider_calls: int = knob(
+        8, "calls to a provider in flight, of each model", section="providers", unit="CALLS", ge=1, le=1000
+    )
+    provider_texts_per_call: int = knob(
+        0,
+        "texts of one call to a provider; 0 = as many as it takes",
+        section="providers",
+        unit="TEXTS",
+        ge=0,
+        le=10_000,
+    )
+    provider_texts_per_minute: int = knob(
+        0,
+        "texts that a provider is sent a minute, of each model; 0 = the provider's known limit, if any",
+        section="providers",
+        unit="TEXTS",
+        ge=0,
+        le=10**9,
+    )
+    provider_timeout_s: FiniteFloat = knob(
+        60.0,
+        "how long a provider may take, retries included, where the caller would wait longer",
+        section="providers",
+        unit="SECONDS",
+        ge=0.1,
+        le=3600,
+    )
+    metrics_port: int | None = knob(
+        None, "port for Prometheus at /metrics; 0 takes a free one", section="metrics", unit="PORT", ge=0, le=65_535
+    )
     drain_delay_s: FiniteFloat = knob(
         0.0,
         "after a stop signal, how long calls are still taken while health says NOT_SERVING",
@@ -177,15 +214,3 @@ class Settings(BaseSettings):
             return self.graph_cache.expanduser()
         except RuntimeError:  # the process's user has no home
             return None
-
-
-def model_name_and_source(model: str) -> tuple[str, str]:
-    """Returns the name that a model is served under, and where it comes from: NAME=SOURCE, or SOURCE alone.
-
-    SOURCE alone goes by its last part, without the revision: `owner/model@v2` is served as `model`.
-    """
-    name, equals, source = model.partition("=")
-    if equals:
-        return name, source
-    last = Path(model).name
-    return (last if is_folder(model) else last.partition("@")[0]), model

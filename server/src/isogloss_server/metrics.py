@@ -1,0 +1,34 @@
+"""Every metric: its name, unit and labels. No label ever holds anything of a text."""
+
+from prometheus_client import CollectorRegistry, Counter, start_http_server
+
+from isogloss_server.errors import ListenError
+
+REGISTRY = CollectorRegistry()
+
+PROVIDER_CALLS = Counter(
+    "isogloss_provider_calls",
+    "HTTP calls to a provider, by what became of them: ok, or the reason of the error.",
+    ["model", "outcome"],
+    registry=REGISTRY,
+)
+PROVIDER_TEXTS = Counter("isogloss_provider_texts", "Texts that a provider embedded.", ["model"], registry=REGISTRY)
+PROVIDER_BILLED_TOKENS = Counter(
+    "isogloss_provider_billed_tokens", "Tokens that a provider bills, by its own figures.", ["model"], registry=REGISTRY
+)
+PROVIDER_RETRIES = Counter(
+    "isogloss_provider_retries", "Calls to a provider that were made again.", ["model"], registry=REGISTRY
+)
+
+
+def serve(host: str, port: int) -> int:
+    """Serves all metrics in Prometheus' text format at /metrics, on a thread of its own; returns the port.
+
+    Raises:
+        ListenError: the address cannot be listened on.
+    """
+    try:
+        server, _ = start_http_server(port, addr=host, registry=REGISTRY)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
+    return int(server.server_address[1])
