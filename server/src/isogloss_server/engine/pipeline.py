@@ -79,7 +79,7 @@ class Pipeline:
         """Returns the vectors of a job's texts, shaped as it asks.
 
         Raises:
-            DomainError: one of those that errors.py lists.
+            DomainError: one of those that errors/ lists.
         """
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)
@@ -105,7 +105,7 @@ class Pipeline:
         """Returns the scores of a job's queries against its candidates, or each query's nearest candidates.
 
         Raises:
-            DomainError: one of those that errors.py lists.
+            DomainError: one of those that errors/ lists.
         """
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)

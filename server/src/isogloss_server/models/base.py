@@ -136,7 +136,7 @@ class Embedder(Protocol):
 
         Raises:
             RowFaults: some texts cannot be embedded; all of them are named.
-            DomainError: one of those that errors.py lists.
+            DomainError: one of those that errors/ lists.
         """
         ...
 
