@@ -26,13 +26,18 @@ class Breaker:
         self._probing: asyncio.Task[None] | None = None
         self._next_probe_s = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether no call may go out."""
+        return self._probing is not None
+
     def check(self) -> None:
         """Returns where calls may go out.
 
         Raises:
             ProviderUnavailableError: the breaker is open.
         """
-        if self._probing is not None:
+        if self.is_open:
             wait_s = max(0.0, self._next_probe_s - self._clock.monotonic_s())
             raise ProviderUnavailableError(self._why, retry_after_s=wait_s)
 

@@ -135,7 +135,7 @@ class RemoteEmbedder:
                 except ProviderFault as fault:
                     wait_s = self._wait_s(fault, attempt)
                     last = attempt + 1 == ATTEMPTS or self._clock.monotonic_s() + wait_s >= urgency.deadline_s
-                    if last or not fault.kind.again:
+                    if last or not fault.kind.again or self.breaker.is_open:
                         raise fault.error(wait_s) from None
             metrics.PROVIDER_RETRIES.labels(self._name).inc()
             await self._clock.sleep(wait_s)
