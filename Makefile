@@ -51,8 +51,9 @@ test-upstream: .venv/.development .venv-upstream/.ready
 RESULTS := benchmarks/results
 WORKS := single batch bulk trickle
 
-bench: .venv/.runtime ## the benchmarks, peers included, in about two hours; results under benchmarks/results/
+bench: .venv/.development ## the benchmarks, peers included, in about two hours; results under benchmarks/results/
 	$(BIN)/python -m benchmarks --work bundled --json $(RESULTS)/bundled.json
+	$(BIN)/python -m benchmarks --work provider --json $(RESULTS)/provider.json
 	for work in $(WORKS); do \
 		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --json $(RESULTS)/minilm-$$work.json \
 			--plot $(RESULTS)/minilm-$$work.png && \

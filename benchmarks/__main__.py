@@ -3,6 +3,7 @@
 python -m benchmarks --work single|batch|bulk|trickle [--model MODEL] [--systems NAME,...] [--rounds N]
                      [--cores CORES] [--load-cores CORES] [--json FILE] [--plot FILE.png]
 python -m benchmarks --work bundled [--rounds N] [--json FILE]
+python -m benchmarks --work provider [--rounds N] [--json FILE]
 """
 
 import argparse
@@ -14,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bundled, compare, environments, models
+from benchmarks import bundled, compare, environments, models, provider
 from benchmarks.measure import Pinning
 from benchmarks.report import table
 from benchmarks.systems import SYSTEMS
 from benchmarks.works import WORKS
 
-BUNDLED = "bundled"
+BUNDLED, PROVIDER = "bundled", "provider"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,13 +32,14 @@ def parser() -> argparse.ArgumentParser:
     loads = "; ".join(f"{work.name}: {work.says}" for work in WORKS.values())
     made.add_argument(
         "--work",
-        choices=[*WORKS, BUNDLED],
+        choices=[*WORKS, BUNDLED, PROVIDER],
         default=BUNDLED,
-        help=f"{loads}; {BUNDLED}: the bundled model beside an echo and its tokenizer (default)",
+        help=f"{loads}; {BUNDLED}: the bundled model beside an echo and its tokenizer (default); "
+        f"{PROVIDER}: a thousand texts through a provider's API, beside its own SDK",
     )
     made.add_argument("--systems", type=_systems, default=list(SYSTEMS), help=f"of {', '.join(SYSTEMS)}; all if absent")
     made.add_argument("--model", default=models.MINILM, help=f"{models.MINILM}, {models.MULTILINGUAL} or a folder")
-    made.add_argument("--rounds", type=int, help="3, or 7 of the bundled model")
+    made.add_argument("--rounds", type=int, help="3, or 7 of the bundled model and the provider")
     made.add_argument("--cores", default="1", help="cores of every system, as taskset takes them")
     made.add_argument("--load-cores", default="0", help="cores of the load generator")
     made.add_argument("--limit-s", type=float, default=30.0, help="a system starts no calls of a round after so long")
@@ -59,8 +61,13 @@ def main(arguments: Sequence[str]) -> None:
     if args.plot and not (args.json and args.work in WORKS):
         raise SystemExit("--plot draws what --json writes, of a work with systems")
     report: dict[str, Any]
+    command = f"python -m benchmarks {shlex.join(arguments)}"
     if args.work == BUNDLED:
         report = bundled.run(args.rounds or 7)
+        print(json.dumps(report, indent=2))
+    elif args.work == PROVIDER:
+        pinning = Pinning(server_cores=args.cores, load_cores=args.load_cores)
+        report = {**provider.run(args.rounds or 7, pinning), "command": command}
         print(json.dumps(report, indent=2))
     else:
         plan = compare.Plan(
@@ -71,14 +78,14 @@ def main(arguments: Sequence[str]) -> None:
             pinning=Pinning(server_cores=args.cores, load_cores=args.load_cores),
             limit_s=args.limit_s,
         )
-        report = {**compare.run(plan), "command": f"python -m benchmarks {shlex.join(arguments)}"}
+        report = {**compare.run(plan), "command": command}
         print(table(report))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.plot:
-        command = [str(environments.python("plot")), "-m", "benchmarks.plot", str(args.plot), str(args.json)]
-        subprocess.run(command, check=True)
+        drawing = [str(environments.python("plot")), "-m", "benchmarks.plot", str(args.plot), str(args.json)]
+        subprocess.run(drawing, check=True)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Lines:
         raise LoadError("the process that makes the calls ended")
 
 
-def _said_ready(process: "subprocess.Popen[str]") -> str | None:
+def said_ready(process: "subprocess.Popen[str]") -> str | None:
     """Returns "" once a driver has written that it is ready."""
     assert process.stdout  # noqa: S101 - started with talks=True
     readable, _, _ = select.select([process.stdout], [], [], 0.05)
@@ -129,7 +129,7 @@ def started_system(system: System, model: models.Measured, pinning: Pinning) -> 
         ready = {
             Kind.SERVICE: port_in(Path(scratch) / "port"),
             Kind.HTTP: lambda _process: _healthy(int(str(known["port"]))),
-            Kind.LIBRARY: _said_ready,
+            Kind.LIBRARY: said_ready,
         }[system.kind]
         command = [str(python), *(part.format(**known) for part in system.command)]
         with started(
@@ -150,7 +150,7 @@ def _driver(system: System, running: Running, work: Work, pinning: Pinning) -> I
         return
     protocol = (system.streamed_protocol if work.streamed else "") or system.protocol
     command = [str(environments.python("load")), "-m", "benchmarks.load", protocol, running.address]
-    with started(command, _said_ready, cores=pinning.load_cores, folder=environments.ROOT, talks=True) as generator:
+    with started(command, said_ready, cores=pinning.load_cores, folder=environments.ROOT, talks=True) as generator:
         yield Lines(generator.process)
 
 
@@ -201,4 +201,15 @@ def percentile(values: Sequence[float], share: int) -> float:
     return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]
 
 
-__all__ = ["LoadError", "Pinning", "Sample", "StartError", "measure", "percentile", "sample", "started_system"]
+__all__ = [
+    "Lines",
+    "LoadError",
+    "Pinning",
+    "Sample",
+    "StartError",
+    "measure",
+    "percentile",
+    "said_ready",
+    "sample",
+    "started_system",
+]
