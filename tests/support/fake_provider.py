@@ -137,13 +137,14 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, provider: FakeProvider, tls: ssl.SSLContext | None) -> None:
         self._open: set[socket.socket] = set()
+        self._tls = tls
         self.provider = provider
         super().__init__(("127.0.0.1", 0), _Handler)
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_side=True)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
+        if self._tls is not None:  # shaking hands with the first read, on the connection's own thread
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         self._open.add(connection)
         return connection, address
 
@@ -159,7 +160,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing of clients that hang up; anything else is told as ever."""
-        if not isinstance(sys.exception(), ConnectionError):
+        if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
@@ -186,8 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
         if scripted.ending is Ending.SILENT:
             self.close_connection = True
             return
-        self.send_response(status)
-        for name, value in ({"Content-Type": "application/json"} | dict(scripted.headers)).items():
+        self.send_response_only(status)
+        usual = {"Content-Type": "application/json", "Date": self.date_time_string(), "X-Request-Id": "of-the-provider"}
+        for name, value in (usual | dict(scripted.headers)).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
