@@ -1,0 +1,204 @@
+"""A server process in front of a provider: what callers, operators and Prometheus see of it."""
+
+import re
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from isogloss.v1 import embedding_pb2 as pb
+from isogloss.v1 import embedding_pb2_grpc
+
+from tests.support.fake_provider import FakeProvider
+from tests.support.fake_provider_script import Scripted
+from tests.support.fake_provider_wire import vectors_of
+from tests.support.remote import KEY, told
+from tests.support.server_process import ServerProcess
+from tests.support.wire import array_of, error_of
+
+LIGHT, SMALL, LOCAL = "embed-multilingual-light-v3.0", "text-embedding-3-small", "all-MiniLM-L6-v2"
+NO_KEYS: dict[str, str | None] = {"CO_API_KEY": None, "OPENAI_API_KEY": None}
+KEYS: dict[str, str | None] = {"CO_API_KEY": KEY, "OPENAI_API_KEY": KEY}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[FakeProvider, ServerProcess]]:
+    """A server with a model of each kind, and the provider behind it."""
+    with FakeProvider(key=KEY) as fake:
+        sources = [
+            f"cohere:{LIGHT}@{fake.address}",
+            f"openai:{SMALL}@{fake.address}/v1",
+            f"mine=openai:{LOCAL}@{fake.address}/v1/",
+        ]
+        flags = [part for source in sources for part in ("--model", source)]
+        with ServerProcess(*flags, "--metrics-port", "0", env=KEYS) as process:
+            yield fake, process
+
+
+@pytest.fixture
+def fake(shared: tuple[FakeProvider, ServerProcess]) -> FakeProvider:
+    """The provider, with nothing of earlier tests."""
+    shared[0].script.clear()
+    shared[0].requests.clear()
+    return shared[0]
+
+
+@pytest.fixture(scope="module")
+def metrics_url(shared: tuple[FakeProvider, ServerProcess]) -> str:
+    """Where the metrics are."""
+    lines = "".join([shared[1].address, *shared[1].lines])
+    found = re.search(r'"(http://[^"]*/metrics)"', lines)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def stub(shared: tuple[FakeProvider, ServerProcess]) -> Iterator[Any]:
+    """The generated stub on the server."""
+    with grpc.insecure_channel(shared[1].address) as channel:
+        yield embedding_pb2_grpc.EmbeddingServiceStub(channel)
+
+
+def failure(call: Callable[[], Any]) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "kind"),
+    [("", LIGHT, "search_document"), (LIGHT, LIGHT, "search_document"), (SMALL, SMALL, ""), ("mine", LOCAL, "")],
+)
+def test_callers_see_the_contract_only(fake: FakeProvider, stub: Any, model: str, name: str, kind: str) -> None:
+    """Whichever provider computes them, vectors come as they come from any model, in the texts' order."""
+    texts = [f"line {row}" for row in range(70)]
+    answer = stub.Embed(pb.EmbedRequest(texts=texts, model=model))
+    np.testing.assert_allclose(array_of(answer.embeddings), vectors_of(name, kind, texts, fake.widths[name]), atol=1e-7)
+    assert (answer.total_tokens, answer.per_text_counts) == (140, False)
+    assert max(len(request.texts) for request in fake.requests) == {LIGHT: 70, SMALL: 32, LOCAL: 32}[name]
+
+
+def test_list_models_tells_what_each_offers(stub: Any) -> None:
+    """Names, backends, widths and truncations are the provider's models' own, and no two share a space."""
+    models = stub.ListModels(pb.ListModelsRequest()).models
+    assert [(m.name, m.backend, m.dimensions[0], m.has_roles) for m in models] == [
+        (LIGHT, "cohere", 384, True),
+        (SMALL, "openai", 1536, False),
+        ("mine", "openai", 384, False),
+    ]
+    everything = {pb.TRUNCATION_END, pb.TRUNCATION_START, pb.TRUNCATION_ERROR}
+    assert [set(m.truncations) for m in models] == [everything, {pb.TRUNCATION_ERROR}, {pb.TRUNCATION_ERROR}]
+    assert len({m.space_id for m in models}) == 3
+
+
+def test_vectors_of_another_model_of_the_same_width_are_refused(stub: Any) -> None:
+    """light-v3.0 and MiniLM are both 384 wide; the one's space is not the other's."""
+    light, _, mine = stub.ListModels(pb.ListModelsRequest()).models
+    request = pb.EmbedRequest(texts=["one"], model="mine", space_id=light.space_id)
+    assert error_of(lambda: stub.Embed(request)).reason == "SPACE_MISMATCH"
+    assert mine.dimensions[0] == light.dimensions[0] == 384
+
+
+def test_a_rate_limit_that_outlasts_the_caller(fake: FakeProvider, stub: Any) -> None:
+    """The status, RetryInfo and the trailer that gRPC clients obey reach the caller, at once."""
+    fake.script.append(Scripted(status=429, headers={"Retry-After": "100"}))
+    request = pb.EmbedRequest(texts=["one"], model="mine")
+    seen = told(failure(lambda: stub.Embed(request, timeout=50)))
+    assert (seen.code, seen.reason, seen.pushback_ms) == ("RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMIT", -1)
+    assert seen.retry_s == 100
+    assert len(fake.requests) == 1
+
+
+def test_a_cancelled_rpc_hangs_up_on_the_provider(fake: FakeProvider, stub: Any) -> None:
+    """When the caller cancels, the provider sees the connection close."""
+    fake.script.append(Scripted(gate=fake.gate()))
+    future = stub.Embed.future(pb.EmbedRequest(texts=["one"]))
+    request = fake.wait_for(1)
+    future.cancel()
+    assert request.cut.wait(60)
+
+
+def test_metrics_tell_what_the_provider_was_asked_and_bills(fake: FakeProvider, stub: Any, metrics_url: str) -> None:
+    """Calls by outcome, texts, billed tokens and retries are counted for each model, and no text is in them."""
+    before = _metrics(metrics_url)
+    fake.script.append(Scripted(status=500))
+    stub.Embed(pb.EmbedRequest(texts=["secret words", "secret words", "more"], model=SMALL))
+    after = _metrics(metrics_url)
+    label = f'model="{SMALL}"'
+    assert {name: value - before[name] for name, value in after.items() if value != before[name]} == {
+        f'isogloss_provider_calls_total{{{label},outcome="PROVIDER_UNAVAILABLE"}}': 1,
+        f'isogloss_provider_calls_total{{{label},outcome="ok"}}': 1,
+        f"isogloss_provider_texts_total{{{label}}}": 2,
+        f"isogloss_provider_billed_tokens_total{{{label}}}": 3,
+        f"isogloss_provider_retries_total{{{label}}}": 1,
+    }
+    assert not any("secret" in name for name in after)
+
+
+def _metrics(url: str) -> Counter[str]:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    counted = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#") and "_created" not in line]
+    return Counter({name: float(value) for name, value in counted if "isogloss_provider" in name})
+
+
+def said(*flags: str, env: dict[str, str | None]) -> str:
+    """Returns the one line with which a server refuses to start."""
+    process = ServerProcess(*flags, env=env)
+    assert process.wait() == 1
+    [line] = [line for line in process.lines if not line.startswith("{")]
+    assert line.startswith("isogloss-server: ")
+    return line
+
+
+def test_without_a_key_it_does_not_start() -> None:
+    """A provider's model without a key is one line that names the variable and the flag."""
+    line = said("--model", "cohere:embed-v4.0", env=NO_KEYS)
+    assert "CO_API_KEY" in line
+    assert "--cohere-key-file" in line
+
+
+def test_a_retired_model_names_its_successors() -> None:
+    """embed-multilingual-v2.0 is refused, with what took its place."""
+    line = said("--model", "cohere:embed-multilingual-v2.0", env=KEYS)
+    assert "embed-v4.0" in line
+    assert "embed-multilingual-v3.0" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "word"),
+    [("cohere:embed-v4.0@{}", "wrong-0123456789-wrong", "key"), ("openai:nothing@{}/v1", KEY, "no such model")],
+)
+def test_what_the_provider_refuses_at_start_up_is_one_line(source: str, key: str, word: str) -> None:
+    """A key or model that the provider does not know ends the start, without the key being told."""
+    with FakeProvider(key=KEY) as fake:
+        line = said("--model", source.format(fake.address), env={"CO_API_KEY": key, "OPENAI_API_KEY": key})
+    assert word in line
+    assert key[:12] not in line
+
+
+def test_a_drain_lets_a_call_at_the_provider_finish(tmp_path: Path) -> None:
+    """A call that is at the provider when the signal comes gets its answer."""
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    with FakeProvider(key=KEY) as fake:
+        source = f"cohere:{LIGHT}@{fake.address}"
+        process = ServerProcess("--model", source, "--cohere-key-file", str(file), env=NO_KEYS)
+        with grpc.insecure_channel(process.address) as channel:
+            stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+            gate, seen = fake.gate(), len(fake.requests)
+            fake.script.append(Scripted(gate=gate))
+            future = stub.Embed.future(pb.EmbedRequest(texts=["one"]))
+            fake.wait_for(seen + 1)
+            stopping = threading.Thread(target=process.stop)
+            stopping.start()
+            process.wait_for("draining")
+            gate.open()
+            assert future.result(timeout=60).embeddings.rows == 1
+            stopping.join(60)
+    assert process.process.returncode == 0
