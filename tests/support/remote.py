@@ -1,18 +1,26 @@
 """A provider's model on a clock that the test owns: the SDK against a fake provider, and gRPC in front of it."""
 
 import asyncio
+import atexit
+import functools
+import os
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
+import trustme
 from google.rpc import error_details_pb2, status_pb2
 from isogloss_server import connecting
 from isogloss_server.engine.limits import Limits
 from isogloss_server.engine.registry import Ready, Registry, ServedModel
 from isogloss_server.models import providers
+from isogloss_server.models.remote.call import Provider
 from isogloss_server.models.remote.embedder import RemoteEmbedder, Terms
 from pydantic import SecretStr
 
@@ -48,6 +56,22 @@ class Told:
     pushback_ms: int | None  # of the trailer that gRPC clients obey
 
 
+@functools.cache
+def authority() -> str:
+    """Returns the file of an authority that signed nothing: to read the usual ones takes longer than a test."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    file = Path(folder.name) / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(file)
+    return str(file)
+
+
+def client_of(hosted: providers.Hosted) -> Provider:
+    """Returns a provider's API on its SDK, as the server makes it."""
+    with mock.patch.dict(os.environ, {"SSL_CERT_FILE": authority()}):
+        return connecting._client(hosted, SecretStr(KEY))
+
+
 @asynccontextmanager
 async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) -> AsyncIterator[Remote]:
     """Serves a model of the fake provider's as "m"; `terms` are those that differ from the provider's."""
@@ -58,7 +82,7 @@ async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) 
     model = registry.get("m")
     embedder = RemoteEmbedder(
         "m",
-        connecting._client(hosted, SecretStr(KEY)),
+        client_of(hosted),
         card,
         Terms(**{**usual, "texts_per_minute": 0, "timeout_s": 60.0, **terms}),
         clock,
