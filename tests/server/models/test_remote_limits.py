@@ -65,19 +65,27 @@ async def test_what_the_limit_leaves_no_room_for_is_refused_at_once(fake: FakePr
 
 
 async def test_interactive_texts_overtake_bulk_ones(fake: FakeProvider, clock: OwnTime) -> None:
-    """With one call in flight, an INTERACTIVE call is next, before the BULK ones that came sooner."""
+    """With one call in flight, an INTERACTIVE job's are next, before those of BULK jobs that came sooner."""
     gate = fake.gate()
     fake.script.append(Scripted(gate=gate))
     async with remote(fake, LIGHT, clock, calls=1, max_texts=2) as m:
-        bulk = named("bulk", 6)
-        bulk.priority = BULK
-        first = asyncio.ensure_future(m.stub.Embed(bulk))
-        await asyncio.to_thread(fake.wait_for, 1)
-        second = asyncio.ensure_future(m.stub.Embed(named("interactive", 2)))
-        await queued(m, 3)
+        jobs = []
+        for row, name in enumerate(["bulk a", "bulk b", "bulk c"]):
+            job = named(name, 2)
+            job.priority = BULK
+            jobs.append(asyncio.ensure_future(m.stub.Embed(job)))
+            await (asyncio.to_thread(fake.wait_for, 1) if not row else queued(m, row))
+        jobs.append(asyncio.ensure_future(m.stub.Embed(named("interactive", 4))))
+        await queued(m, 4)
         gate.open()
-        await asyncio.gather(first, second)
-    assert [request.texts[0] for request in fake.requests] == ["bulk 0", "interactive 0", "bulk 2", "bulk 4"]
+        await asyncio.gather(*jobs)
+    assert [request.texts[0] for request in fake.requests] == [
+        "bulk a 0",
+        "interactive 0",
+        "interactive 2",
+        "bulk b 0",
+        "bulk c 0",
+    ]
 
 
 async def test_a_long_job_does_not_hold_up_a_short_one(fake: FakeProvider, clock: OwnTime) -> None:
@@ -110,6 +118,7 @@ async def test_a_caller_who_hangs_up_while_waiting_sends_nothing(fake: FakeProvi
         async with asyncio.timeout(60):
             while (await m.stub.Health(pb.HealthRequest())).models[0].queued_texts != 20:
                 pass
+        assert sum(not waiter.begins.done() for waiter in m.embedder._throttle._waiting) == 1
         gate.open()
         await asyncio.gather(first, behind)
     assert not any(text.startswith("gone") for text in fake.texts)
