@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--systems", type=_systems, default=list(SYSTEMS), help=f"of {', '.join(SYSTEMS)}; all if absent")
     made.add_argument("--model", default=models.MINILM, help=f"{models.MINILM}, {models.MULTILINGUAL} or a folder")
-    made.add_argument("--rounds", type=int, help="3, or 7 of the bundled model and the provider")
+    made.add_argument("--rounds", type=int, help="3; 5 of the provider, 7 of the bundled model")
     made.add_argument("--cores", default="1", help="cores of every system, as taskset takes them")
     made.add_argument("--load-cores", default="0", help="cores of the load generator")
     made.add_argument("--limit-s", type=float, default=30.0, help="a system starts no calls of a round after so long")
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(report, indent=2))
     elif args.work == PROVIDER:
         pinning = Pinning(server_cores=args.cores, load_cores=args.load_cores)
-        report = {**provider.run(args.rounds or 7, pinning), "command": command}
+        report = {**provider.run(args.rounds or 5, pinning), "command": command}
         print(json.dumps(report, indent=2))
     else:
         plan = compare.Plan(

@@ -2,8 +2,9 @@
 
     python -m benchmarks --work provider [--rounds N] [--json FILE]
 
-The provider is a stand-in that answers each call after LATENCY_S (peers/provider.py). Every round takes each system
-once, in an order that rotates: the system on core 1; the stand-in, and who calls our service, on core 0.
+The provider is a stand-in that answers each call after LATENCY_S (peers/provider.py), one for each system. In every
+round the systems are started afresh and take turns call by call, on core 1; the stand-ins, and who calls our service,
+are on core 0.
 """
 
 import json
@@ -11,7 +12,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -30,10 +31,10 @@ WORK = Work(
     name="provider",
     callers=1,
     texts_per_call=1_000,
-    calls=5,
+    calls=10,
     warm_calls=2,
     max_sentences=8,
-    says="one caller, a thousand texts in one Embed, 5 calls one after the other",
+    says="one caller, a thousand texts in one Embed, 10 calls one after the other",
 )
 OURS, SDK = "isogloss", "sdk-base64"
 SYSTEMS = {
@@ -96,36 +97,78 @@ def _sdk(url: str, kind: str, pinning: Pinning) -> Iterator[tuple[Running, Lines
         yield running, Lines(running.process)
 
 
-def measure(name: str, pinning: Pinning) -> tuple[Sample, list[list[float]]]:
-    """Returns one round's figures of a system, and its vectors of works.probes().
+class Live:
+    """One system that runs, and what it has been timed at."""
 
-    Raises:
-        StartError: it does not start.
-        LoadError: a call failed.
-    """
+    def __init__(self, provider: Running, running: Running, driver: Lines) -> None:
+        """Takes its stand-in, the process whose time counts, and what makes the calls."""
+        self._provider, self._running, self._driver = provider, running, driver
+        self.vectors = driver.vectors(works.probes())
+        self.walls_ms: list[float] = []
+        self._before_s = 0.0
+
+    def begin(self) -> None:
+        """Counts from here on."""
+        _figures(self._provider)
+        self.walls_ms.clear()
+        self._before_s = self._running.cpu_s()
+
+    def call(self, texts: Sequence[str]) -> None:
+        """Makes one call.
+
+        Raises:
+            LoadError: it failed.
+        """
+        self._driver.prepare([texts], WORK.callers)
+        outcome = self._driver.run(LIMIT_S)
+        if outcome.errors:
+            raise LoadError(outcome.first_error)
+        self.walls_ms += outcome.latencies_ms
+
+    def sample(self) -> Sample:
+        """Returns the figures since `begin`, of one call each."""
+        cpu_s, counted, calls = self._running.cpu_s() - self._before_s, _figures(self._provider), len(self.walls_ms)
+        return {
+            "wall_ms": statistics.median(self.walls_ms),
+            "cpu_ms": cpu_s * 1000 / calls,
+            "provider_calls": counted["calls"] / calls,
+            "provider_texts": counted["texts"] / calls,
+            "most_in_flight": counted["most_in_flight"],
+        }
+
+
+@contextmanager
+def _live(name: str, pinning: Pinning) -> Iterator[Live]:
     with _provider(pinning) as provider:
         url = f"http://{provider.address}"
         system = _ours(url, pinning) if name == OURS else _sdk(url, name.removeprefix("sdk-"), pinning)
         with system as (running, driver):
-            vectors = driver.vectors(works.probes())
-            warm, timed = works.calls(WORK)
-            driver.prepare(warm, WORK.callers)
-            driver.run(LIMIT_S)
-            driver.prepare(timed, WORK.callers)
-            _figures(provider)
-            before_s = running.cpu_s()
-            outcome = driver.run(LIMIT_S)
-            cpu_s = running.cpu_s() - before_s
-            counted = _figures(provider)
-    if outcome.errors or outcome.texts != WORK.calls * WORK.texts_per_call:
-        raise LoadError(outcome.first_error or "not all texts were answered")
-    return {
-        "wall_ms": statistics.median(outcome.latencies_ms),
-        "cpu_ms": cpu_s * 1000 / WORK.calls,
-        "provider_calls": counted["calls"] / WORK.calls,
-        "provider_texts": counted["texts"] / WORK.calls,
-        "most_in_flight": counted["most_in_flight"],
-    }, vectors
+            yield Live(provider, running, driver)
+
+
+def take_round(pinning: Pinning) -> dict[str, Sample]:
+    """Returns each system's figures of one round, in which they take turns call by call.
+
+    Raises:
+        StartError: one does not start.
+        LoadError: a call failed.
+        SystemExit: the systems give different vectors.
+    """
+    warm, timed = works.calls(WORK)
+    with ExitStack() as stack:
+        systems = {name: stack.enter_context(_live(name, pinning)) for name in SYSTEMS}
+        agreement = report.agreement({name: live.vectors for name, live in systems.items()})
+        if min(agreement.values()) < report.LEAST_AGREEMENT:
+            raise SystemExit("the systems give different vectors")
+        for texts in warm:
+            for live in systems.values():
+                live.call(texts)
+        for live in systems.values():
+            live.begin()
+        for texts in timed:
+            for live in systems.values():
+                live.call(texts)
+        return {name: live.sample() for name, live in systems.items()}
 
 
 def assemble(rounds: Sequence[dict[str, Sample]]) -> dict[str, Any]:
@@ -158,19 +201,5 @@ def assemble(rounds: Sequence[dict[str, Sample]]) -> dict[str, Any]:
 
 
 def run(rounds: int, pinning: Pinning) -> dict[str, Any]:
-    """Returns the report of `rounds` rounds.
-
-    Raises:
-        SystemExit: the systems give different vectors.
-    """
-    found: list[dict[str, Sample]] = []
-    names = list(SYSTEMS)
-    for number in range(rounds):
-        place = number % len(names)
-        samples, vectors = {}, {}
-        for name in [*names[place:], *names[:place]]:
-            samples[name], vectors[name] = measure(name, pinning)
-        if min(report.agreement(vectors).values()) < report.LEAST_AGREEMENT:
-            raise SystemExit("the systems give different vectors")
-        found.append({name: samples[name] for name in names})
-    return assemble(found)
+    """Returns the report of `rounds` rounds; raises what a round does."""
+    return assemble([take_round(pinning) for _ in range(rounds)])
