@@ -15,10 +15,18 @@ from isogloss_server.models import providers
 from isogloss_server.models.providers import Hosted
 from isogloss_server.models.remote.call import Provider, probe
 from isogloss_server.models.remote.embedder import RemoteEmbedder, Terms
-from isogloss_server.models.remote.faults import BAD_ANSWER, ProviderFault
+from isogloss_server.models.remote.faults import (
+    LONG_TIMEOUT,
+    RATE_LIMIT,
+    TIMEOUT,
+    UNAVAILABLE,
+    UNREACHABLE,
+    ProviderFault,
+)
 from isogloss_server.settings import KEY_VARIABLES, Settings, provider_key
 
 START_BACKOFF_S = 1.0
+MAY_PASS = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
 
 
 async def connect(model: ServedModel, source: str, settings: Settings, loader: Workers, clock: Clock) -> Ready:
@@ -34,7 +42,11 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: W
     key = provider_key(hosted.kind, settings)
     _check_key(hosted, key)
     provider = await loader.run(_client, hosted, key)  # importing an SDK takes a second
-    dimensions, fault = await _first_call(source, hosted, provider, settings, clock)
+    try:
+        dimensions, fault = await _first_call(source, hosted, provider, settings, clock)
+    except BaseException:
+        await provider.close()
+        raise
     card = hosted.card(dimensions)
     embedder = RemoteEmbedder(model.name, provider, card, _terms(hosted, settings), clock, report=model.report)
     if fault is not None:
@@ -53,10 +65,9 @@ async def _first_call(
         try:
             width = await probe(provider, timeout_s=remaining_s, columns=known[0] if known else 0)
         except ProviderFault as fault:
-            may_pass = fault.kind.ill and fault.kind is not BAD_ANSWER
-            if known and (may_pass or fault.kind.again):
+            if known and fault.kind in MAY_PASS:
                 return known, fault
-            if not may_pass or clock.monotonic_s() + START_BACKOFF_S >= until_s:
+            if fault.kind not in MAY_PASS or clock.monotonic_s() + START_BACKOFF_S >= until_s:
                 raise ProviderSetupError(f"model {source} cannot be served: {fault}") from fault
             await clock.sleep(START_BACKOFF_S)
         else:

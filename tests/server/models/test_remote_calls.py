@@ -11,7 +11,7 @@ from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.fake_provider_wire import vectors_of
 from tests.support.own_time import OwnTime
-from tests.support.remote import KEY, LIGHT, SMALL, remote
+from tests.support.remote import KEY, LIGHT, SMALL, failure, remote
 from tests.support.wire import array_of
 
 
@@ -91,3 +91,16 @@ async def test_tokens_are_told_as_billed(fake: FakeProvider, source: str) -> Non
     assert (answer.total_tokens, answer.per_text_counts, len(fake.requests)) == (6, False, 2)
     assert not answer.token_counts
     assert not answer.truncated_rows
+
+
+@pytest.mark.parametrize("source", [LIGHT, SMALL])
+async def test_texts_go_to_no_address_that_an_answer_names(fake: FakeProvider, source: str) -> None:
+    """A redirect is not followed, to whichever host: it is an answer of no use, and no text is sent on."""
+    with FakeProvider(key=KEY) as elsewhere:
+        away = {"Location": f"{elsewhere.address}/v2/embed"}
+        fake.always = Scripted(status=307, headers=away, body=b"")
+        clock = OwnTime()
+        async with remote(fake, source, clock) as m:
+            told = await clock.fly(failure(m.stub.Embed(pb.EmbedRequest(texts=["here"]))))
+        assert (told.code, told.reason) == ("UNAVAILABLE", "PROVIDER_ANSWER")
+        assert elsewhere.requests == []

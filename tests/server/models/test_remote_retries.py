@@ -110,11 +110,20 @@ async def test_nobody_waits_for_what_could_not_be_in_time(
 
 
 async def test_a_caller_with_time_left_is_told_when_to_come_back(fake: FakeProvider, clock: OwnTime) -> None:
-    """Where the caller's deadline is later than that moment, the trailer that gRPC clients obey names it."""
+    """To a caller without a deadline, the trailer that gRPC clients obey names the moment where it is too late here."""
     fake.always = Scripted(status=429, headers={"Retry-After": "100"})
     async with remote(fake, LIGHT, clock, timeout_s=60.0) as m:
-        told = await failure(m.stub.Embed(ONE, timeout=600))
+        told = await failure(m.stub.Embed(ONE))
     assert (told.retry_s, told.pushback_ms) == (100.0, 100_000)
+
+
+async def test_a_callers_own_deadline_is_kept_however_late_it_is(fake: FakeProvider, clock: OwnTime) -> None:
+    """A caller who waits for ten minutes is not given up after what is meant for those who do not say."""
+    fake.script.append(Scripted(status=429, headers={"Retry-After": "100"}))
+    async with remote(fake, LIGHT, clock, timeout_s=60.0) as m:
+        answer = await clock.fly(m.stub.Embed(ONE, timeout=600))
+    assert answer.embeddings.rows == 1
+    assert len(fake.requests) == 2
 
 
 async def test_retries_stop_at_the_deadline(fake: FakeProvider, clock: OwnTime) -> None:

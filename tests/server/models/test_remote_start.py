@@ -14,7 +14,7 @@ from isogloss_server.models.base import Role, State, Truncation, Urgency
 from isogloss_server.settings import Settings, provider_key
 
 from tests.support.fake_provider import FakeProvider
-from tests.support.fake_provider_script import Scripted
+from tests.support.fake_provider_script import Scripted, changed
 from tests.support.own_time import OwnTime
 from tests.support.remote import KEY, LIGHT, SMALL
 
@@ -82,6 +82,40 @@ async def test_a_model_of_unknown_width_is_waited_for(key: Path) -> None:
         async with connected(fake, LOCAL, clock, key) as (model, _):
             assert model.state is State.SERVING
     assert len(fake.requests) == 5
+
+
+async def test_a_model_of_unknown_width_is_not_waited_for_without_end(key: Path) -> None:
+    """After the provider's time the start ends with the reason."""
+    clock = OwnTime()
+    with FakeProvider(key=KEY) as fake:
+        fake.always = Scripted(status=503)
+        with pytest.raises(ProviderSetupError, match="503"):
+            async with connected(fake, LOCAL, clock, key, provider_timeout_s=10):
+                pass
+    assert clock.now_s <= 1010
+    assert len(fake.requests) > 2
+
+
+@pytest.mark.parametrize(
+    ("scripted", "word"),
+    [
+        (Scripted(status=401), "key"),
+        (Scripted(status=403), "key"),
+        (Scripted(status=404), "model"),
+        (changed(lambda rows: rows[:, :-1]), "383"),
+        (Scripted(body=b"<html>"), "of no use"),
+        (Scripted(status=400), "refuses"),
+    ],
+)
+async def test_what_no_waiting_helps_ends_the_start(key: Path, scripted: Scripted, word: str) -> None:
+    """A refused key, an unknown model and vectors of another width end the start at the first call."""
+    clock = OwnTime()
+    with FakeProvider(key=KEY) as fake:
+        fake.always = scripted
+        with pytest.raises(ProviderSetupError, match=word):
+            async with connected(fake, LIGHT, clock, key):
+                pass
+    assert (len(fake.requests), clock.slept_s) == (1, [])
 
 
 @pytest.mark.parametrize("bad", [f"{KEY}\nsecond line", f"{KEY}\x07", f"{KEY} ü", " \n"])

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from isogloss_server.models.base import Role, Truncation
 from isogloss_server.models.remote.answers import Answer, UnusableAnswerError, to_rows
-from isogloss_server.models.remote.faults import UNREACHABLE, ProviderFault, of_status
+from isogloss_server.models.remote.faults import UNREACHABLE, ProviderFault, of_status, without_key
 
 # https://docs.cohere.com/reference/embed; similarity has no input type of its own, so both sides are documents.
 INPUT_TYPES: Mapping[Role, str] = {
@@ -41,7 +41,11 @@ class Cohere:
         self._model = model
         self._key = key or SecretStr("")
         self._dimensions = OMIT if dimensions is None else dimensions
-        self._client = AsyncClientV2(self._key.get_secret_value(), base_url=address, max_retries=0)
+        # Texts go where they were meant to, and to no other address that an answer names.
+        self._http = httpx.AsyncClient(follow_redirects=False)
+        self._client = AsyncClientV2(
+            self._key.get_secret_value(), base_url=address, max_retries=0, httpx_client=self._http
+        )
 
     async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, timeout_s: float) -> Answer:
         """Makes one HTTP call; see `models.remote.embedder.Provider`."""
@@ -71,11 +75,11 @@ class Cohere:
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client._client_wrapper.httpx_client.httpx_client.aclose()  # noqa: SLF001 - it has no method for it
+        await self._http.aclose()
 
     def _fault(self, error: ApiError) -> ProviderFault:
         body = error.body if isinstance(error.body, dict) else {}
-        said = str(body.get("message", "")).replace(self._key.get_secret_value() or "\0", "***")
+        said = without_key(str(body.get("message", "")), self._key)
         return of_status(self.title, error.status_code or 0, error.headers or {}, said=said)
 
 

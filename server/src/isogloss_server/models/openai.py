@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
+from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import SecretStr
 
 from isogloss_server.models.base import Role, Truncation
 from isogloss_server.models.remote.answers import Answer, UnusableAnswerError, to_rows
-from isogloss_server.models.remote.faults import UNREACHABLE, ProviderFault, of_status
+from isogloss_server.models.remote.faults import UNREACHABLE, ProviderFault, of_status, without_key
 
 NO_KEY = "none"  # the SDK wants one, and servers that need none take any
 USED_UP = "insufficient_quota"  # the code that comes with status 429 where waiting does not help
@@ -22,7 +22,13 @@ class OpenAI:
         self.title = title
         self._model = model
         self._key = key or SecretStr(NO_KEY)
-        self._client = AsyncOpenAI(api_key=self._key.get_secret_value(), base_url=address, max_retries=0)
+        self._client = AsyncOpenAI(
+            api_key=self._key.get_secret_value(),
+            base_url=address,
+            max_retries=0,
+            # Texts go where they were meant to, and to no other address that an answer names.
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
+        )
 
     async def embed(
         self,
@@ -54,7 +60,7 @@ class OpenAI:
 
     def _fault(self, error: APIStatusError) -> ProviderFault:
         body = error.body if isinstance(error.body, dict) else {}
-        said = str(body.get("message", "")).replace(self._key.get_secret_value(), "***")
+        said = without_key(str(body.get("message", "")), self._key)
         return of_status(
             self.title, error.status_code, error.response.headers, said=said, exhausted=error.code == USED_UP
         )

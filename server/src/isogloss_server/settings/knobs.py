@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     )
     provider_timeout_s: FiniteFloat = knob(
         60.0,
-        "how long a provider may take, retries included, where the caller would wait longer",
+        "how long a provider may take, retries included, where the caller sets no deadline, and at start",
         section="providers",
         unit="SECONDS",
         ge=0.1,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Terms:
     max_bytes: int  # of UTF-8 in one call, though a longer text still goes alone; 0: any number
     calls: int  # in flight
     texts_per_minute: int  # 0: any number
-    timeout_s: float  # of a job whose caller waits longer
+    timeout_s: float  # of a job whose caller sets no deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class RemoteEmbedder:
         if self._closing is not None:
             raise DrainingError("the server is about to stop; another one may answer")
         began_s = self._clock.monotonic_s()
-        urgency = Urgency(urgency.priority, min(urgency.deadline_s, began_s + self._terms.timeout_s))
+        if urgency.deadline_s == math.inf:
+            urgency = Urgency(urgency.priority, began_s + self._terms.timeout_s)
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         try:
             async with asyncio.TaskGroup() as group:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import SecretStr
+
 from isogloss_server.errors import (
     DomainError,
     ProviderAnswerError,
@@ -17,6 +19,7 @@ from isogloss_server.errors import (
 )
 
 MAX_SAID_CHARACTERS = 200
+KEY_PIECE_CHARACTERS = 8
 SERVER_FAULTS = 500  # HTTP statuses from here on
 
 
@@ -85,6 +88,13 @@ def of_status(
     if kind is REFUSED and said:
         why += f", {said[:MAX_SAID_CHARACTERS]}"
     return ProviderFault(kind, provider, why, retry_after_s=retry_after_s(headers))
+
+
+def without_key(said: str, key: SecretStr) -> str:
+    """Returns a provider's sentence, or nothing of it where it quotes as much as a piece of the key."""
+    secret = key.get_secret_value()
+    pieces = (secret[at : at + KEY_PIECE_CHARACTERS] for at in range(max(1, len(secret) - KEY_PIECE_CHARACTERS + 1)))
+    return "" if secret and any(piece in said for piece in pieces) else said
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
