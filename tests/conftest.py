@@ -6,9 +6,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from hypothesis import settings
 from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.server_process import ServerProcess
+
+settings.register_profile("untimed", deadline=None)  # how long a test takes says more of the machine than of the code
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What a provider answers with: vectors, and what they cost."""
 
-import base64
+import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +49,8 @@ def check(rows: Rows, texts: int, columns: int) -> None:
 
 def _row(vector: Any) -> Rows:
     if isinstance(vector, str):
-        return np.frombuffer(base64.b64decode(vector, validate=True), "<f4").astype(np.float32)
+        # Not base64.b64decode, which looks through the text in Python before it decodes it.
+        return np.frombuffer(binascii.a2b_base64(vector, strict_mode=True), "<f4").astype(np.float32)
     row = np.asarray(vector, np.float32)
     if row.ndim != 1:
         raise ValueError("not a list of numbers")
