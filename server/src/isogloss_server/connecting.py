@@ -36,7 +36,9 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: W
     provider = await loader.run(_client, hosted, key)  # importing an SDK takes a second
     dimensions, fault = await _first_call(source, hosted, provider, settings, clock)
     card = hosted.card(dimensions)
-    embedder = RemoteEmbedder(model.name, provider, card, _terms(hosted, settings), clock, report=model.report)
+    embedder = RemoteEmbedder(
+        model.name, provider, card, _terms(hosted, settings), clock, report=model.reporter("provider")
+    )
     if fault is not None:
         embedder.breaker.open(fault)
     return Ready(embedder, limits_of(settings, card), bulk_jobs=settings.provider_calls)

@@ -13,9 +13,9 @@ DomainError
 ├── PreconditionError          right in itself, wrong for this server
 │   └── SpaceMismatchError  ProviderCredentialsError  ProviderModelError
 ├── ExhaustedError             more is asked for than there is at the moment
-│   └── ProviderRateLimitError
+│   └── OverloadedError  OutOfMemoryError  ProviderRateLimitError
 ├── UnavailableError           another moment or another server may answer
-│   ├── ModelNotReadyError  DrainingError
+│   ├── ModelNotReadyError  DrainingError  ModelStuckError  WorkerDiedError
 │   └── ProviderUnavailableError  ProviderAnswerError
 ├── TimeUpError                nobody waits for the answer any more
 └── UnforeseenError            a fault of the server
@@ -78,6 +78,10 @@ from isogloss_server.errors.rows import (
 from isogloss_server.errors.service import (
     DrainingError,
     ModelNotReadyError,
+    ModelStuckError,
+    OutOfMemoryError,
+    OverloadedError,
+    WorkerDiedError,
 )
 from isogloss_server.errors.startup import (
     ListenError,
@@ -105,7 +109,10 @@ __all__ = [
     "MissingFieldError",
     "ModelFilesError",
     "ModelNotReadyError",
+    "ModelStuckError",
     "NotFoundError",
+    "OutOfMemoryError",
+    "OverloadedError",
     "PreconditionError",
     "ProviderAnswerError",
     "ProviderCredentialsError",
@@ -132,5 +139,6 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedTruncationError",
     "Violation",
+    "WorkerDiedError",
     "merge",
 ]
