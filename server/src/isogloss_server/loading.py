@@ -6,6 +6,7 @@ from typing import TypeVar
 from isogloss_server import logs
 from isogloss_server.clock import Clock
 from isogloss_server.cores import usable_cores
+from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.lanes import QUEUED_BULK_JOBS
 from isogloss_server.engine.limits import Limits, default_max_texts
@@ -47,7 +48,12 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Rea
         embedder.close()
         raise
     parts.give_back()
-    return Ready(embedder, limits_of(settings, parts.card), bulk_jobs=QUEUED_BULK_JOBS if batcher else 1)
+    return Ready(
+        embedder,
+        limits_of(settings, parts.card),
+        bulk_jobs=QUEUED_BULK_JOBS if batcher else 1,
+        admission=admission_of(settings),
+    )
 
 
 def read(folder: ModelFolder, settings: Settings) -> Parts:
@@ -102,6 +108,11 @@ def _sentence_transformers(folder: ModelFolder, settings: Settings) -> Parts:
     from isogloss_server.models.sentence_transformers import load  # noqa: PLC0415
 
     return load(folder, settings.device)
+
+
+def admission_of(settings: Settings) -> Admission:
+    """Returns the room that one model's work has to wait in."""
+    return Admission(settings.max_queue_tokens, settings.max_queue_bytes)
 
 
 def limits_of(settings: Settings, card: ModelCard) -> Limits:

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from isogloss_server import logs
+from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.limits import Limits
 from isogloss_server.errors import ModelNotReadyError, UnknownModelError
 from isogloss_server.models.base import Embedder, Report, State
@@ -16,12 +17,13 @@ class Ready:
     """A model that can be asked: what computes its vectors, and what one request may ask for.
 
     `bulk_jobs` is how many BULK jobs work at once: one where each computes by itself, many where their texts meet in
-    a queue that knows of lanes.
+    a queue that knows of lanes. `admission` is the room that work has to wait in.
     """
 
     embedder: Embedder
     limits: Limits
     bulk_jobs: int = 1
+    admission: Admission = field(default_factory=Admission)
 
 
 class ServedModel:

@@ -24,8 +24,8 @@ from isogloss_server.rpc.status import to_row_status
 from isogloss_server.settings import HIGHEST_MAX_TEXTS
 
 
-def to_embed_job(request: pb.EmbedRequest, deadline_s: float) -> EmbedJob:
-    """Returns the job that an Embed asks for; raises UnknownEnumError."""
+def to_embed_job(request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> EmbedJob:
+    """Returns the job that an Embed asks for, on a stream a patient one; raises UnknownEnumError."""
     return EmbedJob(
         texts=_texts(request.texts),
         model=request.model,
@@ -38,6 +38,7 @@ def to_embed_job(request: pb.EmbedRequest, deadline_s: float) -> EmbedJob:
         allow_partial=request.allow_partial,
         space_id=request.space_id,
         deadline_s=deadline_s,
+        patient=patient,
     )
 
 
