@@ -85,11 +85,12 @@ class Pipeline:
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
         faults: dict[int, DomainError] = {}
-        async with Turn(self._clock, model, job) as waited_s:
+        async with Turn(self._clock, model, job) as turn:
             if job.allow_partial:
                 embedded, faults = await self._embed_what_can_be(model, job)
             else:
                 embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job)
+            turn.take_note(embedded)
             shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
             matrix = await self._run(embedded.rows.size, shape, embedded.rows)
         return EmbedResult(
@@ -98,7 +99,7 @@ class Pipeline:
             space_id=model.ready.embedder.card.space_id,
             embedded=embedded,
             faults=faults,
-            timings=self._timings(began_s, waited_s, embedded),
+            timings=self._timings(began_s, turn.waited_s, embedded),
         )
 
     async def similarity(self, job: SimilarityJob) -> SimilarityResult:
@@ -110,13 +111,15 @@ class Pipeline:
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
-        async with Turn(self._clock, model, job) as waited_s:
+        async with Turn(self._clock, model, job) as turn:
             queries, of_queries = await self._side(model, job.queries, columns, job)
             candidates, of_candidates = queries, of_queries
             if job.candidates is not None:
                 candidates, of_candidates = await self._side(model, job.candidates, columns, job)
             compared = await self._compare(job, queries, candidates)
-        parts = [of_queries] if job.candidates is None else [of_queries, of_candidates]
+            parts = [of_queries] if job.candidates is None else [of_queries, of_candidates]
+            for part in parts:
+                turn.take_note(part)
         return SimilarityResult(
             compared=compared,
             model=model.name,
@@ -124,7 +127,7 @@ class Pipeline:
             truncated_queries=of_queries.truncated_rows,
             truncated_candidates=of_candidates.truncated_rows,
             total_tokens=sum(part.total_tokens for part in parts),
-            timings=self._timings(began_s, waited_s, *parts),
+            timings=self._timings(began_s, turn.waited_s, *parts),
         )
 
     async def _side(
