@@ -6,6 +6,7 @@ import gc
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from isogloss_server import connecting, loading, logs, memory, metrics
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
-from isogloss_server.engine.workers import Workers
+from isogloss_server.engine.vitals import from_threads
+from isogloss_server.engine.workers import WatchedWorkers, Workers
 from isogloss_server.errors import ListenError
+from isogloss_server.models.base import Report, State
 from isogloss_server.models.names import is_hosted
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings import Settings, model_name_and_source
@@ -52,9 +55,10 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     began_s = clock.monotonic_s()
     asyncio.get_running_loop().set_exception_handler(_log_stray_fault)
     signals = StopSignals()
-    workers = Workers(settings.worker_threads)
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
+    report = from_threads(partial(_of_all, registry), asyncio.get_running_loop())("workers")
+    workers = WatchedWorkers(settings.worker_threads, settings.watchdog_s, clock, report)
     server = Server(settings, registry, Pipeline(registry, workers, clock), workers, clock)
     port = await server.start()
     logs.detail("listening", address=f"{settings.host}:{port}")
@@ -90,7 +94,8 @@ async def _load(
             if is_hosted(source):
                 model.serve(await connecting.connect(model, source, settings, loader, clock))
             else:
-                model.serve(await loader.run(loading.load, source, settings, workers, clock))
+                reporter = from_threads(model.reporter, asyncio.get_running_loop())
+                model.serve(await loader.run(loading.load, source, settings, workers, clock, reporter))
             card = model.ready.embedder.card
             logs.event(
                 "model ready",
@@ -100,6 +105,17 @@ async def _load(
                 dimensions=card.dimensions[0],
                 memory_mb=memory.anonymous_mb() - before_mb,
             )
+
+
+def _of_all(registry: Registry, part: str) -> Report:
+    """Returns what a part that all models share tells its state by."""
+    reports = [model.reporter(part) for model in registry.models]
+
+    def tell(state: State, detail: str) -> None:
+        for report in reports:
+            report(state, detail)
+
+    return tell
 
 
 async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
