@@ -1,4 +1,4 @@
-"""THE STORY OF ONE JOB, readable top to bottom: check -> embed -> shape, or check -> embed the sides -> compare."""
+"""THE STORY OF ONE JOB, readable top to bottom: check -> cache -> embedder -> shape, or -> compare the sides."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine import vectors
+from isogloss_server.engine.cache.cache import Cache
 from isogloss_server.engine.job import (
     EmbedJob,
     Nearest,
@@ -40,6 +41,7 @@ class Timings:
     tokenization_s: float
     queue_s: float
     inference_s: float
+    cached_rows: int  # answered without inference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,12 @@ class SimilarityResult:
 class Pipeline:
     """Takes jobs of every face through the engine."""
 
-    def __init__(self, registry: Registry, workers: Workers, clock: Clock) -> None:
+    def __init__(self, registry: Registry, workers: Workers, clock: Clock, cache: Cache | None = None) -> None:
+        """Without `cache`, nothing is kept, and nobody waits for another's computation."""
         self._registry = registry
         self._workers = workers
         self._clock = clock
+        self._cache = cache or Cache(clock, max_bytes=0)
 
     async def embed(self, job: EmbedJob) -> EmbedResult:
         """Returns the vectors of a job's texts, shaped as it asks.
@@ -184,7 +188,8 @@ class Pipeline:
         self, model: ServedModel, texts: Sequence[str], role: Role, job: EmbedJob | SimilarityJob
     ) -> Embedded:
         embedder = model.ready.embedder
-        embedded = await embedder.embed(texts, role, truncation_of(job, embedder.card), job.urgency)
+        truncation = truncation_of(job, embedder.card)
+        embedded = await self._cache.embed(embedder, texts, role, truncation, job.urgency)
         model.embedded_texts += len(texts)
         return embedded
 
@@ -200,6 +205,7 @@ class Pipeline:
             tokenization_s=sum(part.tokenization_s for part in parts),
             queue_s=waited_s + sum(part.queue_s for part in parts),
             inference_s=sum(part.inference_s for part in parts),
+            cached_rows=sum(part.cached_rows for part in parts),
         )
 
 

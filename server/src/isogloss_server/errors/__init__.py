@@ -24,6 +24,7 @@ StartupError                   the server cannot start; one line says why
 ├── ModelFilesError
 │   └── UnsupportedModelError  no damage: another runtime may have what this one lacks
 ├── ProviderSetupError          a provider's model cannot be served: no key, a key refused, a model retired
+├── CacheSetupError             the shared cache: no package, or no URL
 └── ListenError
 
 RowFaults                      not an error of its own: what is wrong with which texts of a call
@@ -84,6 +85,7 @@ from isogloss_server.errors.service import (
     WorkerDiedError,
 )
 from isogloss_server.errors.startup import (
+    CacheSetupError,
     ListenError,
     ModelFilesError,
     ProviderSetupError,
@@ -96,6 +98,7 @@ __all__ = [
     "BadKError",
     "BadMatrixError",
     "BadMinScoreError",
+    "CacheSetupError",
     "DimensionMismatchError",
     "DomainError",
     "DrainingError",

@@ -166,6 +166,7 @@ def _write_timings(timings: Timings, to: pb.Timings) -> None:
     _write_seconds(timings.tokenization_s, to.tokenization)
     _write_seconds(timings.queue_s, to.queue)
     _write_seconds(timings.inference_s, to.inference)
+    to.cached_rows = timings.cached_rows
 
 
 def _write_seconds(seconds: float, to: duration_pb2.Duration) -> None:
