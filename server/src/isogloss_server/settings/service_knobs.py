@@ -45,7 +45,7 @@ class ServiceKnobs(BaseSettings):
         le=2**40,
     )
     cache_static: bool = knob(
-        False, "static models use the cache too, whose work is hardly more than a look-up", section="cache", unit=""
+        True, "static models, such as the bundled one, use the cache too", section="cache", unit=""
     )
     cache_redis_url: SecretStr | None = knob(
         None,

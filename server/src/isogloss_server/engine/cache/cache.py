@@ -15,7 +15,7 @@ from isogloss_server.engine.cache.shared import SharedCache
 from isogloss_server.errors import RowFaults, TimeUpError
 from isogloss_server.models.base import Embedded, Embedder, ModelCard, Role, Truncation, Urgency
 
-STATIC = "static"  # the backend of models that look up instead of computing
+STATIC = "static"  # the backend of models of which a text takes microseconds
 FAILURES = 2  # that a call waits for; a text that fails whoever computes it would else fail its callers one by one
 
 Texts = Mapping[bytes, str]  # distinct ones, by key
