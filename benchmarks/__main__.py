@@ -2,7 +2,7 @@
 
 python -m benchmarks --work single|batch|bulk|trickle [--model MODEL] [--systems NAME,...] [--rounds N]
                      [--cores CORES] [--load-cores CORES] [--json FILE] [--plot FILE.png]
-python -m benchmarks --work bundled [--rounds N] [--json FILE]
+python -m benchmarks --work bundled|cache [--rounds N] [--json FILE]
 """
 
 import argparse
@@ -14,13 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bundled, compare, environments, models
+from benchmarks import bundled, cache, compare, environments, models
 from benchmarks.measure import Pinning
 from benchmarks.report import table
 from benchmarks.systems import SYSTEMS
 from benchmarks.works import WORKS
 
 BUNDLED = "bundled"
+ALONE = {  # works of the service alone, each with its rounds and what it is
+    BUNDLED: (bundled.run, 7, "the bundled model beside an echo and its tokenizer (default)"),
+    "cache": (cache.run, 200, "what a hit and a miss of the cache cost"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,16 +32,17 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    loads = "; ".join(f"{work.name}: {work.says}" for work in WORKS.values())
+    loads = [f"{work.name}: {work.says}" for work in WORKS.values()]
+    loads += [f"{name}: {says}" for name, (_, _, says) in ALONE.items()]
     made.add_argument(
         "--work",
-        choices=[*WORKS, BUNDLED],
+        choices=[*WORKS, *ALONE],
         default=BUNDLED,
-        help=f"{loads}; {BUNDLED}: the bundled model beside an echo and its tokenizer (default)",
+        help="; ".join(loads),
     )
     made.add_argument("--systems", type=_systems, default=list(SYSTEMS), help=f"of {', '.join(SYSTEMS)}; all if absent")
     made.add_argument("--model", default=models.MINILM, help=f"{models.MINILM}, {models.MULTILINGUAL} or a folder")
-    made.add_argument("--rounds", type=int, help="3, or 7 of the bundled model")
+    made.add_argument("--rounds", type=int, help="3, or 7 of the bundled model, 200 of the cache")
     made.add_argument("--cores", default="1", help="cores of every system, as taskset takes them")
     made.add_argument("--load-cores", default="0", help="cores of the load generator")
     made.add_argument("--limit-s", type=float, default=30.0, help="a system starts no calls of a round after so long")
@@ -59,8 +64,9 @@ def main(arguments: Sequence[str]) -> None:
     if args.plot and not (args.json and args.work in WORKS):
         raise SystemExit("--plot draws what --json writes, of a work with systems")
     report: dict[str, Any]
-    if args.work == BUNDLED:
-        report = bundled.run(args.rounds or 7)
+    if args.work in ALONE:
+        run, rounds, _ = ALONE[args.work]
+        report = run(args.rounds or rounds)
         print(json.dumps(report, indent=2))
     else:
         plan = compare.Plan(

@@ -6,6 +6,7 @@ from typing import cast
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 
 from isogloss_server.engine.cache.shared import CONNECT_TIMEOUT_S, StoreError
 from isogloss_server.errors import CacheSetupError
@@ -30,6 +31,7 @@ class RedisStore:
                 protocol=2,
                 retry=Retry(NoBackoff(), 0),
                 socket_connect_timeout=CONNECT_TIMEOUT_S,
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),
             )
         except ValueError:  # its message quotes the URL, and with it the password
             raise CacheSetupError("the URL of the shared cache is none: it begins with redis:// or rediss://") from None

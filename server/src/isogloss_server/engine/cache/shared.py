@@ -14,7 +14,7 @@ from isogloss_server.engine.cache.values import packed, unpacked
 from isogloss_server.models.base import Report
 
 ASKED_ROWS = 256  # of one look-up; a longer one could not be answered in time by a store that is well
-WRITTEN_ROWS = 64  # at a time, so that packing them holds up nobody
+WRITTEN_ROWS = 32  # at a time, so that packing them holds up nobody
 WRITE_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 1.0
 MAX_WAITING_BYTES = 8 * 1024**2  # of rows to be written; beyond, they are not
