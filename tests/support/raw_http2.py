@@ -1,5 +1,6 @@
 """HTTP/2 byte by byte, for callers that no gRPC library would let one be."""
 
+import contextlib
 import socket
 import struct
 from types import TracebackType
@@ -61,10 +62,8 @@ class RawCaller:
 
     def send(self, said: bytes) -> None:
         """Sends bytes; a server that has hung up is no error."""
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(said)
-        except (BrokenPipeError, ConnectionResetError):
-            return
 
     def begin(self, method: str, *more: tuple[bytes, bytes], stream: int = 1, flags: int = END_HEADERS) -> None:
         """Begins a call."""
@@ -75,6 +74,11 @@ class RawCaller:
         for at in range(0, max(1, len(part)), 16_384):
             last = at + 16_384 >= len(part)
             self.send(frame(DATA, part[at : at + 16_384], flags=flags if last else 0, stream=stream))
+
+    def end_saying(self) -> None:
+        """Says that nothing more will be said; the answers may still come."""
+        with contextlib.suppress(OSError):  # the server has hung up already
+            self.socket.shutdown(socket.SHUT_WR)
 
     def read_to_end(self) -> bytes:
         """Returns all that the server says until it hangs up."""
