@@ -1,38 +1,19 @@
 """What is being computed is waited for, by nobody longer than he wants, and nobody is stranded."""
 
 import asyncio
-import random
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.cache.cache import Cache
 from isogloss_server.errors import RowFaults, TimeUpError
 from isogloss_server.models.base import Embedded, Priority, Role, Truncation, Urgency
 
-from tests.support.changing_embedder import CARD, ChangingEmbedder, settle
+from tests.support.cache_line import Line
+from tests.support.changing_embedder import ChangingEmbedder, settle
 
 SOON, LATER = Urgency(), Urgency(Priority.BULK)
-
-
-class Line:
-    """A cache before an embedder."""
-
-    def __init__(self, embedder: ChangingEmbedder, *, max_bytes: int = 1 << 20) -> None:
-        self.embedder = embedder
-        self.cache = Cache(SystemClock(), max_bytes=max_bytes)
-
-    def ask(self, *texts: str, urgency: Urgency = SOON) -> "asyncio.Task[Embedded]":
-        """Begins a call."""
-        asked = self.cache.embed(self.embedder, texts, Role.SIMILARITY, Truncation.END, urgency)
-        return asyncio.create_task(asked)  # type: ignore[arg-type]  # it is a coroutine
-
-    @property
-    def flying(self) -> int:
-        """How many texts are being computed, as far as the cache knows."""
-        return len(self.cache._levels.flights)
 
 
 @pytest.fixture
@@ -215,52 +196,3 @@ async def test_what_nothing_keeps_is_still_computed_once_at_a_time() -> None:
     np.testing.assert_array_equal((await first).rows, (await second).rows)
     await line.ask("a")
     assert len(line.embedder.calls) == 2
-
-
-@pytest.mark.parametrize("seed", range(40))
-async def test_no_order_of_events_strands_or_confuses_anybody(seed: int) -> None:
-    """Calls of shared texts, failures and cancellations in any order: all end, rows are their texts', none is left."""
-    rng = random.Random(seed)
-    broken = {"bad": OSError("broken")}
-
-    class Steady(ChangingEmbedder):
-        async def embed(self, texts: Sequence[str], *arguments: Any) -> Embedded:
-            embedded = await super().embed(texts, *arguments)
-            embedded.rows[:] = [[len(text)] * CARD.dimensions[0] for text in texts]
-            return embedded
-
-    line = Line(Steady(gated=True, broken=broken), max_bytes=rng.choice([1, 2000, 1 << 20]))
-    pool = [
-        "a",
-        "bb",
-        "ccc",
-        "dddd",
-        "eeeee",
-        "ffffff",
-        *(["bad"] if seed % 3 == 0 else []),
-        *(["!!!"] if seed % 4 == 0 else []),
-    ]
-    calls: list[tuple[list[str], asyncio.Task[Embedded]]] = []
-    for _ in range(60):
-        texts = rng.choices(pool, k=rng.randint(1, 5))
-        calls.append((texts, line.ask(*texts, urgency=rng.choice([SOON, LATER]))))
-        for _ in range(rng.randint(0, 4)):
-            await asyncio.sleep(0)
-        if rng.random() < 0.3:
-            rng.choice(calls)[1].cancel()
-        if rng.random() < 0.5:
-            line.embedder.go(rng.randint(1, 3))
-    line.embedder.go(1000)
-    async with asyncio.timeout(60):
-        await asyncio.wait([task for _, task in calls])
-    for texts, task in calls:
-        if task.cancelled():
-            continue
-        if task.exception() is None:
-            assert task.result().rows[:, 0].tolist() == [len(text) for text in texts]
-        else:
-            assert isinstance(
-                task.exception(), OSError if "bad" in texts and "!!!" not in texts else (OSError, RowFaults)
-            )
-            assert {"bad", "!!!"} & set(texts)
-    assert line.flying == 0

@@ -1,67 +1,24 @@
 """The shared cache is asked while it answers in time, believed where its values verify, and never fails a call."""
 
-import asyncio
 import logging
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from isogloss_server import metrics
 from isogloss_server.engine.cache import shared as module
 from isogloss_server.engine.cache.bypass import FAULTS_TO_BYPASS, FIRST_PAUSE_S, LAST_PAUSE_S, WHY
 from isogloss_server.engine.cache.cache import Cache
 from isogloss_server.engine.cache.entries import Entry
-from isogloss_server.engine.cache.shared import SharedCache, StoreError
-from isogloss_server.engine.cache.values import VERSION, packed, unpacked
+from isogloss_server.engine.cache.shared import SharedCache
+from isogloss_server.engine.cache.values import VERSION
 from isogloss_server.models.base import Embedded, Role, State, Truncation, Urgency
 
 from tests.support.changing_embedder import ChangingEmbedder, settle
+from tests.support.dict_store import DictStore
 from tests.support.own_time import OwnTime
 
 WIDTH = 16
 KEY = bytes(range(32))
-
-
-class DictStore:
-    """A store in a dict, which fails, refuses or hangs as the test says."""
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self.asked: list[int] = []  # keys of each look-up
-        self.pings = 0
-        self.why = ""  # the error of everything
-        self.refusal = ""  # of every write
-        self.hangs = False
-
-    async def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Returns values."""
-        self.asked.append(len(keys))
-        await self._obstacle()
-        return [self.values.get(key) for key in keys]
-
-    async def set(self, values: Mapping[bytes, bytes]) -> Sequence[str]:
-        """Keeps values."""
-        await self._obstacle()
-        if self.refusal:
-            return [self.refusal] * len(values)
-        self.values |= values
-        return []
-
-    async def ping(self) -> None:
-        """Answers."""
-        self.pings += 1
-        await self._obstacle()
-
-    async def close(self) -> None:
-        """Has nothing to close."""
-
-    async def _obstacle(self) -> None:
-        if self.why:
-            raise StoreError(self.why)
-        if self.hangs:
-            await asyncio.Event().wait()
 
 
 class Server:
@@ -165,6 +122,11 @@ async def test_it_is_bypassed_where_it_does_not_answer_and_comes_back_by_itself(
     await settle()
     assert server.told[1:] == [(State.SERVING, "")]
     assert (await server.ask("known")).cached_rows == 1
+    store.why = "ConnectionError"
+    await server.ask("a single fault, as good as before")
+    store.why = ""
+    assert (await server.ask("known")).cached_rows == 1
+    assert len(server.told) == 2
     await server.cache.close()
 
 
@@ -236,35 +198,3 @@ async def test_a_write_that_hangs_holds_up_no_call(store: DictStore) -> None:
     assert (await hanging.ask("a")).cached_rows == 1
     for one in (server, hanging):
         await one.cache.close()
-
-
-entries = st.builds(
-    lambda row, tokens, cut: (np.array(row, "<f4").tobytes(), tokens, cut),
-    st.lists(st.floats(width=32), min_size=WIDTH, max_size=WIDTH),
-    st.none() | st.integers(0, 2**31 - 1),
-    st.booleans(),
-)
-
-
-@given(entries)
-def test_a_value_is_its_entry(entry: Entry) -> None:
-    """Whatever the row, its tokens and its cut, they come back bit for bit."""
-    assert unpacked(KEY, packed(KEY, entry), WIDTH) == entry
-
-
-@given(entries, st.data())
-def test_a_value_that_was_changed_is_none(entry: Entry, data: st.DataObject) -> None:
-    """A byte that differs, a value cut short or made longer, another key or width: it is ignored."""
-    value = packed(KEY, entry)
-    at, bits = data.draw(st.integers(0, len(value) - 1)), data.draw(st.integers(1, 255))
-    changed = value[:at] + bytes([value[at] ^ bits]) + value[at + 1 :]
-    for broken in (changed, value[:at], value + b"\0"):
-        assert unpacked(KEY, broken, WIDTH) is None
-    assert unpacked(KEY[::-1], value, WIDTH) is None
-    assert unpacked(KEY, value, WIDTH + 1) is None
-
-
-@given(st.binary(max_size=2 * WIDTH * 4))
-def test_garbage_is_none(value: bytes) -> None:
-    """Whatever bytes stand there, they are ignored without an error."""
-    assert unpacked(KEY, value, WIDTH) is None
