@@ -8,7 +8,9 @@ import grpc
 import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss_server.clock import SystemClock
 from isogloss_server.engine.admission import Admission
+from isogloss_server.engine.cache.cache import Cache
 from isogloss_server.engine.registry import Ready, Registry
 from isogloss_server.models.base import Embedded, Role, Truncation, Urgency
 
@@ -142,3 +144,22 @@ async def test_streams_are_refused_where_memory_is_full() -> None:
     assert answers[0].error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert [answer.WhichOneof("result") for answer in answers].count("response") == 2
     assert sorted(answer.id for answer in answers) == [0, 1, 2, 3]
+
+
+async def test_what_the_cache_has_is_answered_by_a_full_queue() -> None:
+    """A call of which every text is known needs no room; one with a single unknown text does."""
+    embedder = GatedEmbedder()
+    embedder.open.set()
+    known = [f"known {row} {TEXT}" for row in range(3)]
+    async with serving(
+        registry_of(embedder, Admission(100, 1 << 20)), cache=Cache(SystemClock(), max_bytes=1 << 20)
+    ) as stub:
+        before = await stub.Embed(pb.EmbedRequest(texts=known))
+        embedder.open.clear()
+        inside = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 10)))
+        await embedder.begun(2)
+        again = await stub.Embed(pb.EmbedRequest(texts=known))
+        assert (again.embeddings, again.timings.cached_rows) == (before.embeddings, 3)
+        assert (await refusal(stub.Embed(pb.EmbedRequest(texts=[*known, "other"]))))[0] == "OVERLOADED"
+        embedder.open.set()
+        await inside

@@ -79,6 +79,15 @@ class Admission:
             raise self._overloaded(message, waiting - room // 2, waiting_tokens=waiting)
         self._take(cost, urgency.priority)
 
+    def enter_known(self, cost: Cost, priority: Priority) -> None:
+        """Takes in a job that is answered without the model, and so without regard to tokens and time.
+
+        Raises:
+            OverloadedError: there is no memory for it.
+        """
+        self._check_bytes(cost)
+        self._take(cost, priority)
+
     async def enter_patiently(self, cost: Cost, priority: Priority) -> None:
         """Takes in a stream's request as soon as there is room; `leave` must be called once it has ended.
 

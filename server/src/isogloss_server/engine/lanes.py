@@ -1,6 +1,7 @@
 """When a job may work: where there is room in the model's queue, and its lane lets it."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -8,7 +9,7 @@ from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Cost
 from isogloss_server.engine.job import EmbedJob, SimilarityJob
 from isogloss_server.engine.registry import ServedModel
-from isogloss_server.errors import TimeUpError
+from isogloss_server.errors import OverloadedError, TimeUpError
 from isogloss_server.models.base import Embedded, Priority
 
 QUEUED_BULK_JOBS = 256  # of a model with a queue of its own: enough to fill it, and a bound on what they hold in memory
@@ -26,7 +27,9 @@ class Turn:
         "_clock",
         "_computed_texts",
         "_cost",
+        "_is_known",
         "_job",
+        "_known_texts",
         "_lane",
         "_model",
         "_text_bytes",
@@ -34,24 +37,28 @@ class Turn:
         "waited_s",
     )
 
-    def __init__(self, clock: Clock, model: ServedModel, job: EmbedJob | SimilarityJob) -> None:
-        """Takes a job that was checked."""
+    def __init__(
+        self, clock: Clock, model: ServedModel, job: EmbedJob | SimilarityJob, is_known: Callable[[], bool]
+    ) -> None:
+        """Takes a job that was checked, and what tells whether the cache has all of its texts."""
         ready = model.ready
         self._clock = clock
         self._model = model
         self._job = job
+        self._is_known = is_known
         self._lane = model.bulk_turns if job.priority is Priority.BULK else None
         self._admission = ready.admission
         self._text_bytes = job.text_bytes
         card, rows_bytes = ready.embedder.card, 4 * job.text_count * ready.embedder.card.dimensions[0]
         tokens = self._admission.estimate(self._text_bytes, job.text_count, card.max_tokens)
         self._cost = Cost(tokens, self._text_bytes + rows_bytes + job.vector_bytes)
-        self._tokens = self._computed_texts = 0
+        self._tokens = self._known_texts = self._computed_texts = 0
         self.waited_s = 0.0
 
     def take_note(self, embedded: Embedded) -> None:
-        """Learns from what was embedded what such texts cost."""
+        """Learns from what was embedded of the job's texts what such texts cost."""
         self._tokens += embedded.total_tokens
+        self._known_texts += embedded.cached_rows
         self._computed_texts += len(embedded.rows) - embedded.cached_rows
 
     async def __aenter__(self) -> Self:
@@ -69,7 +76,7 @@ class Turn:
             if self._job.patient:
                 await self._admission.enter_patiently(self._cost, self._job.priority)
             else:
-                self._admission.enter(self._cost, self._job.urgency, asked_s)
+                self._enter(asked_s)
         except BaseException:
             self._model.queued_texts -= self._job.text_count
             raise
@@ -93,9 +100,18 @@ class Turn:
             self._lane.release()
         self._leave()
 
+    def _enter(self, now_s: float) -> None:
+        try:
+            self._admission.enter(self._cost, self._job.urgency, now_s)
+        except OverloadedError:  # which need not concern those who ask for what is known
+            if not self._is_known():
+                raise
+            self._cost = Cost(0, self._cost.bytes)
+            self._admission.enter_known(self._cost, self._job.priority)
+
     def _leave(self) -> None:
         if self._computed_texts:
-            if self._tokens:
+            if self._tokens and not self._known_texts:
                 self._admission.learn_ratio(self._text_bytes, self._tokens)
             share = self._computed_texts / self._job.text_count
             self._admission.learn_rate(share * self._cost.tokens, self._clock.monotonic_s())

@@ -89,7 +89,7 @@ class Pipeline:
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
         faults: dict[int, DomainError] = {}
-        async with Turn(self._clock, model, job) as turn:
+        async with Turn(self._clock, model, job, partial(self._is_known, model, job)) as turn:
             if job.allow_partial:
                 embedded, faults = await self._embed_what_can_be(model, job)
             else:
@@ -115,15 +115,16 @@ class Pipeline:
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
-        async with Turn(self._clock, model, job) as turn:
+        async with Turn(self._clock, model, job, partial(self._is_known, model, job)) as turn:
             queries, of_queries = await self._side(model, job.queries, columns, job)
             candidates, of_candidates = queries, of_queries
             if job.candidates is not None:
                 candidates, of_candidates = await self._side(model, job.candidates, columns, job)
             compared = await self._compare(job, queries, candidates)
             parts = [of_queries] if job.candidates is None else [of_queries, of_candidates]
-            for part in parts:
-                turn.take_note(part)
+            for side, part in zip((job.queries, job.candidates), parts, strict=False):
+                if isinstance(side, TextSide):
+                    turn.take_note(part)
         return SimilarityResult(
             compared=compared,
             model=model.name,
@@ -192,6 +193,16 @@ class Pipeline:
         embedded = await self._cache.embed(embedder, texts, role, truncation, job.urgency)
         model.embedded_texts += len(texts)
         return embedded
+
+    def _is_known(self, model: ServedModel, job: EmbedJob | SimilarityJob) -> bool:
+        """Returns whether the cache has all texts of a job that has some."""
+        card = model.ready.embedder.card
+        sides = (
+            [TextSide(job.path, job.texts, job.role)] if isinstance(job, EmbedJob) else [job.queries, job.candidates]
+        )
+        texts = [side for side in sides if isinstance(side, TextSide)]
+        manner = truncation_of(job, card)
+        return bool(texts) and all(self._cache.knows(card, side.texts, side.role, manner) for side in texts)
 
     async def _run(self, numbers: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs numpy work: off the event loop where it touches many numbers."""

@@ -56,6 +56,10 @@ class Cache:
         """Returns whether a model uses the cache."""
         return not self._off and (self._static_models or card.backend != STATIC)
 
+    def knows(self, card: ModelCard, texts: Sequence[str], role: Role, truncation: Truncation) -> bool:
+        """Returns whether memory has every one of the texts."""
+        return self.serves(card) and None not in self._levels.memory.find(keys_of(texts, card, role, truncation))
+
     async def embed(
         self, embedder: Embedder, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency
     ) -> Embedded:
