@@ -19,6 +19,15 @@ PROVIDER_BILLED_TOKENS = Counter(
 PROVIDER_RETRIES = Counter(
     "isogloss_provider_retries", "Calls to a provider that were made again.", ["model"], registry=REGISTRY
 )
+REFUSED_CALLS = Counter(
+    "isogloss_refused_calls",
+    "Calls and streams' requests for which there was no room or no time, by lane.",
+    ["model", "priority"],
+    registry=REGISTRY,
+)
+QUEUE_TOKENS = Gauge(
+    "isogloss_queue_tokens", "Work that waits or is being computed, in tokens, estimated.", ["model"], registry=REGISTRY
+)
 CACHE_ROWS = Counter(
     "isogloss_cache_rows",
     "Rows that were looked for. memory: hit; joined, computed just then for another call or row of the same text; or "

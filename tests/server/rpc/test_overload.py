@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss_server import metrics
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.cache.cache import Cache
@@ -55,6 +56,11 @@ def refused(error: grpc.aio.AioRpcError) -> tuple[str, float, dict[str, Any]]:
     return info.reason, retry.retry_delay.ToMilliseconds() / 1e3, trailers
 
 
+def refused_so_far() -> float:
+    labels = {"model": "test", "priority": "interactive"}
+    return metrics.REGISTRY.get_sample_value("isogloss_refused_calls_total", labels) or 0.0
+
+
 async def refusal(call: Any) -> tuple[str, float, dict[str, Any]]:
     try:
         await call
@@ -65,13 +71,15 @@ async def refusal(call: Any) -> tuple[str, float, dict[str, Any]]:
 
 async def test_a_full_queue_answers_at_once_when_to_come_back() -> None:
     """With the queue full a call is refused with OVERLOADED, RetryInfo and a pushback; what was let in is answered."""
-    embedder = GatedEmbedder()
+    embedder, before = GatedEmbedder(), refused_so_far()
     async with serving(registry_of(embedder, Admission(100, 1 << 20))) as stub:
         inside = [asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 5))) for _ in range(2)]
         await embedder.begun(2)
         reason, retry_s, trailers = await refusal(stub.Embed(pb.EmbedRequest(texts=[TEXT])))
         assert (reason, retry_s, trailers["grpc-retry-pushback-ms"]) == ("OVERLOADED", 1.0, "1000")
         assert (await stub.Health(pb.HealthRequest())).models[0].queued_texts == 10
+        assert refused_so_far() == before + 1
+        assert metrics.REGISTRY.get_sample_value("isogloss_queue_tokens", {"model": "test"}) == 100
         embedder.open.set()
         assert [len(answer.embeddings.data) for answer in await asyncio.gather(*inside)] == [80, 80]
         await stub.Embed(pb.EmbedRequest(texts=[TEXT]))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Cost
 from isogloss_server.engine.job import EmbedJob, SimilarityJob
@@ -77,8 +78,10 @@ class Turn:
                 await self._admission.enter_patiently(self._cost, self._job.priority)
             else:
                 self._enter(asked_s)
-        except BaseException:
+        except BaseException as error:
             self._model.queued_texts -= self._job.text_count
+            if isinstance(error, OverloadedError):
+                metrics.REFUSED_CALLS.labels(self._model.name, self._job.priority.value).inc()
             raise
         if self._lane is not None:
             try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from isogloss_server import logs
+from isogloss_server import logs, metrics
 from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.limits import Limits
 from isogloss_server.errors import ModelNotReadyError, UnknownModelError
@@ -43,6 +43,7 @@ class ServedModel:
     def serve(self, ready: Ready) -> None:
         """Makes the model answer requests from now on."""
         self._ready = ready
+        metrics.QUEUE_TOKENS.labels(self.name).set_function(lambda: ready.admission.tokens)
         self.bulk_turns = asyncio.Semaphore(ready.bulk_jobs)
         self._mark_worst()
 
