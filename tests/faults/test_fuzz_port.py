@@ -1,5 +1,6 @@
 """Any bytes on the port: what is no gRPC is ended, and the server is as it was."""
 
+import json
 import socket
 import ssl
 import struct
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tests.support.process_state import Observer
 from tests.support.raw_http2 import (
     END_HEADERS,
+    GOAWAY,
     HEADERS,
     PREFACE,
     SETTINGS,
@@ -77,6 +79,16 @@ def test_any_bytes_end_their_own_connection_alone(server: ServerProcess, kind: s
         said_to(server, said)
 
     holds()
+
+
+def test_nobody_writes_into_the_log(server: ServerProcess, observer: Observer) -> None:
+    """What a caller says of why it goes, line ends and all, is not in the log, whose lines are all the server's own."""
+    before = len(server.lines)
+    farewell = struct.pack(">II", 0, 99) + b'\n{"level": "error", "message": "forged"}\n'
+    said_to(server, PREFACE + frame(SETTINGS) + TRUE_CALL + frame(GOAWAY, farewell))
+    observer.until(lambda _: len(server.lines) > before + 100)  # its own lines about the calls that ask
+    lines = [json.loads(line) for line in server.lines[before:]]
+    assert {line["message"] for line in lines} == {"call"}
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "CONNECT", "PRI"])
