@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers test-redis
+.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers test-redis test-faults fuzz
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -29,9 +29,17 @@ check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs curre
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
 test: check ## check, then every test that needs no second environment
-	$(BIN)/pytest -q -m "not packages and not sentence_transformers and not redis" --ignore tests/contract --ignore tests/test_house.py
+	$(BIN)/pytest -q -m "not packages and not sentence_transformers and not redis and not faults_long" --ignore tests/contract --ignore tests/test_house.py
 
-test-all: test test-packages test-client-lowest test-sentence-transformers test-redis ## what CI runs: test, and each group in an environment of its own
+test-all: test test-faults test-packages test-client-lowest test-sentence-transformers test-redis ## what CI runs: test, and each group in an environment of its own
+
+test-faults: .venv/.development ## faults and random bytes, the long ones among them too
+	$(BIN)/pytest -q tests/faults
+
+SECONDS ?= 60
+
+fuzz: .venv-fuzz/.ready ## guided fuzzing of what answers, and of a real server; SECONDS=600 for longer
+	.venv-fuzz/bin/python -m tests.fuzz $(SECONDS)
 
 test-packages: .venv/.development
 	$(BIN)/pytest -q -m packages
@@ -91,6 +99,11 @@ clean: ## removes environments and caches
 .venv-proto/.ready: constraints/proto.txt
 	$(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/pip install $(PIP_QUIET) -r constraints/proto.txt
+	@touch $@
+
+.venv-fuzz/.ready: constraints/fuzz.txt $(PACKAGES)
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install $(PIP_QUIET) -c $(CORE) -e client -e server -r constraints/fuzz.txt
 	@touch $@
 
 .venv-client-lowest/.ready: constraints/client-lowest.txt client/pyproject.toml

@@ -43,10 +43,11 @@ def as_it_was(server: ServerProcess, observer: Observer, caller: Caller) -> Iter
 
 
 @ALL
-def test_any_bytes_have_a_status(caller: Caller, method: Method) -> None:
+@pytest.mark.parametrize("examples", [120, pytest.param(3000, marks=pytest.mark.faults_long)])
+def test_any_bytes_have_a_status(caller: Caller, method: Method, examples: int) -> None:
     """Random bytes, and good requests that were changed, are answered with a status that says whose fault it is."""
 
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(st.lists(requests(method), min_size=1, max_size=3 if method.streams else 1))
     def holds(sent: list[bytes]) -> None:
         caller.call(method, *sent)
@@ -92,7 +93,7 @@ def test_methods_that_are_none_are_unimplemented(server: ServerProcess, path: st
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-UNFOLDED = 256 * 1024**2
+UNFOLDED = 128 * 1024**2
 PACKED = {grpc.Compression.Gzip: "gzip", grpc.Compression.Deflate: "deflate"}
 
 

@@ -138,6 +138,7 @@ def _of_all(registry: Registry, part: str) -> Report:
     reports = [model.reporter(part) for model in registry.models]
 
     def tell(state: State, detail: str) -> None:
+        """Tells it of every model."""
         for report in reports:
             report(state, detail)
 

@@ -21,9 +21,11 @@ def from_threads(reporter: Reporter, loop: asyncio.AbstractEventLoop) -> Reporte
     """Returns a reporter whose reports may come from any thread; they are heard in the loop, in their order."""
 
     def safely(part: str) -> Report:
+        """Returns what one part tells its state by."""
         report = reporter(part)
 
         def tell(state: State, detail: str) -> None:
+            """Tells it in the loop."""
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                 loop.call_soon_threadsafe(report, state, detail)
 

@@ -73,6 +73,7 @@ class WatchedWorkers(Workers):
         call = _Call()
 
         def piece() -> T:
+            """Returns what the work does, under the watch."""
             running = self._watch.begin(call)
             try:
                 return work(*args, **kwargs)
