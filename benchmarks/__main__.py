@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    loads = "; ".join(f"{work.name}: {work.says}" for work in WORKS.values())
+    loads = [f"{work.name}: {work.says}" for work in WORKS.values()]
+    loads += [f"{name}: {says}" for name, (_, _, says) in ALONE.items()]
     made.add_argument(
         "--work",
         choices=[*WORKS, BUNDLED, PROVIDER],

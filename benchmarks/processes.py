@@ -140,12 +140,12 @@ def running(module: str, *arguments: str) -> Iterator[Running]:
 
 @contextmanager
 def running_service() -> Iterator[Running]:
-    """Runs isogloss-server with the bundled model and without the access log, until it is SERVING.
+    """Runs isogloss-server with the bundled model, without the access log and the cache, until it is SERVING.
 
     Raises:
         StartError: it does not start.
     """
-    flags = ("serve", "--port", "0", "--port-file", "PORT_FILE", "--no-access-log")
+    flags = ("serve", "--port", "0", "--port-file", "PORT_FILE", "--no-access-log", "--cache-bytes", "0")
     with running("isogloss_server", *flags) as service:
         check_serving(service.address)
         yield service

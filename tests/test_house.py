@@ -35,6 +35,7 @@ RUNTIMES = {
     "httpx": "models/cohere.py",
     "openai": "models/openai.py",
     "prometheus_client": "metrics.py",
+    "redis": "engine/cache/redis.py",
 }
 MODULE_LINES, FUNCTION_LINES, POSITIONAL, PARAMETERS = 250, 40, 6, 12
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import queue
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from isogloss_server.engine.batcher import Batcher
 from isogloss_server.models.base import Rows, TokenBatch, Urgency
 
 DIMENSIONS = 3
+WATCHDOG_S = 80.0  # so that one look of the watch is 10 s after the other
 
 
 class OwnClock:
@@ -23,6 +23,10 @@ class OwnClock:
         """Returns the seconds that the test has set."""
         return self.now_s
 
+    async def sleep(self, seconds: float) -> None:
+        """Sleeps for ever: a test in which somebody is to wake takes a clock that lets time pass."""
+        await asyncio.get_running_loop().create_future()
+
 
 class GatedModel:
     """Gives each text the row that `row_of` says; where `gated`, every batch waits for a `go`."""
@@ -33,7 +37,7 @@ class GatedModel:
         self._gated = gated
         self._change = change
         self._began: queue.SimpleQueue[list[list[int]]] = queue.SimpleQueue()
-        self._permits = threading.Semaphore(0)
+        self._permits: queue.SimpleQueue[None] = queue.SimpleQueue()  # whole in one step, should the thread die
 
     def forward(self, batch: TokenBatch) -> Rows:
         """Returns rows float32 [n, 3]."""
@@ -41,7 +45,7 @@ class GatedModel:
         self.batches.append(texts)
         self._began.put(texts)
         if self._gated:
-            assert self._permits.acquire(timeout=60)
+            self._permits.get(timeout=60)
         return self._change(np.array([row_of(text) for text in texts], np.float32))
 
     async def next_batch(self) -> list[list[int]]:
@@ -50,7 +54,8 @@ class GatedModel:
 
     def go(self, batches: int = 1) -> None:
         """Lets so many batches be computed."""
-        self._permits.release(batches)
+        for _ in range(batches):
+            self._permits.put(None)
 
 
 def row_of(text: Sequence[int]) -> list[float]:

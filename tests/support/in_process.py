@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 from isogloss.v1 import embedding_pb2_grpc
 from isogloss_server.clock import Clock, SystemClock
+from isogloss_server.engine.cache.cache import Cache
 from isogloss_server.engine.limits import Limits
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Ready, Registry
@@ -53,11 +54,11 @@ def ready_registry(embedder: CountingEmbedder, *, bulk_jobs: int = 1) -> Registr
 
 @asynccontextmanager
 async def serving_until(
-    registry: Registry, clock: Clock | None = None, **settings: Any
+    registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
     """Serves a registry on a free port; gives the stub (its channel as `stub.channel`) and what stops the server."""
     clock, workers = clock or SystemClock(), Workers(2)
-    server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock), workers, clock)
+    server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock, cache), workers, clock)
     port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -70,7 +71,9 @@ async def serving_until(
 
 
 @asynccontextmanager
-async def serving(registry: Registry, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Any]:
+async def serving(
+    registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
+) -> AsyncIterator[Any]:
     """Serves a registry on a free port; gives the stub."""
-    async with serving_until(registry, clock, **settings) as (stub, _):
+    async with serving_until(registry, clock, cache=cache, **settings) as (stub, _):
         yield stub

@@ -23,7 +23,12 @@ class ServerProcess:
         command = [python, "-m", "isogloss_server", "serve", "--port", "0", "--log-format", "json", *flags]
         variables = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", env=variables
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="backslashreplace",  # a reader that stumbled over what gRPC's core says would stop the server
+            env=variables,
         )
         self.lines: list[str] = []
         self._queue: queue.Queue[str] = queue.Queue()

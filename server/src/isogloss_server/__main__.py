@@ -158,6 +158,7 @@ def run_server(flags: dict[str, Any]) -> int:
     logs.configure(loaded.log_level, loaded.log_format)
     for line in settings.unknown_variables():
         logs.warning(line)
+    settings.quieten_grpc()
     try:
         # Only now: wrong settings are told at once, before gRPC and numpy are loaded.
         import uvloop  # noqa: PLC0415

@@ -10,7 +10,7 @@ from isogloss_server.clock import Clock
 from isogloss_server.engine.registry import Ready, ServedModel
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ProviderSetupError
-from isogloss_server.loading import limits_of
+from isogloss_server.loading import admission_of, limits_of
 from isogloss_server.models import providers
 from isogloss_server.models.providers import Hosted
 from isogloss_server.models.remote.call import Provider, probe
@@ -48,10 +48,14 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: W
         await provider.close()
         raise
     card = hosted.card(dimensions)
-    embedder = RemoteEmbedder(model.name, provider, card, _terms(hosted, settings), clock, report=model.report)
+    embedder = RemoteEmbedder(
+        model.name, provider, card, _terms(hosted, settings), clock, report=model.reporter("provider")
+    )
     if fault is not None:
         embedder.breaker.open(fault)
-    return Ready(embedder, limits_of(settings, card), bulk_jobs=settings.provider_calls)
+    return Ready(
+        embedder, limits_of(settings, card), bulk_jobs=settings.provider_calls, admission=admission_of(settings)
+    )
 
 
 async def _first_call(

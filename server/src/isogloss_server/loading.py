@@ -6,11 +6,13 @@ from typing import TypeVar
 from isogloss_server import logs
 from isogloss_server.clock import Clock
 from isogloss_server.cores import usable_cores
+from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.lanes import QUEUED_BULK_JOBS
 from isogloss_server.engine.limits import Limits, default_max_texts
 from isogloss_server.engine.local import LocalEmbedder
 from isogloss_server.engine.registry import Ready
+from isogloss_server.engine.vitals import Reporter, to_nobody
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout, static, weights
@@ -22,8 +24,10 @@ from isogloss_server.settings import Settings
 T = TypeVar("T")
 
 
-def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Ready:
+def load(source: str, settings: Settings, workers: Workers, clock: Clock, reporter: Reporter = to_nobody) -> Ready:
     """Returns a model ready to be asked: loaded, run once, and its vectors held against known ones.
+
+    What `reporter` gives is called from any thread.
 
     Raises:
         StartupError: it cannot be loaded, or does not compute what it should.
@@ -37,9 +41,19 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Rea
             threads=parts.threads or inference_threads(settings),
             max_batch_tokens=settings.max_batch_tokens,
             clock=clock,
+            watchdog_s=settings.watchdog_s,
+            reporter=reporter,
         )
     embedder = LocalEmbedder(
-        parts.model, parts.tokens, parts.card, parts.prompts, workers, clock, batcher=batcher, tolerance=parts.tolerance
+        parts.model,
+        parts.tokens,
+        parts.card,
+        parts.prompts,
+        workers,
+        clock,
+        batcher=batcher,
+        tolerance=parts.tolerance,
+        reporter=reporter,
     )
     try:
         _told(source, lambda: embedder.verify(parts.probes))
@@ -47,7 +61,12 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock) -> Rea
         embedder.close()
         raise
     parts.give_back()
-    return Ready(embedder, limits_of(settings, parts.card), bulk_jobs=QUEUED_BULK_JOBS if batcher else 1)
+    return Ready(
+        embedder,
+        limits_of(settings, parts.card),
+        bulk_jobs=QUEUED_BULK_JOBS if batcher else 1,
+        admission=admission_of(settings),
+    )
 
 
 def read(folder: ModelFolder, settings: Settings) -> Parts:
@@ -102,6 +121,11 @@ def _sentence_transformers(folder: ModelFolder, settings: Settings) -> Parts:
     from isogloss_server.models.sentence_transformers import load  # noqa: PLC0415
 
     return load(folder, settings.device)
+
+
+def admission_of(settings: Settings) -> Admission:
+    """Returns the room that one model's work has to wait in."""
+    return Admission(settings.max_queue_tokens, settings.max_queue_bytes)
 
 
 def limits_of(settings: Settings, card: ModelCard) -> Limits:

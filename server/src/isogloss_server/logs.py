@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 # Libraries that tell more than they may at lower levels: OpenAI's SDK writes requests, and with them texts.
-QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai")
+QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "redis")
 _access = logging.getLogger("isogloss_server.access")
 _faults = logging.getLogger("isogloss_server.faults")
 _events = logging.getLogger("isogloss_server.events")

@@ -1,6 +1,6 @@
 """Every metric: its name, unit and labels. No label ever holds anything of a text."""
 
-from prometheus_client import CollectorRegistry, Counter, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from isogloss_server.errors import ListenError
 
@@ -18,6 +18,33 @@ PROVIDER_BILLED_TOKENS = Counter(
 )
 PROVIDER_RETRIES = Counter(
     "isogloss_provider_retries", "Calls to a provider that were made again.", ["model"], registry=REGISTRY
+)
+REFUSED_CALLS = Counter(
+    "isogloss_refused_calls",
+    "Calls and streams' requests for which there was no room or no time, by lane.",
+    ["model", "priority"],
+    registry=REGISTRY,
+)
+QUEUE_TOKENS = Gauge(
+    "isogloss_queue_tokens", "Work that waits or is being computed, in tokens, estimated.", ["model"], registry=REGISTRY
+)
+CACHE_ROWS = Counter(
+    "isogloss_cache_rows",
+    "Rows that were looked for. memory: hit; joined, computed just then for another call or row of the same text; or "
+    "miss. shared: hit; miss; bad, no value of this version.",
+    ["level", "outcome"],
+    registry=REGISTRY,
+)
+CACHE_BYTES = Gauge("isogloss_cache_bytes", "Memory that cached rows take, in bytes.", registry=REGISTRY)
+CACHE_EVICTIONS = Counter(
+    "isogloss_cache_evictions", "Rows that left memory to make room for others.", registry=REGISTRY
+)
+CACHE_SHARED_ERRORS = Counter(
+    "isogloss_cache_shared_errors",
+    "What the shared cache did not do. get: answer in time; set: keep rows; ping: answer a probe; drop: it lagged, and "
+    "a call's rows were not written.",
+    ["operation"],
+    registry=REGISTRY,
 )
 
 

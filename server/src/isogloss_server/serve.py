@@ -6,15 +6,20 @@ import gc
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from isogloss_server import connecting, loading, logs, memory, metrics
 from isogloss_server.clock import Clock, SystemClock
+from isogloss_server.engine.cache.cache import Cache
+from isogloss_server.engine.cache.shared import SharedCache
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
-from isogloss_server.engine.workers import Workers
-from isogloss_server.errors import ListenError
+from isogloss_server.engine.vitals import from_threads
+from isogloss_server.engine.workers import WatchedWorkers, Workers
+from isogloss_server.errors import CacheSetupError, ListenError
+from isogloss_server.models.base import Report, State
 from isogloss_server.models.names import is_hosted
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings import Settings, model_name_and_source
@@ -52,15 +57,18 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     began_s = clock.monotonic_s()
     asyncio.get_running_loop().set_exception_handler(_log_stray_fault)
     signals = StopSignals()
-    workers = Workers(settings.worker_threads)
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
-    server = Server(settings, registry, Pipeline(registry, workers, clock), workers, clock)
+    report = from_threads(partial(_of_all, registry), asyncio.get_running_loop())("workers")
+    workers = WatchedWorkers(settings.worker_threads, settings.watchdog_s, clock, report)
+    cache = _cache(settings, clock, _of_all(registry, "cache"))
+    server = Server(settings, registry, Pipeline(registry, workers, clock, cache), workers, clock)
     port = await server.start()
     logs.detail("listening", address=f"{settings.host}:{port}")
     if settings.metrics_port is not None:
         metrics_port = metrics.serve(settings.host, settings.metrics_port)
         logs.event("metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
+    cache.start()
     try:
         loading = asyncio.ensure_future(_load(registry, sources, settings, workers, clock))
         if not await _first_done(loading, signals.first):
@@ -77,6 +85,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     finally:
         await server.stop(None)
         registry.close()
+        await cache.close()
         workers.close()
 
 
@@ -90,7 +99,8 @@ async def _load(
             if is_hosted(source):
                 model.serve(await connecting.connect(model, source, settings, loader, clock))
             else:
-                model.serve(await loader.run(loading.load, source, settings, workers, clock))
+                reporter = from_threads(model.reporter, asyncio.get_running_loop())
+                model.serve(await loader.run(loading.load, source, settings, workers, clock, reporter))
             card = model.ready.embedder.card
             logs.event(
                 "model ready",
@@ -100,6 +110,39 @@ async def _load(
                 dimensions=card.dimensions[0],
                 memory_mb=memory.anonymous_mb() - before_mb,
             )
+
+
+def _cache(settings: Settings, clock: Clock, report: Report) -> Cache:
+    """Returns the cache, with Redis behind it where one is named; that package is an extra, and imported only then.
+
+    Raises:
+        CacheSetupError: the package is missing, or the URL is none.
+    """
+    shared = None
+    if settings.cache_redis_url is not None:
+        try:
+            from isogloss_server.engine.cache.redis import RedisStore  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "redis":
+                raise
+            extra = "pip install 'isogloss-server[redis]'"
+            raise CacheSetupError(f"Redis is reached by a package that is not installed: {extra}") from None
+        url, ttl_s = settings.cache_redis_url.get_secret_value(), settings.cache_redis_ttl_s
+        store = RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
+        shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, report=report)
+    return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
+
+
+def _of_all(registry: Registry, part: str) -> Report:
+    """Returns what a part that all models share tells its state by."""
+    reports = [model.reporter(part) for model in registry.models]
+
+    def tell(state: State, detail: str) -> None:
+        """Tells it of every model."""
+        for report in reports:
+            report(state, detail)
+
+    return tell
 
 
 async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from isogloss_server.clock import Clock
 from isogloss_server.engine.batcher import Batcher
+from isogloss_server.engine.vitals import Reporter, to_nobody
 from isogloss_server.models.base import Model
 
-from tests.support.gated_model import DIMENSIONS, OwnClock
+from tests.support.gated_model import DIMENSIONS, WATCHDOG_S, OwnClock
 
 
 @pytest.fixture
@@ -14,9 +16,25 @@ def make() -> Iterator[Callable[..., Batcher]]:
     """Makes batchers that are closed at the end."""
     made: list[Batcher] = []
 
-    def batcher(model: Model, clock: OwnClock | None = None, *, threads: int = 1, tokens: int = 1000) -> Batcher:
-        clock = clock or OwnClock()
-        made.append(Batcher(model, dimensions=DIMENSIONS, threads=threads, max_batch_tokens=tokens, clock=clock))
+    def batcher(
+        model: Model,
+        clock: Clock | None = None,
+        *,
+        threads: int = 1,
+        tokens: int = 1000,
+        reporter: Reporter = to_nobody,
+    ) -> Batcher:
+        made.append(
+            Batcher(
+                model,
+                dimensions=DIMENSIONS,
+                threads=threads,
+                max_batch_tokens=tokens,
+                clock=clock or OwnClock(),
+                watchdog_s=WATCHDOG_S,
+                reporter=reporter,
+            )
+        )
         return made[-1]
 
     yield batcher

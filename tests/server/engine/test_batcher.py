@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from isogloss_server.engine.batcher import BULK_SHARE, Batcher, BatchError
+from isogloss_server.engine.batcher import BULK_SHARE, Batcher
+from isogloss_server.engine.outcomes import BatchError
 from isogloss_server.errors import TimeUpError
-from isogloss_server.models.base import Priority, Urgency
+from isogloss_server.models.base import Priority, Rows, Urgency
 
 from tests.support.gated_model import GatedModel, OwnClock, batch_of, busy, row_of
 
@@ -165,3 +166,27 @@ async def test_a_storm_of_callers_loses_nothing(make: Callable[..., Batcher]) ->
     assert len(seen) == len(set(seen))
     assert all(sum(map(len, batch)) <= 120 or len(batch) == 1 for batch in model.batches)
     assert (batcher.waiting_texts, batcher.waiting_tokens) == (0, 0)
+
+
+async def test_bulk_goes_in_small_pieces_while_interactive_calls_come(make: Callable[..., Batcher]) -> None:
+    """Beside INTERACTIVE calls a BULK batch takes a hundredth of a second, at the model's own speed."""
+    clock = OwnClock()
+
+    def passes(rows: Rows) -> Rows:
+        clock.now_s += 0.1  # a hundredth of a second is a tenth of what the first batch has
+        return rows
+
+    model = GatedModel(gated=True, change=passes)
+    batcher = make(model, clock, tokens=4096)
+    model.go(100)
+    await batcher.submit(batch_of(*[[n] * 16 for n in range(256)]), BULK)
+    clock.now_s += 10
+    assert [len(batch) for batch in model.batches] == [256]
+    await batcher.submit(batch_of([1]), NOW)
+    del model.batches[:]
+    await batcher.submit(batch_of(*[[n] * 16 for n in range(64)]), BULK)
+    assert 8 <= len(model.batches[0]) < 64
+    clock.now_s += 10
+    del model.batches[:]
+    await batcher.submit(batch_of(*[[n] * 16 for n in range(256)]), BULK)
+    assert [len(batch) for batch in model.batches] == [256]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isogloss_server.engine.batcher import Batcher, BatchError
+from isogloss_server.engine.batcher import Batcher
+from isogloss_server.engine.outcomes import BatchError
 from isogloss_server.errors import DrainingError
 from isogloss_server.models.base import Priority, Rows, Urgency
 

@@ -18,7 +18,7 @@ from isogloss_server.models import static, weights
 from isogloss_server.models.base import Embedded, Model, Role, Rows, TokenBatch, Truncation, Urgency
 from isogloss_server.models.tokens import Tokenized, Tokens, read_tokenizer
 
-from tests.support.gated_model import GatedModel, OwnClock
+from tests.support.gated_model import WATCHDOG_S, GatedModel, OwnClock
 from tests.support.in_process import LIMITS
 
 
@@ -37,7 +37,7 @@ class Parts:
     ) -> None:
         parts = static.load(weights.locate(str(folder)))
         clock, model, tokens = clock or SystemClock(), model or parts.model, tokens or parts.tokens
-        self.batcher = Batcher(model, dimensions=3, threads=1, max_batch_tokens=100, clock=clock)
+        self.batcher = Batcher(model, dimensions=3, threads=1, max_batch_tokens=100, clock=clock, watchdog_s=WATCHDOG_S)
         self.workers = Workers(1)
         self.embedder = LocalEmbedder(model, tokens, parts.card, {}, self.workers, clock, batcher=self.batcher)
         self.direct = LocalEmbedder(model, tokens, parts.card, {}, self.workers, clock)

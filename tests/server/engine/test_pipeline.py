@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.job import EmbedJob, SimilarityJob, TextSide
+from isogloss_server.engine.job import EmbedJob, SimilarityJob, TextSide, VectorSide
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
 from isogloss_server.models.base import Priority, Role, Truncation, Urgency
 
 from tests.support.cutting import Cutting
-from tests.support.in_process import CountingEmbedder, ready_registry
+from tests.support.in_process import CARD, CountingEmbedder, ready_registry
 
 
 def pipeline(embedder: CountingEmbedder) -> Pipeline:
@@ -140,3 +140,16 @@ async def test_a_truncation_left_unsaid_is_end_where_the_model_offers_it(
     await pipeline(embedder).embed(EmbedJob(texts=["a"], truncation=said, allow_partial=True))
     await pipeline(embedder).similarity(SimilarityJob(queries=side, candidates=side, truncation=said))
     assert embedder.asked == [done] * 4
+
+
+async def test_a_comparison_of_vectors_leaves_the_queue_as_it_was() -> None:
+    """Of vectors alone nothing is learnt, and whatever was asked, nothing stays in the queue."""
+    registry = ready_registry(CountingEmbedder())
+    model = registry.get("test")
+    side = VectorSide("queries.vectors", np.ones((3, 4), np.float32), CARD.space_id, 48)
+    texts = TextSide("candidates.texts.texts", ["one", "two"], Role.QUERY)
+    pipeline = Pipeline(registry, Workers(1), SystemClock())
+    for candidates in (None, texts):
+        result = await pipeline.similarity(SimilarityJob(queries=side, candidates=candidates))
+        assert len(result.compared) == 3
+        assert (model.queued_texts, model.ready.admission.tokens) == (0, 0)

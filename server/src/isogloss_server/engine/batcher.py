@@ -4,43 +4,64 @@ A batch starts the moment that a thread is free, with what waits then; nothing w
 """
 
 import asyncio
-import contextlib
+import math
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from isogloss_server.clock import Clock
+from isogloss_server.engine.outcomes import BatchError, died, draining, settle, stuck
+from isogloss_server.engine.passes import forward, not_finite, out_of_memory
+from isogloss_server.engine.vitals import Reporter, Vitals, to_nobody
 from isogloss_server.engine.waiting import Computed, Submission, Text, Waiting
-from isogloss_server.errors import DrainingError, TimeUpError
+from isogloss_server.engine.watch import Watch
+from isogloss_server.errors import TimeUpError
 from isogloss_server.models.base import Model, Priority, Rows, TokenBatch, Urgency
 
 BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
+# While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little; it costs BULK a fifth of
+# its speed. Shorter pieces cost more than they win.
+RECENTLY_S = 1.0
+BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
 SHARED_TOKENS = 512  # smaller batches lose more time than a second thread, which were idle, would win
-
-
-class BatchError(Exception):
-    """The model failed on a batch that a caller's text was in; the cause says how."""
 
 
 class Batcher:
     """Collects the texts of all callers into batches for one model, on threads of its own."""
 
-    def __init__(self, model: Model, *, dimensions: int, threads: int, max_batch_tokens: int, clock: Clock) -> None:
-        """Starts the threads; `dimensions` is the width d of the model's rows."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        dimensions: int,
+        threads: int,
+        max_batch_tokens: int,
+        clock: Clock,
+        watchdog_s: float,
+        reporter: Reporter = to_nobody,
+    ) -> None:
+        """Starts the threads; `dimensions` is the width d of the model's rows.
+
+        A batch that runs for longer than `watchdog_s` hangs. What `reporter` gives is called from any thread.
+        """
         self._model = model
         self._dimensions = dimensions
         self._max_batch_tokens = max_batch_tokens
         self._clock = clock
+        self._vitals = Vitals(reporter("batches"))
+        self._watch: Watch[list[Text]] = Watch(threads, watchdog_s, clock, reporter("threads"), found=self._hangs)
         self._interactive, self._bulk = Waiting(), Waiting()
+        self._last_interactive_s = -math.inf
+        self._tokens_per_s = 0.0  # of one thread, of late; 0: not known
         self._passed_over = 0  # batches of INTERACTIVE since one of BULK, while both waited
         self._idle = 0  # threads that wait
         self._closed = False
         self._changed = threading.Condition(threading.Lock())  # guards all of the above, and the submissions
         names = [f"isogloss-batcher-{number}" for number in range(threads)]
-        self._threads = [threading.Thread(target=self._serve, name=name, daemon=True) for name in names]
+        self._threads = [threading.Thread(target=self._live, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
 
@@ -60,29 +81,35 @@ class Batcher:
         It is no coroutine, since that would let nothing wait before the caller first awaits. Whoever cancels the
         future takes out of the queue what is not computed yet. The future fails with TimeUpError where the deadline
         passes before the last text is taken, with DrainingError where the batcher closes, with BatchError where the
-        model fails.
+        model fails, with OutOfMemoryError where memory does not suffice for one of the texts alone, with
+        ModelStuckError where the model hangs, with WorkerDiedError where the thread dies.
 
         Raises:
             DrainingError: the batcher is closed.
+            ModelStuckError: all threads hang.
         """
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         submission = Submission(batch, self._dimensions, urgency.deadline_s, future)
         lane = self._interactive if urgency.priority is Priority.INTERACTIVE else self._bulk
         with self._changed:
             if self._closed:
-                raise _draining()
+                raise draining()
+            if self._watch.all_hang:
+                raise stuck()
             lane.put(submission)
+            if lane is self._interactive:
+                self._last_interactive_s = self._clock.monotonic_s()
             self._changed.notify(1 + len(batch.ids) // min(SHARED_TOKENS, self._max_batch_tokens))
         future.add_done_callback(partial(self._left, submission))
+        self._watch.keep()
         return future
 
     def close(self, wait_s: float = 0.0) -> None:
         """Fails what waits, and lets the batches that run end, for which it waits `wait_s` seconds at most."""
         with self._changed:
             self._closed = True
-            waiting = self._interactive.drop_all() + self._bulk.drop_all()
             self._changed.notify_all()
-        _settle((submission, _draining()) for submission in waiting)
+        self._drop_all(draining)
         until_s = self._clock.monotonic_s() + wait_s
         for thread in self._threads:
             thread.join(max(0.0, until_s - self._clock.monotonic_s()))
@@ -92,17 +119,62 @@ class Batcher:
             with self._changed:
                 submission.lane.drop(submission)
 
-    def _serve(self) -> None:
-        while batch := self._next():
-            began_s = self._clock.monotonic_s()
+    def _live(self) -> None:
+        """Serves until the batcher closes; what ends it before fails the batch that it was at, and it begins anew.
+
+        It does so on the same thread, as there may be no room for another one where threads die.
+        """
+        while not self._closed:
+            batch: list[Text] = []
             try:
-                rows = self._model.forward(_joined(batch))
-                self._check(rows, len(batch))
-                if broken := [batch[at] for at in np.flatnonzero(~np.isfinite(rows).all(axis=1))]:
-                    self._fail(broken, ValueError("the model gave numbers that are not finite"))
-                self._deliver(batch, rows, (began_s, self._clock.monotonic_s()))
-            except BaseException as error:  # noqa: BLE001 - a panic of a library in Rust is no Exception
-                self._fail(batch, error)
+                while batch := self._next():
+                    self._compute(batch)
+                    batch.clear()  # so that nothing of it is held, nor blamed, while the next one is awaited
+            except BaseException as error:  # noqa: BLE001 - that is what dying is
+                self._vitals.died(error)
+                self._fail(batch, died)
+
+    def _compute(self, batch: list[Text]) -> None:
+        """Computes a batch; where memory does not suffice, in halves, down to single texts."""
+        parts = [batch]
+        while parts:
+            part = [text for text in parts.pop() if not text.submission.gone]
+            if not part or self._attempt(part, batch):
+                continue
+            if len(part) == 1:
+                self._fail(part, out_of_memory)
+            else:
+                middle = len(part) // 2
+                parts += [part[middle:], part[:middle]]
+
+    def _attempt(self, part: list[Text], batch: list[Text]) -> bool:
+        """Returns whether memory sufficed for a part of a batch; whatever else becomes of it is told to its callers."""
+        began_s = self._clock.monotonic_s()
+        running = self._watch.begin(batch)
+        try:
+            rows = forward(self._model, _joined(part), self._dimensions)
+            if broken := [part[at] for at in np.flatnonzero(~np.isfinite(rows).all(axis=1))]:
+                self._blame(broken, not_finite())
+            else:
+                self._vitals.succeeded()
+            self._deliver(part, rows, (began_s, self._clock.monotonic_s()))
+        except MemoryError as error:
+            if len(part) == 1:
+                self._vitals.failed(error)
+            return False
+        except SystemExit:  # means the thread, whoever raised it
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of a library in Rust is no Exception
+            self._blame(part, error)
+        finally:
+            self._watch.end(running)
+        return True
+
+    def _hangs(self, batch: list[Text]) -> None:
+        """Fails those who wait for a batch that hangs; where no thread is left, all others too."""
+        self._fail(batch, stuck)
+        if self._watch.all_hang:
+            self._drop_all(stuck)
 
     def _next(self) -> list[Text]:
         """Waits until there is a batch to compute, and returns it; nothing once the batcher is closed."""
@@ -110,13 +182,15 @@ class Batcher:
         while not batch:
             with self._changed:
                 self._idle += 1
-                self._changed.wait_for(lambda: self._closed or self.waiting_texts)
-                self._idle -= 1
+                try:
+                    self._changed.wait_for(lambda: self._closed or self.waiting_texts)
+                finally:
+                    self._idle -= 1
                 if self._closed:
                     return []
                 batch, expired = self._take()
             message = "the deadline passed while the texts waited"
-            _settle((submission, TimeUpError(message)) for submission in expired)
+            settle((submission, TimeUpError(message)) for submission in expired)
         return batch
 
     def _take(self) -> tuple[list[Text], list[Submission]]:
@@ -125,65 +199,47 @@ class Batcher:
         if not lane.texts or (self._bulk.texts and self._passed_over >= BULK_SHARE - 1):
             lane = self._bulk
         self._passed_over = self._passed_over + 1 if lane is self._interactive and self._bulk.texts else 0
+        now_s = self._clock.monotonic_s()
         share = max(SHARED_TOKENS, -(-lane.tokens // (self._idle + 1)))
-        return lane.take(min(self._max_batch_tokens, share), self._clock.monotonic_s())
-
-    def _check(self, rows: Rows, texts: int) -> None:
-        if rows.shape != (texts, self._dimensions) or rows.dtype != np.float32:
-            expected = f"float32 {[texts, self._dimensions]}"
-            raise ValueError(f"the model gave {rows.dtype} {list(rows.shape)} where {expected} was due")
+        if lane is self._bulk and now_s - self._last_interactive_s < RECENTLY_S:
+            share = max(BULK_PIECE_TOKENS, round(BULK_PIECE_S * self._tokens_per_s))
+        return lane.take(min(self._max_batch_tokens, share), now_s)
 
     def _deliver(self, batch: list[Text], rows: Rows, span: tuple[float, float]) -> None:
         """Writes each row to its place, and tells the submissions that now have all of theirs."""
         for text, row in zip(batch, rows, strict=True):
             text.submission.rows[text.row] = row
+        tokens, took_s = sum(text.length for text in batch), span[1] - span[0]
         finished: list[Submission] = []
         with self._changed:
+            if tokens >= BULK_PIECE_TOKENS and took_s > 0:  # what smaller batches take is not their tokens
+                self._tokens_per_s += (tokens / took_s - self._tokens_per_s) / (8 if self._tokens_per_s else 1)
             for submission, texts in Counter(text.submission for text in batch).items():
                 submission.missing -= texts
                 submission.spans.append(span)
                 if not submission.missing:
                     finished.append(submission)
-        _settle((submission, Computed(submission.rows, tuple(submission.spans))) for submission in finished)
+        settle((submission, Computed(submission.rows, tuple(submission.spans))) for submission in finished)
 
-    def _fail(self, batch: list[Text], error: BaseException) -> None:
+    def _blame(self, batch: list[Text], error: BaseException) -> None:
+        """Fails every submission that one of these texts is of, since the model failed on them."""
+        self._vitals.failed(error)
+        self._fail(batch, partial(BatchError.of, error))
+
+    def _fail(self, batch: list[Text], error: Callable[[], Exception]) -> None:
         """Fails every submission that one of these texts is of, and takes the rest of them out of the queue."""
         with self._changed:
             failed = {text.submission for text in batch if not text.submission.gone}
             for submission in failed:
                 submission.lane.drop(submission)
-        outcomes: list[tuple[Submission, Exception]] = []
-        for submission in failed:
-            own = BatchError("the model failed on a batch that the call had texts in")
-            own.__cause__ = error
-            outcomes.append((submission, own))
-        _settle(outcomes)
+        settle((submission, error()) for submission in failed)
+
+    def _drop_all(self, error: Callable[[], Exception]) -> None:
+        with self._changed:
+            waiting = self._interactive.drop_all() + self._bulk.drop_all()
+        settle((submission, error()) for submission in waiting)
 
 
 def _joined(batch: list[Text]) -> TokenBatch:
     ids = np.concatenate([text.submission.ids_of(text.row) for text in batch])
     return TokenBatch(ids, np.array([text.length for text in batch], dtype=np.int64))
-
-
-def _draining() -> DrainingError:
-    return DrainingError("the server is about to stop; another one may answer")
-
-
-def _settle(outcomes: Iterable[tuple[Submission, Computed | Exception]]) -> None:
-    """Settles futures, each on its loop, which is woken once."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Computed], Computed | Exception]]] = {}
-    for submission, outcome in outcomes:
-        by_loop.setdefault(submission.future.get_loop(), []).append((submission.future, outcome))
-    for loop, settled in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
-            loop.call_soon_threadsafe(_tell, settled)
-
-
-def _tell(settled: list[tuple["asyncio.Future[Computed]", Computed | Exception]]) -> None:
-    for future, outcome in settled:
-        if future.done():  # cancelled meanwhile
-            continue
-        if isinstance(outcome, Computed):
-            future.set_result(outcome)
-        else:
-            future.set_exception(outcome)

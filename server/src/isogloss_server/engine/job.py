@@ -39,11 +39,22 @@ class EmbedJob:
     allow_partial: bool = False
     space_id: str = ""
     deadline_s: float = math.inf
+    patient: bool = False  # waits for room in the queue, since who asks is not read further meanwhile
 
     @property
     def text_count(self) -> int:
         """How many texts are to be embedded."""
         return len(self.texts)
+
+    @property
+    def text_bytes(self) -> int:
+        """How many bytes of UTF-8 these texts have."""
+        return utf8_bytes(self.texts)
+
+    @property
+    def vector_bytes(self) -> int:
+        """How many bytes of vectors came with the request."""
+        return 0
 
     @property
     def urgency(self) -> Urgency:
@@ -119,11 +130,23 @@ class SimilarityJob:
     priority: Priority = Priority.INTERACTIVE
     shape: AllPairs | Pairwise | Nearest = AllPairs()
     deadline_s: float = math.inf
+    patient: ClassVar[bool] = False
 
     @property
     def text_count(self) -> int:
         """How many texts are to be embedded."""
         return sum(len(side) for side in (self.queries, self.candidates) if isinstance(side, TextSide))
+
+    @property
+    def text_bytes(self) -> int:
+        """How many bytes of UTF-8 these texts have."""
+        sides = self.queries, self.candidates
+        return sum(utf8_bytes(side.texts) for side in sides if isinstance(side, TextSide))
+
+    @property
+    def vector_bytes(self) -> int:
+        """How many bytes of vectors came with the request."""
+        return sum(side.rows.nbytes for side in (self.queries, self.candidates) if isinstance(side, VectorSide))
 
     @property
     def urgency(self) -> Urgency:

@@ -8,7 +8,9 @@ import numpy as np
 
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.engine.batcher import Batcher
+from isogloss_server.engine.passes import Direct
 from isogloss_server.engine.verification import F32_TOLERANCE, Probes, verify
+from isogloss_server.engine.vitals import Reporter, Vitals, to_nobody
 from isogloss_server.engine.waiting import Computed
 from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import DomainError, RowFaults
@@ -44,8 +46,12 @@ class LocalEmbedder:
         *,
         batcher: Batcher | None = None,
         tolerance: Tolerance = F32_TOLERANCE,
+        reporter: Reporter = to_nobody,
     ) -> None:
-        """Takes `batcher` where computing costs more than a hand-over; `tolerance` is as in `verify`."""
+        """Takes `batcher` where computing costs more than a hand-over; `tolerance` is as in `verify`.
+
+        Without one it tells how the model does, by what `reporter` gives.
+        """
         self._model = model
         self._tokens = tokens
         self._card = card
@@ -53,6 +59,7 @@ class LocalEmbedder:
         self._workers = workers
         self._clock = clock
         self._batcher = batcher
+        self._direct = Direct(model, card.dimensions[0], Vitals(reporter("batches"))) if batcher is None else None
         self._tolerance = tolerance
 
     @property
@@ -90,8 +97,8 @@ class LocalEmbedder:
         tokenized = self._tokens.encode_after(prompt, texts, truncation)
         tokenized_s = self._clock.monotonic_s()
         computed = None
-        if self._batcher is None and not tokenized.faults:
-            rows = self._model.forward(tokenized.batch)
+        if self._direct is not None and not tokenized.faults:
+            rows = self._direct.forward(tokenized.batch)
             computed = Computed(rows, ((tokenized_s, self._clock.monotonic_s()),))
         return _Block(tokenized, asked_s, began_s, tokenized_s, computed)
 

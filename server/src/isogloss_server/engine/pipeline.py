@@ -1,4 +1,4 @@
-"""THE STORY OF ONE JOB, readable top to bottom: check -> embed -> shape, or check -> embed the sides -> compare."""
+"""THE STORY OF ONE JOB, readable top to bottom: check -> cache -> embedder -> shape, or -> compare the sides."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine import vectors
+from isogloss_server.engine.cache.cache import Cache
 from isogloss_server.engine.job import (
     EmbedJob,
     Nearest,
@@ -40,6 +41,7 @@ class Timings:
     tokenization_s: float
     queue_s: float
     inference_s: float
+    cached_rows: int  # answered without inference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,12 @@ class SimilarityResult:
 class Pipeline:
     """Takes jobs of every face through the engine."""
 
-    def __init__(self, registry: Registry, workers: Workers, clock: Clock) -> None:
+    def __init__(self, registry: Registry, workers: Workers, clock: Clock, cache: Cache | None = None) -> None:
+        """Without `cache`, nothing is kept, and nobody waits for another's computation."""
         self._registry = registry
         self._workers = workers
         self._clock = clock
+        self._cache = cache or Cache(clock, max_bytes=0)
 
     async def embed(self, job: EmbedJob) -> EmbedResult:
         """Returns the vectors of a job's texts, shaped as it asks.
@@ -85,11 +89,12 @@ class Pipeline:
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
         faults: dict[int, DomainError] = {}
-        async with Turn(self._clock, model, job) as waited_s:
+        async with Turn(self._clock, model, job, partial(self._is_known, model, job)) as turn:
             if job.allow_partial:
                 embedded, faults = await self._embed_what_can_be(model, job)
             else:
                 embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job)
+            turn.take_note(embedded)
             shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
             matrix = await self._run(embedded.rows.size, shape, embedded.rows)
         return EmbedResult(
@@ -98,7 +103,7 @@ class Pipeline:
             space_id=model.ready.embedder.card.space_id,
             embedded=embedded,
             faults=faults,
-            timings=self._timings(began_s, waited_s, embedded),
+            timings=self._timings(began_s, turn.waited_s, embedded),
         )
 
     async def similarity(self, job: SimilarityJob) -> SimilarityResult:
@@ -110,13 +115,16 @@ class Pipeline:
         began_s = self._clock.monotonic_s()
         model = self._registry.get(job.model)
         columns = job.check(model.ready.embedder.card, model.ready.limits)
-        async with Turn(self._clock, model, job) as waited_s:
+        async with Turn(self._clock, model, job, partial(self._is_known, model, job)) as turn:
             queries, of_queries = await self._side(model, job.queries, columns, job)
             candidates, of_candidates = queries, of_queries
             if job.candidates is not None:
                 candidates, of_candidates = await self._side(model, job.candidates, columns, job)
             compared = await self._compare(job, queries, candidates)
-        parts = [of_queries] if job.candidates is None else [of_queries, of_candidates]
+            parts = [of_queries] if job.candidates is None else [of_queries, of_candidates]
+            for side, part in zip((job.queries, job.candidates), parts, strict=False):
+                if isinstance(side, TextSide):
+                    turn.take_note(part)
         return SimilarityResult(
             compared=compared,
             model=model.name,
@@ -124,7 +132,7 @@ class Pipeline:
             truncated_queries=of_queries.truncated_rows,
             truncated_candidates=of_candidates.truncated_rows,
             total_tokens=sum(part.total_tokens for part in parts),
-            timings=self._timings(began_s, waited_s, *parts),
+            timings=self._timings(began_s, turn.waited_s, *parts),
         )
 
     async def _side(
@@ -181,9 +189,20 @@ class Pipeline:
         self, model: ServedModel, texts: Sequence[str], role: Role, job: EmbedJob | SimilarityJob
     ) -> Embedded:
         embedder = model.ready.embedder
-        embedded = await embedder.embed(texts, role, truncation_of(job, embedder.card), job.urgency)
+        truncation = truncation_of(job, embedder.card)
+        embedded = await self._cache.embed(embedder, texts, role, truncation, job.urgency)
         model.embedded_texts += len(texts)
         return embedded
+
+    def _is_known(self, model: ServedModel, job: EmbedJob | SimilarityJob) -> bool:
+        """Returns whether the cache has all texts of a job that has some."""
+        card = model.ready.embedder.card
+        sides = (
+            [TextSide(job.path, job.texts, job.role)] if isinstance(job, EmbedJob) else [job.queries, job.candidates]
+        )
+        texts = [side for side in sides if isinstance(side, TextSide)]
+        manner = truncation_of(job, card)
+        return bool(texts) and all(self._cache.knows(card, side.texts, side.role, manner) for side in texts)
 
     async def _run(self, numbers: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs numpy work: off the event loop where it touches many numbers."""
@@ -197,6 +216,7 @@ class Pipeline:
             tokenization_s=sum(part.tokenization_s for part in parts),
             queue_s=waited_s + sum(part.queue_s for part in parts),
             inference_s=sum(part.inference_s for part in parts),
+            cached_rows=sum(part.cached_rows for part in parts),
         )
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
-from isogloss_server import logs
+from isogloss_server import logs, metrics
+from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.limits import Limits
 from isogloss_server.errors import ModelNotReadyError, UnknownModelError
-from isogloss_server.models.base import Embedder, State
+from isogloss_server.models.base import Embedder, Report, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +17,13 @@ class Ready:
     """A model that can be asked: what computes its vectors, and what one request may ask for.
 
     `bulk_jobs` is how many BULK jobs work at once: one where each computes by itself, many where their texts meet in
-    a queue that knows of lanes.
+    a queue that knows of lanes. `admission` is the room that work has to wait in.
     """
 
     embedder: Embedder
     limits: Limits
     bulk_jobs: int = 1
+    admission: Admission = field(default_factory=Admission)
 
 
 class ServedModel:
@@ -34,24 +37,36 @@ class ServedModel:
         self.embedded_texts = 0  # since the server started
         self.bulk_turns = asyncio.Semaphore(0)  # of which each BULK job at work holds one
         self._ready: Ready | None = None
-        self._reported = (State.SERVING, "")
+        self._reported: dict[str, tuple[State, str]] = {}  # what is not well, by part
         self._changed = changed
 
     def serve(self, ready: Ready) -> None:
         """Makes the model answer requests from now on."""
         self._ready = ready
+        metrics.QUEUE_TOKENS.labels(self.name).set_function(lambda: ready.admission.tokens)
         self.bulk_turns = asyncio.Semaphore(ready.bulk_jobs)
-        self.mark(*self._reported)
+        self._mark_worst()
 
-    def report(self, state: State, detail: str) -> None:
-        """Takes what the model's embedder says of itself, which health tells as soon as the model serves."""
-        self._reported = state, detail
+    def reporter(self, part: str) -> Report:
+        """Returns what a part of the model, such as "cache", tells its state by; to be called on the event loop.
+
+        Health tells the worst of all parts, as soon as the model serves.
+        """
+        return partial(self._take_report, part)
+
+    def _take_report(self, part: str, state: State, detail: str) -> None:
         if state is State.SERVING:
-            logs.event("model well again", model=self.name)
+            if self._reported.pop(part, None) is not None:
+                logs.event("model well again", model=self.name, part=part)
         else:
-            logs.warning("model not well", model=self.name, state=state.name, why=detail)
+            self._reported[part] = state, detail
+            logs.warning("model not well", model=self.name, part=part, state=state.name, why=detail)
         if self.is_loaded:
-            self.mark(state, detail)
+            self._mark_worst()
+
+    def _mark_worst(self) -> None:
+        worst = max((state for state, _ in self._reported.values()), default=State.SERVING)
+        self.mark(worst, "; ".join(detail for state, detail in self._reported.values() if state is worst))
 
     def mark(self, state: State, detail: str) -> None:
         """Sets the state that health tells, and the line that explains it."""

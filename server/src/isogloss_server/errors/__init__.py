@@ -13,9 +13,9 @@ DomainError
 ├── PreconditionError          right in itself, wrong for this server
 │   └── SpaceMismatchError  ProviderCredentialsError  ProviderModelError
 ├── ExhaustedError             more is asked for than there is at the moment
-│   └── ProviderRateLimitError
+│   └── OverloadedError  OutOfMemoryError  ProviderRateLimitError
 ├── UnavailableError           another moment or another server may answer
-│   ├── ModelNotReadyError  DrainingError
+│   ├── ModelNotReadyError  DrainingError  ModelStuckError  WorkerDiedError
 │   └── ProviderUnavailableError  ProviderAnswerError
 ├── TimeUpError                nobody waits for the answer any more
 └── UnforeseenError            a fault of the server
@@ -24,6 +24,7 @@ StartupError                   the server cannot start; one line says why
 ├── ModelFilesError
 │   └── UnsupportedModelError  no damage: another runtime may have what this one lacks
 ├── ProviderSetupError          a provider's model cannot be served: no key, a key refused, a model retired
+├── CacheSetupError             the shared cache: no package, or no URL
 └── ListenError
 
 RowFaults                      not an error of its own: what is wrong with which texts of a call
@@ -78,8 +79,13 @@ from isogloss_server.errors.rows import (
 from isogloss_server.errors.service import (
     DrainingError,
     ModelNotReadyError,
+    ModelStuckError,
+    OutOfMemoryError,
+    OverloadedError,
+    WorkerDiedError,
 )
 from isogloss_server.errors.startup import (
+    CacheSetupError,
     ListenError,
     ModelFilesError,
     ProviderSetupError,
@@ -92,6 +98,7 @@ __all__ = [
     "BadKError",
     "BadMatrixError",
     "BadMinScoreError",
+    "CacheSetupError",
     "DimensionMismatchError",
     "DomainError",
     "DrainingError",
@@ -105,7 +112,10 @@ __all__ = [
     "MissingFieldError",
     "ModelFilesError",
     "ModelNotReadyError",
+    "ModelStuckError",
     "NotFoundError",
+    "OutOfMemoryError",
+    "OverloadedError",
     "PreconditionError",
     "ProviderAnswerError",
     "ProviderCredentialsError",
@@ -132,5 +142,6 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedTruncationError",
     "Violation",
+    "WorkerDiedError",
     "merge",
 ]

@@ -17,5 +17,9 @@ class ProviderSetupError(StartupError):
     """A provider's model cannot be served: no key, a key that is refused, no such model, or a retired one."""
 
 
+class CacheSetupError(StartupError):
+    """The shared cache cannot be used: its package is missing, or its URL is none."""
+
+
 class ListenError(StartupError):
     """The address cannot be listened on."""

@@ -107,6 +107,7 @@ class Embedded:
     token_counts: NDArray[np.int64] | None  # [n], read after truncation; None where a provider does not tell
     truncated_rows: tuple[int, ...] = ()  # ascending
     total_tokens: int = 0
+    cached_rows: int = 0  # of n, that were known already
     tokenization_s: float = 0.0
     queue_s: float = 0.0
     inference_s: float = 0.0

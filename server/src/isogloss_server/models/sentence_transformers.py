@@ -172,14 +172,20 @@ class TorchModules:
         return rows
 
     def forward(self, batch: TokenBatch) -> Rows:
-        """Returns float32 [n, d], of unit length only where the model says so; every text has a token at least."""
+        """Returns float32 [n, d], of unit length only where the model says so; every text has a token at least.
+
+        Raises:
+            MemoryError: the device's memory does not suffice.
+        """
         ids, mask = padded(batch, self._padding_id)
-        with torch.inference_mode():
-            inputs = {"input_ids": ids, "attention_mask": mask}
-            features = {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
-            rows = self._library(features)["sentence_embedding"]
-            made: Rows = rows.to(device="cpu", dtype=torch.float32).numpy()
-            return made
+        try:
+            with torch.inference_mode():
+                inputs = {"input_ids": ids, "attention_mask": mask}
+                features = {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
+                made: Rows = self._library(features)["sentence_embedding"].to(device="cpu", dtype=torch.float32).numpy()
+                return made
+        except torch.OutOfMemoryError:  # the processor's allocator raises what nothing tells apart
+            raise MemoryError from None
 
 
 def dtype_for(device: str) -> torch.dtype:

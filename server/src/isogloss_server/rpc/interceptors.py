@@ -3,13 +3,14 @@
 import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
 
 import grpc
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
+from isogloss_server.errors import DomainError
 from isogloss_server.rpc.calls import CURRENT_CALL, Call, Context
 from isogloss_server.rpc.faults import domain_error, parsed
 from isogloss_server.rpc.status import to_status
@@ -21,7 +22,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps all methods of one service, and other services' unary ones, whose calls are not logged."""
+    """Wraps all methods of one service, and other services' ones, whose calls are not logged."""
 
     def __init__(self, service: str, clock: Clock, *, access_log: bool) -> None:
         self._prefix = f"/{service}/"
@@ -57,11 +58,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             """Serves a stream, which reads bytes and parses them itself."""
             await self._answer(name, lambda: handler.stream_stream(requests, context), context)
 
+        async def others(requests: Any, context: Context) -> AsyncIterator[Any]:
+            """Yields the answers of another service's stream, to one request or to a stream of them."""
+            try:
+                if handler.unary_stream is not None:
+                    answers = handler.unary_stream(parsed(read, requests), context)
+                else:
+                    answers = handler.stream_stream(_parsed_one_by_one(read, requests), context)
+                async for answer in answers:
+                    yield answer
+            except DomainError as error:
+                await context.abort(to_status(error).code, error.message)
+
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
         if ours:
             return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
-        return cast("Handler", handler)
+        kind = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.unary_stream is None
+            else grpc.unary_stream_rpc_method_handler
+        )
+        return kind(others, None, handler.response_serializer)
 
     async def _answer(self, method: str, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
         began_s = self._clock.monotonic_s()
@@ -85,6 +103,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             if self._access_log and not call.method.startswith("/"):  # another service's keeps its full name
                 logs.call(call, code, (self._clock.monotonic_s() - began_s) * 1e3)
+
+
+async def _parsed_one_by_one(read: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield parsed(read, request)
 
 
 def _request_id(metadata: Any) -> str:

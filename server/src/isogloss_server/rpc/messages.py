@@ -24,8 +24,8 @@ from isogloss_server.rpc.status import to_row_status
 from isogloss_server.settings import HIGHEST_MAX_TEXTS
 
 
-def to_embed_job(request: pb.EmbedRequest, deadline_s: float) -> EmbedJob:
-    """Returns the job that an Embed asks for; raises UnknownEnumError."""
+def to_embed_job(request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> EmbedJob:
+    """Returns the job that an Embed asks for, on a stream a patient one; raises UnknownEnumError."""
     return EmbedJob(
         texts=_texts(request.texts),
         model=request.model,
@@ -38,6 +38,7 @@ def to_embed_job(request: pb.EmbedRequest, deadline_s: float) -> EmbedJob:
         allow_partial=request.allow_partial,
         space_id=request.space_id,
         deadline_s=deadline_s,
+        patient=patient,
     )
 
 
@@ -165,6 +166,7 @@ def _write_timings(timings: Timings, to: pb.Timings) -> None:
     _write_seconds(timings.tokenization_s, to.tokenization)
     _write_seconds(timings.queue_s, to.queue)
     _write_seconds(timings.inference_s, to.inference)
+    to.cached_rows = timings.cached_rows
 
 
 def _write_seconds(seconds: float, to: duration_pb2.Duration) -> None:

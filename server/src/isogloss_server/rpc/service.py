@@ -1,6 +1,7 @@
 """The EmbeddingService: one method for each RPC, read -> pipeline -> write."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
@@ -27,11 +28,11 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self._workers = workers
         self._clock = clock
         self._started_s = clock.monotonic_s()
-        self.streams = EmbedStreams(self._embed, window, clock)
+        self.streams = EmbedStreams(partial(self._embed, patient=True), window, clock)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Texts to one row vector each."""
-        return await self._embed(request, CURRENT_CALL.get().deadline_s)
+        return await self._embed(request, CURRENT_CALL.get().deadline_s, patient=False)
 
     async def EmbedStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
@@ -39,11 +40,11 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         """Embed, many at a time on one stream."""
         await self.streams.serve(context)
 
-    async def _embed(self, request: pb.EmbedRequest, deadline_s: float) -> pb.EmbedResponse:
+    async def _embed(self, request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> pb.EmbedResponse:
         call = CURRENT_CALL.get()
         call.texts += len(request.texts)
         call.model = self._registry.get(request.model).name
-        result = await self._pipeline.embed(messages.to_embed_job(request, deadline_s))
+        result = await self._pipeline.embed(messages.to_embed_job(request, deadline_s, patient=patient))
         call.tokens += result.embedded.total_tokens
         return messages.to_embed_response(result)
 

@@ -6,6 +6,7 @@ A knob `drain_s` is the flag `--drain-s`, the variable `ISOGLOSS_DRAIN_S` and th
 
 from isogloss_server.settings.file import SettingsError
 from isogloss_server.settings.flags import add_flags
+from isogloss_server.settings.grpc_log import quieten as quieten_grpc
 from isogloss_server.settings.keys import VARIABLES as KEY_VARIABLES
 from isogloss_server.settings.keys import provider_key
 from isogloss_server.settings.knobs import HIGHEST_MAX_TEXTS, PREFIX, Settings
@@ -22,5 +23,6 @@ __all__ = [
     "load",
     "model_name_and_source",
     "provider_key",
+    "quieten_grpc",
     "unknown_variables",
 ]

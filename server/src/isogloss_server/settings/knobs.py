@@ -1,9 +1,9 @@
-"""Every knob once: name with unit, default, range, help."""
+"""Every knob once, with unit, default, range and help; service_knobs.py has those of queue, cache and providers."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, field_validator
+from pydantic import FiniteFloat, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -14,21 +14,16 @@ from pydantic_settings import (
 
 from isogloss_server.models.weights import BUNDLED
 from isogloss_server.settings.file import readable
+from isogloss_server.settings.knob import knob
 from isogloss_server.settings.model_names import model_name_and_source
+from isogloss_server.settings.service_knobs import ServiceKnobs
 
 PREFIX = "ISOGLOSS_"
 HIGHEST_MAX_TEXTS = 50_000
 OFF = "off"
 
 
-def knob(
-    default: Any, help_text: str, *, section: str, unit: str, ge: float | None = None, le: float | None = None
-) -> Any:
-    """Declares one knob; `section` is its place in the help, `unit` what stands for its value there."""
-    return Field(default, description=help_text, ge=ge, le=le, json_schema_extra={"section": section, "unit": unit})
-
-
-class Settings(BaseSettings):
+class Settings(ServiceKnobs):
     """What `isogloss-server serve` can be told."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -122,42 +117,6 @@ class Settings(BaseSettings):
         "folder for openvino's compiled graphs; off keeps none",
         section="models",
         unit="FOLDER",
-    )
-    cohere_key_file: Path | None = knob(
-        None, "file that holds Cohere's key; else CO_API_KEY", section="providers", unit="FILE"
-    )
-    openai_key_file: Path | None = knob(
-        None, "file that holds OpenAI's key; else OPENAI_API_KEY", section="providers", unit="FILE"
-    )
-    provider_calls: int = knob(
-        8, "calls to a provider in flight, of each model", section="providers", unit="CALLS", ge=1, le=1000
-    )
-    provider_texts_per_call: int = knob(
-        0,
-        "texts of one call to a provider; 0 = as many as it takes",
-        section="providers",
-        unit="TEXTS",
-        ge=0,
-        le=10_000,
-    )
-    provider_texts_per_minute: int = knob(
-        0,
-        "texts that a provider is sent a minute, of each model; 0 = the provider's known limit, if any",
-        section="providers",
-        unit="TEXTS",
-        ge=0,
-        le=10**9,
-    )
-    provider_timeout_s: FiniteFloat = knob(
-        60.0,
-        "how long a provider may take, retries included, where the caller sets no deadline, and at start",
-        section="providers",
-        unit="SECONDS",
-        ge=0.1,
-        le=3600,
-    )
-    metrics_port: int | None = knob(
-        None, "port for Prometheus at /metrics; 0 takes a free one", section="metrics", unit="PORT", ge=0, le=65_535
     )
     drain_delay_s: FiniteFloat = knob(
         0.0,

@@ -82,11 +82,10 @@ def _write(file: Path, compiled: Any) -> None:
         # Of a name that no other process has, in this container or another one; gone with its folder.
         with tempfile.TemporaryDirectory(dir=file.parent, prefix="part-") as folder:
             part = Path(folder) / file.name
-            with compiled.export_model() as exported, part.open("wb") as stream:
-                graph = exported.getbuffer()
+            # The view is given up first, also where writing fails: its buffer cannot be closed while one is left.
+            with compiled.export_model() as exported, exported.getbuffer() as graph, part.open("wb") as stream:
                 stream.write(graph)
                 stream.write(hashlib.sha256(graph).digest())
-                del graph
             part.replace(file)
     except (OSError, RuntimeError) as error:  # RuntimeError: of OpenVINO
         logs.warning("the compiled graph is not kept", file=file, why=str(error).splitlines()[0])

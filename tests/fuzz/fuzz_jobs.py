@@ -1,0 +1,86 @@
+"""Coverage-guided fuzzing, in one process, of all that lies between a request's bytes and its answer's.
+
+Bytes -> message -> job -> checks -> the bundled model -> response. Whatever is no domain error is a finding.
+"""
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["isogloss_server"]):
+    import asyncio
+    import math
+    from collections.abc import Callable
+    from typing import Any
+
+    from google.protobuf.message import DecodeError
+    from isogloss.v1 import embedding_pb2 as pb
+    from isogloss_server.clock import SystemClock
+    from isogloss_server.engine.pipeline import Pipeline
+    from isogloss_server.engine.registry import Registry
+    from isogloss_server.engine.workers import Workers
+    from isogloss_server.errors import DomainError
+    from isogloss_server.loading import load
+    from isogloss_server.rpc import messages
+    from isogloss_server.rpc.status import MAX_DETAILS_BYTES, to_status
+    from isogloss_server.settings import Settings
+
+from tests.fuzz.libfuzzer import Counts, run
+from tests.fuzz.seeds import EMBEDS, SIMILARITIES, STREAMED
+
+
+class Target:
+    """A pipeline without a wire."""
+
+    def __init__(self, counts: Counts) -> None:
+        settings, clock, workers = Settings(), SystemClock(), Workers(1)
+        self._counts = counts
+        self._registry = Registry(["isogloss-static"])
+        self._pipeline = Pipeline(self._registry, workers, clock)
+        self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self._serve(load("isogloss-static", settings, workers, clock)))
+        self.kinds: list[tuple[Any, Callable[[Any], Any]]] = [
+            (pb.EmbedRequest, self._embed),
+            (pb.SimilarityRequest, self._similarity),
+            (pb.EmbedStreamRequest, lambda message: self._embed(message.request)),
+        ]
+
+    async def _serve(self, ready: Any) -> None:
+        self._registry.get("").serve(ready)
+
+    def one(self, data: bytes) -> None:
+        """Answers one request, whose first byte says which message it is."""
+        self._counts.add("tried")
+        if not data:
+            return
+        kind, answer = self.kinds[data[0] % len(self.kinds)]
+        try:
+            message = kind.FromString(data[1:])
+        except DecodeError:
+            self._counts.add("no message")
+            return
+        try:
+            self._loop.run_until_complete(answer(message)).SerializeToString()
+            self._counts.add("answered")
+        except DomainError as error:
+            status = to_status(error)
+            assert status.proto.ByteSize() <= MAX_DETAILS_BYTES, status.proto
+            self._counts.add(error.reason)
+
+    async def _embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        job = messages.to_embed_job(request, math.inf, patient=False)
+        return messages.to_embed_response(await self._pipeline.embed(job))
+
+    async def _similarity(self, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
+        job = messages.to_similarity_job(request, math.inf)
+        return messages.to_similarity_response(await self._pipeline.similarity(job))
+
+
+if __name__ == "__main__":
+    target = Target(counts := Counts(sys.argv[2]))
+    seeds = [
+        bytes([kind]) + seed.SerializeToString()
+        for kind, seeds in enumerate((EMBEDS, SIMILARITIES, STREAMED))
+        for seed in seeds
+    ]
+    run(target.one, seeds, [kind for kind, _ in target.kinds], seconds=int(sys.argv[1]))

@@ -1,0 +1,27 @@
+"""Where torch runs out of a device's memory."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from isogloss_server.models import sentence_transformers, weights
+from isogloss_server.models.base import Truncation
+
+from tests.support.library_folders import bert
+
+pytestmark = pytest.mark.sentence_transformers
+
+
+def test_memory_that_does_not_suffice_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch raises where a device's memory is full leaves the model as MemoryError, whose batches are halved."""
+    import torch
+
+    parts = sentence_transformers.load(weights.locate(str(bert(tmp_path / "model"))), "cpu")
+    model: Any = parts.model
+
+    def full(_features: Any) -> NoReturn:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model, "_library", full)
+    with pytest.raises(MemoryError):
+        model.forward(parts.tokens.encode(["one"], Truncation.END).batch)
