@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check bench proto docs model clean test-packages test-client-lowest test-sentence-transformers
+.PHONY: help setup demo test test-all serve check bench soak proto docs model clean test-packages test-client-lowest test-sentence-transformers
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,11 @@ bench: .venv/.runtime ## the benchmarks, peers included, in about two hours; res
 		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --model multilingual-shape \
 			--json $(RESULTS)/multilingual-$$work.json --plot $(RESULTS)/multilingual-$$work.png || exit 1; \
 	done
+
+MINUTES ?= 10
+
+soak: .venv/.runtime ## everything at once for MINUTES (10); fails where something was lost, or memory grows
+	$(BIN)/python -m benchmarks --work soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
 proto: .venv-proto/.ready ## the stubs
 	.venv-proto/bin/python proto/contract.py stubs

@@ -3,6 +3,9 @@
 python -m benchmarks --work single|batch|bulk|trickle [--model MODEL] [--systems NAME,...] [--rounds N]
                      [--cores CORES] [--load-cores CORES] [--json FILE] [--plot FILE.png]
 python -m benchmarks --work bundled [--rounds N] [--json FILE]
+python -m benchmarks --work overload [--model MODEL] [--rounds N] [--json FILE]
+python -m benchmarks --work soak [--minutes N] [--json FILE]
+python -m benchmarks --work cancelled [--grpcio VERSION,...] [--json FILE]
 """
 
 import argparse
@@ -14,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bundled, compare, environments, models
+from benchmarks import bundled, cancelled, compare, environments, models, overload, soak
 from benchmarks.measure import Pinning
 from benchmarks.report import table
 from benchmarks.systems import SYSTEMS
 from benchmarks.works import WORKS
 
 BUNDLED = "bundled"
+OVERLOAD, SOAK, CANCELLED = "overload", "soak", "cancelled"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,9 +35,11 @@ def parser() -> argparse.ArgumentParser:
     loads = "; ".join(f"{work.name}: {work.says}" for work in WORKS.values())
     made.add_argument(
         "--work",
-        choices=[*WORKS, BUNDLED],
+        choices=[*WORKS, BUNDLED, OVERLOAD, SOAK, CANCELLED],
         default=BUNDLED,
-        help=f"{loads}; {BUNDLED}: the bundled model beside an echo and its tokenizer (default)",
+        help=f"{loads}; {BUNDLED}: the bundled model beside an echo and its tokenizer (default); "
+        f"{OVERLOAD}: ten times what the server can carry; {SOAK}: everything at once for minutes, exit status 1 where "
+        f"something did not hold; {CANCELLED}: what calls leave behind that are not answered",
     )
     made.add_argument("--systems", type=_systems, default=list(SYSTEMS), help=f"of {', '.join(SYSTEMS)}; all if absent")
     made.add_argument("--model", default=models.MINILM, help=f"{models.MINILM}, {models.MULTILINGUAL} or a folder")
@@ -41,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cores", default="1", help="cores of every system, as taskset takes them")
     made.add_argument("--load-cores", default="0", help="cores of the load generator")
     made.add_argument("--limit-s", type=float, default=30.0, help="a system starts no calls of a round after so long")
+    made.add_argument("--minutes", type=float, default=10.0, help="of the soak")
+    made.add_argument(
+        "--grpcio", default=cancelled.INSTALLED, help="versions of cancelled's servers, such as 1.80.0,1.85.1"
+    )
     made.add_argument("--json", type=Path, help="file to write the report to")
     made.add_argument("--plot", type=Path, help="picture to draw of the report, PNG")
     return made
@@ -53,6 +63,23 @@ def _systems(given: str) -> list[str]:
     return names
 
 
+def _overload(args: argparse.Namespace) -> dict[str, Any]:
+    return overload.run(
+        models.find(args.model), args.rounds or 3, Pinning(server_cores=args.cores, load_cores=args.load_cores)
+    )
+
+
+def _soak(args: argparse.Namespace) -> dict[str, Any]:
+    return soak.run(models.find(models.MULTILINGUAL), args.minutes)
+
+
+def _cancelled(args: argparse.Namespace) -> dict[str, Any]:
+    return cancelled.run(args.grpcio.split(","))
+
+
+AROUND = {OVERLOAD: _overload, SOAK: _soak, CANCELLED: _cancelled}  # works of our server alone
+
+
 def main(arguments: Sequence[str]) -> None:
     """Reads the command line, measures, writes the report."""
     args = parser().parse_args(arguments)
@@ -62,6 +89,9 @@ def main(arguments: Sequence[str]) -> None:
     if args.work == BUNDLED:
         report = bundled.run(args.rounds or 7)
         print(json.dumps(report, indent=2))
+    elif args.work in AROUND:
+        report = {**AROUND[args.work](args), "command": f"python -m benchmarks {shlex.join(arguments)}"}
+        print(json.dumps({name: value for name, value in report.items() if name != "samples"}, indent=2))
     else:
         plan = compare.Plan(
             work=WORKS[args.work],
@@ -79,6 +109,8 @@ def main(arguments: Sequence[str]) -> None:
     if args.plot:
         command = [str(environments.python("plot")), "-m", "benchmarks.plot", str(args.plot), str(args.json)]
         subprocess.run(command, check=True)
+    if not report.get("held", True):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

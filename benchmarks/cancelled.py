@@ -130,7 +130,7 @@ def _block(server: Watched, kind: str) -> dict[str, int]:
 
 
 def left_behind(readings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the slopes a call of what is in bytes or blocks, and the growth of the rest, from readings a block apart."""
+    """Returns from readings a block apart what a call leaves in bytes or blocks, and by how much the rest has grown."""
     calls = [block * BLOCK_CALLS for block in range(len(readings))]
     return {
         **{
@@ -148,7 +148,10 @@ def run(versions: Sequence[str]) -> dict[str, Any]:
     for version in versions:
         with watched_server(version) as server:
             told = server.reading()["grpcio"]
-            found[told] = {kind: measure(server, kind) for kind in KINDS}
+            found[told] = {}
+            for kind in KINDS:
+                found[told][kind] = measure(server, kind)
+                print(f"grpcio {told}: {kind}", file=sys.stderr)
             print(table(told, found[told]), flush=True)
     return {
         "work": "cancelled",
@@ -160,10 +163,8 @@ def run(versions: Sequence[str]) -> dict[str, Any]:
 
 def table(version: str, kinds: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns one version's figures as a Markdown table."""
-    lines = [
-        f"| grpcio {version} | C heap bytes a call | Python blocks a call | resident bytes a call | tasks | files | threads |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    memory_of = "C heap, bytes a call | Python, blocks a call | resident, bytes a call"
+    lines = [f"| grpcio {version} | {memory_of} | tasks | files | threads |", "|---|---|---|---|---|---|---|"]
     for one in kinds.values():
         memory = f"{one['c_bytes_per_call']:.0f} | {one['python_blocks_per_call']:.2f}"
         grown = f"{one['tasks_grown']:+} | {one['fds_grown']:+} | {one['threads_grown']:+}"

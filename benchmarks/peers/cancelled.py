@@ -25,7 +25,9 @@ WATCH = "/grpc.health.v1.Health/Watch"
 CALLERS = 32
 CALLS_A_CONNECTION = 10  # that are in flight when it breaks
 CONNECTING_S = 0.005  # of HTTP/2, after TCP's
-LONGEST_S = 0.008  # until a call is given up: before it was read, while it waits, while it is computed, or while it is sent
+LONGEST_S = (
+    0.008  # until a call is given up: before it was read, while it waits, while it is computed, or while it is sent
+)
 OPTIONS = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -142,7 +144,7 @@ class Calls:
 
 @contextlib.asynccontextmanager
 async def _breaking(address: str) -> AsyncIterator[tuple[str, asyncio.Event, Callable[[], None]]]:
-    """Gives the address of a way to a server, whether it was taken, and what breaks it off, as a caller that dies does."""
+    """Gives the address of a way to a server, if it was taken, and what breaks it off, as a caller's death does."""
     reached = asyncio.Event()
     writers: list[asyncio.StreamWriter] = []
     is_broken = False

@@ -6,9 +6,9 @@ python -m benchmarks.peers.watched [ARGUMENT OF isogloss-server...]
 import ctypes
 import gc
 import json
-import os
 import sys
 import threading
+from pathlib import Path
 
 import grpc
 from isogloss_server import metrics
@@ -52,7 +52,7 @@ def tell() -> None:
     """Answers each line until there are no more."""
     for _ in sys.stdin:
         tasks = int(metrics.REGISTRY.get_sample_value("isogloss_tasks") or 0)
-        others = {"tasks": tasks, "fds": len(os.listdir("/proc/self/fd")), "grpcio": grpc.__version__}
+        others = {"tasks": tasks, "fds": len(list(Path("/proc/self/fd").iterdir())), "grpcio": grpc.__version__}
         print(json.dumps({**heaps(), **others}), flush=True)
 
 
