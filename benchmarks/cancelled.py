@@ -2,11 +2,13 @@
 
     python -m benchmarks --work cancelled [--grpcio VERSION,...] [--json FILE]
 
-Every version gets a server of its own with two models, and every kind of call its blocks of BLOCK_CALLS. After each
-block the server is let come to rest, and its heaps, tasks, file descriptors and threads are read. What a call leaves is
-the slope of a line through the readings, the first of them taken after a block to warm up.
+Every version gets two servers, ours with two models and grpc.aio alone (peers/sleeper.py), and every kind of call its
+blocks of BLOCK_CALLS. After each block the server is let come to rest, and its heaps, tasks, file descriptors and
+threads are read. What a call leaves is the slope of a line through the readings, the first of them taken after a block
+to warm up.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -34,6 +36,11 @@ KINDS = {
     "stream_late": "EmbedStream, past its deadline",
     "watch_cancelled": "Watch of grpc.health.v1, cancelled",
     "broken": "all three, the connection broken with ten of them in flight",
+}
+SERVERS = {
+    "grpc.aio alone": "benchmarks.peers.sleeper --port-file {port_file}",
+    "isogloss-server": "benchmarks.peers.watched serve --model {bundled} --model {name}={folder} --cache-bytes 0 "
+    "--no-access-log --metrics-port 0 --port 0 --port-file {port_file}",
 }
 BLOCK_CALLS = 4_000
 BLOCKS = 5
@@ -90,20 +97,18 @@ class Watched:
 
 
 @contextmanager
-def watched_server(version: str) -> Iterator[Watched]:
-    """Runs a server on a version of grpcio, with the bundled model and one whose calls can be given up in time.
+def watched_server(version: str, which: str) -> Iterator[Watched]:
+    """Runs one of SERVERS on a version of grpcio.
 
     Raises:
         StartError: it does not start.
     """
     multilingual = models.find(models.MULTILINGUAL)
+    known = {"name": multilingual.name, "folder": multilingual.folder, "bundled": BUNDLED}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "port"
-        command = [
-            *(sys.executable, "-m", "benchmarks.peers.watched", "serve", "--port", "0", "--port-file", str(file)),
-            *("--model", BUNDLED, "--model", f"{multilingual.name}={multilingual.folder}"),
-            *("--metrics-port", "0", "--no-access-log", "--cache-bytes", "0"),
-        ]
+        arguments = [part.format(**known, port_file=file) for part in SERVERS[which].split()]
+        command = [sys.executable, "-m", *arguments]
         with started(
             command, port_in(file), variables=grpcio(version), folder=environments.ROOT, talks=True
         ) as running:
@@ -142,29 +147,29 @@ def left_behind(readings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def run(versions: Sequence[str]) -> dict[str, Any]:
-    """Returns the report: of each version, what calls of each kind leave."""
+def run(versions: Sequence[str], servers: Sequence[str] = tuple(SERVERS)) -> dict[str, Any]:
+    """Returns the report: of each version and server, what calls of each kind leave."""
     found: dict[str, Any] = {}
-    for version in versions:
-        with watched_server(version) as server:
-            told = server.reading()["grpcio"]
+    for version, which in itertools.product(versions, servers):
+        with watched_server(version, which) as server:
+            told = f"{which}, grpcio {server.reading()['grpcio']}"
             found[told] = {}
             for kind in KINDS:
                 found[told][kind] = measure(server, kind)
-                print(f"grpcio {told}: {kind}", file=sys.stderr)
+                print(f"{told}: {kind}", file=sys.stderr)
             print(table(told, found[told]), flush=True)
     return {
         "work": "cancelled",
-        "versions": found,
+        "servers": found,
         "load": {"block_calls": BLOCK_CALLS, "blocks": BLOCKS},
         "machine": machine(),
     }
 
 
-def table(version: str, kinds: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns one version's figures as a Markdown table."""
+def table(server: str, kinds: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns one server's figures as a Markdown table."""
     memory_of = "C heap, bytes a call | Python, blocks a call | resident, bytes a call"
-    lines = [f"| grpcio {version} | {memory_of} | tasks | files | threads |", "|---|---|---|---|---|---|---|"]
+    lines = [f"| {server} | {memory_of} | tasks | files | threads |", "|---|---|---|---|---|---|---|"]
     for one in kinds.values():
         memory = f"{one['c_bytes_per_call']:.0f} | {one['python_blocks_per_call']:.2f}"
         grown = f"{one['tasks_grown']:+} | {one['fds_grown']:+} | {one['threads_grown']:+}"

@@ -132,7 +132,7 @@ class Loader:
             process.wait()
             self.crashes.append(f"a process of the load had a call without an end: {LAST_CALLS_S:.0f} s after SIGTERM")
             return
-        if status not in {0, -signal.SIGKILL}:
+        if status not in {0, -signal.SIGKILL, -signal.SIGTERM}:  # the last: before it had made a call
             self.crashes.append(f"a process of the load ended with status {status}")
 
     def _read(self, process: "subprocess.Popen[str]") -> None:
