@@ -62,7 +62,9 @@ async def main(port_file: Path) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     metrics.watch_tasks(asyncio.get_running_loop())
-    port_file.write_text(str(port), encoding="ascii")  # noqa: ASYNC240 - once, before there are calls
+    part = port_file.with_suffix(".part")  # whole at once: somebody waits for the file
+    part.write_text(str(port), encoding="ascii")
+    part.replace(port_file)
     await server.wait_for_termination()
 
 
