@@ -5,7 +5,7 @@ python -m benchmarks --work single|batch|bulk|trickle [--model MODEL] [--systems
 python -m benchmarks --work bundled [--rounds N] [--json FILE]
 python -m benchmarks --work overload [--model MODEL] [--rounds N] [--json FILE]
 python -m benchmarks --work soak [--minutes N] [--json FILE]
-python -m benchmarks --work cancelled [--grpcio VERSION,...] [--json FILE]
+python -m benchmarks --work cancelled [--grpcio VERSION,...] [--calls N] [--json FILE]
 """
 
 import argparse
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--grpcio", default=cancelled.INSTALLED, help="versions of cancelled's servers, such as 1.80.0,1.85.1"
     )
+    made.add_argument("--calls", type=int, default=20_000, help="of each kind that cancelled makes")
     made.add_argument("--json", type=Path, help="file to write the report to")
     made.add_argument("--plot", type=Path, help="picture to draw of the report, PNG")
     return made
@@ -74,7 +75,7 @@ def _soak(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cancelled(args: argparse.Namespace) -> dict[str, Any]:
-    return cancelled.run(args.grpcio.split(","))
+    return cancelled.run(args.grpcio.split(","), args.calls)
 
 
 AROUND = {OVERLOAD: _overload, SOAK: _soak, CANCELLED: _cancelled}  # works of our server alone

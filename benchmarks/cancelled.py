@@ -1,11 +1,11 @@
 """What calls leave behind on the server that end otherwise than with an answer, of one version of grpcio or several.
 
-    python -m benchmarks --work cancelled [--grpcio VERSION,...] [--json FILE]
+    python -m benchmarks --work cancelled [--grpcio VERSION,...] [--calls N] [--json FILE]
 
-Every version gets two servers, ours with two models and grpc.aio alone (peers/sleeper.py), and every kind of call its
-blocks of BLOCK_CALLS. After each block the server is let come to rest, and its heaps, tasks, file descriptors and
-threads are read. What a call leaves is the slope of a line through the readings, the first of them taken after a block
-to warm up.
+The version that is installed gets two servers, ours with two models and grpc.aio alone (peers/sleeper.py), any other
+the latter. Every kind of call is made in BLOCKS blocks. After each the server is let come to rest, and its heaps,
+tasks, file descriptors and threads are read. What a call leaves is the slope of a line through the readings, the first
+of them taken after a block to warm up.
 """
 
 import itertools
@@ -37,12 +37,12 @@ KINDS = {
     "watch_cancelled": "Watch of grpc.health.v1, cancelled",
     "broken": "all three, the connection broken with ten of them in flight",
 }
+OURS = "isogloss-server"
 SERVERS = {
     "grpc.aio alone": "benchmarks.peers.sleeper --port-file {port_file}",
-    "isogloss-server": "benchmarks.peers.watched serve --model {bundled} --model {name}={folder} --cache-bytes 0 "
+    OURS: "benchmarks.peers.watched serve --model {bundled} --model {name}={folder} --cache-bytes 0 "
     "--no-access-log --metrics-port 0 --port 0 --port-file {port_file}",
 }
-BLOCK_CALLS = 4_000
 BLOCKS = 5
 REST_LIMIT_S = 20.0
 REST_EVERY_S = 0.25
@@ -115,28 +115,28 @@ def watched_server(version: str, which: str) -> Iterator[Watched]:
             yield Watched(running)
 
 
-def measure(server: Watched, kind: str) -> dict[str, Any]:
-    """Returns what calls of one kind leave on a server."""
+def measure(server: Watched, kind: str, block_calls: int) -> dict[str, Any]:
+    """Returns what calls of one kind leave on a server, of BLOCKS blocks."""
     ends: dict[str, int] = {}
-    _block(server, kind)
+    _block(server, kind, block_calls)
     readings = [server.reading()]
     for _ in range(BLOCKS):
-        for code, count in _block(server, kind).items():
+        for code, count in _block(server, kind, block_calls).items():
             ends[code] = ends.get(code, 0) + count
         readings.append(server.reading())
-    return {"says": KINDS[kind], "ends": ends, **left_behind(readings), "readings": readings}
+    return {"says": KINDS[kind], "ends": ends, **left_behind(readings, block_calls), "readings": readings}
 
 
-def _block(server: Watched, kind: str) -> dict[str, int]:
-    command = [sys.executable, "-m", "benchmarks.peers.cancelled", server.running.address, kind, str(BLOCK_CALLS)]
+def _block(server: Watched, kind: str, calls: int) -> dict[str, int]:
+    command = [sys.executable, "-m", "benchmarks.peers.cancelled", server.running.address, kind, str(calls)]
     done = subprocess.run(command, cwd=environments.ROOT, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, int] = json.loads(done.stdout)
     return found
 
 
-def left_behind(readings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def left_behind(readings: Sequence[Mapping[str, Any]], block_calls: int) -> dict[str, float]:
     """Returns from readings a block apart what a call leaves in bytes or blocks, and by how much the rest has grown."""
-    calls = [block * BLOCK_CALLS for block in range(len(readings))]
+    calls = [block * block_calls for block in range(len(readings))]
     return {
         **{
             f"{name}_per_call": slope(calls, [one[name] for one in readings])
@@ -147,21 +147,23 @@ def left_behind(readings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def run(versions: Sequence[str], servers: Sequence[str] = tuple(SERVERS)) -> dict[str, Any]:
-    """Returns the report: of each version and server, what calls of each kind leave."""
+def run(versions: Sequence[str], calls: int) -> dict[str, Any]:
+    """Returns the report: of each version and server, what so many calls of each kind leave."""
     found: dict[str, Any] = {}
-    for version, which in itertools.product(versions, servers):
+    for version, which in itertools.product(versions, SERVERS):
+        if which == OURS and version != INSTALLED:
+            continue
         with watched_server(version, which) as server:
             told = f"{which}, grpcio {server.reading()['grpcio']}"
             found[told] = {}
             for kind in KINDS:
-                found[told][kind] = measure(server, kind)
+                found[told][kind] = measure(server, kind, calls // BLOCKS)
                 print(f"{told}: {kind}", file=sys.stderr)
             print(table(told, found[told]), flush=True)
     return {
         "work": "cancelled",
         "servers": found,
-        "load": {"block_calls": BLOCK_CALLS, "blocks": BLOCKS},
+        "load": {"calls": calls, "blocks": BLOCKS},
         "machine": machine(),
     }
 

@@ -97,10 +97,8 @@ def test_what_did_not_hold_is_named(figures: dict[str, Any], says: str) -> None:
 def test_what_a_call_leaves_is_the_slope_over_the_blocks() -> None:
     """A leak of some bytes a call shows as such, whatever was there before, and so do tasks that stay."""
     still = {"python_blocks": 10, "python_objects": 10, "anonymous_kb": 100, "fds": 20, "threads": 5}
-    readings = [
-        {"c_bytes": 1e8 + 96 * cancelled.BLOCK_CALLS * block, "tasks": 8 + block, **still} for block in range(4)
-    ]
-    left = cancelled.left_behind(readings)
+    readings = [{"c_bytes": 1e8 + 96 * 4_000 * block, "tasks": 8 + block, **still} for block in range(4)]
+    left = cancelled.left_behind(readings, 4_000)
     assert left["c_bytes_per_call"] == pytest.approx(96)
     assert (left["python_blocks_per_call"], left["anonymous_bytes_per_call"]) == (0, 0)
     assert (left["tasks_grown"], left["fds_grown"]) == (3, 0)
