@@ -72,6 +72,11 @@ bench: .venv/.development ## the benchmarks, peers included, in about two hours;
 			--json $(RESULTS)/multilingual-$$work.json --plot $(RESULTS)/multilingual-$$work.png || exit 1; \
 	done
 
+MINUTES ?= 10
+
+soak: .venv/.runtime ## everything at once for MINUTES (10); fails where something was lost, or memory grows
+	$(BIN)/python -m benchmarks --work soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
+
 proto: .venv-proto/.ready ## the stubs
 	.venv-proto/bin/python proto/contract.py stubs
 

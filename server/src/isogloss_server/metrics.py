@@ -1,10 +1,13 @@
 """Every metric: its name, unit and labels. No label ever holds anything of a text."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+import asyncio
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 
 from isogloss_server.errors import ListenError
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)  # process_resident_memory_bytes, process_open_fds, process_cpu_seconds_total ...
 
 PROVIDER_CALLS = Counter(
     "isogloss_provider_calls",
@@ -46,6 +49,17 @@ CACHE_SHARED_ERRORS = Counter(
     ["operation"],
     registry=REGISTRY,
 )
+
+TASKS = Gauge(
+    "isogloss_tasks",
+    "Tasks of the event loop that are not done; a quiet server has few, always as many.",
+    registry=REGISTRY,
+)
+
+
+def watch_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Lets isogloss_tasks tell the tasks of a loop, counted whenever somebody reads the metrics."""
+    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
 
 
 def serve(host: str, port: int) -> int:

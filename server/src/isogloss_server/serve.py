@@ -66,6 +66,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     port = await server.start()
     logs.detail("listening", address=f"{settings.host}:{port}")
     if settings.metrics_port is not None:
+        metrics.watch_tasks(asyncio.get_running_loop())
         metrics_port = metrics.serve(settings.host, settings.metrics_port)
         logs.event("metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
     cache.start()
