@@ -86,7 +86,7 @@ async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) 
         card,
         Terms(**{**usual, "texts_per_minute": 0, "timeout_s": 60.0, **terms}),
         clock,
-        report=model.report,
+        report=model.reporter("provider"),
         jitter=lambda: JITTER,
     )
     model.serve(Ready(embedder, LIMITS, bulk_jobs=32))
