@@ -31,7 +31,8 @@ def test_the_channel_is_configured() -> None:
     config = json.loads(str(settings["grpc.service_config"]))
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     policy = config["methodConfig"][0]["retryPolicy"]
-    assert (policy["maxAttempts"], policy["retryableStatusCodes"]) == (4, ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
+    assert policy["maxAttempts"] == 4
+    assert policy["retryableStatusCodes"] == ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"]
     assert settings["grpc.keepalive_time_ms"] == 300_000
     assert "grpc.keepalive_permit_without_calls" not in settings
 

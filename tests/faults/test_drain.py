@@ -5,9 +5,11 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from isogloss import Client
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
 
@@ -74,3 +76,27 @@ def test_no_call_that_was_accepted_fails() -> None:
     assert sum(fields["texts"] for fields in calls) == load.texts
     refused = load.codes["UNAVAILABLE"] + load.codes["CANCELLED"]  # the latter by gRPC, which had not handed them over
     assert load.codes.total() - load.codes["OK"] == refused == CALLERS
+
+
+def test_callers_of_two_servers_do_not_notice_that_one_stops() -> None:
+    """Where one of two servers is told to stop under load, not one call of their clients fails."""
+    with ServerProcess() as one, ServerProcess() as other:
+        target = f"ipv4:{one.address},{other.address}"
+        stopped, warm = threading.Event(), threading.Semaphore(0)
+
+        def call() -> int:
+            calls = 0
+            with Client(target) as client:
+                while not stopped.is_set():
+                    assert len(client.embed(list(REQUEST.texts)).vectors) == len(REQUEST.texts)
+                    calls += 1
+                    warm.release()
+            return calls
+
+        with ThreadPoolExecutor(CALLERS) as pool:
+            callers = [pool.submit(call) for _ in range(CALLERS)]
+            assert all(warm.acquire(timeout=60) for _ in range(BEFORE))
+            assert one.stop() == 0
+            assert all(warm.acquire(timeout=60) for _ in range(BEFORE))
+            stopped.set()
+            assert all(caller.result() for caller in callers)

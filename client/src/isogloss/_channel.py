@@ -69,7 +69,8 @@ def service_config(options: ClientOptions) -> dict[str, object]:
             "initialBackoff": "0.1s",
             "maxBackoff": "2s",
             "backoffMultiplier": 3,
-            "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            # CANCELLED: so gRPC's core ends what has arrived, and is in nobody's hands yet, when a server stops.
+            "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
         }
     return {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method, stream]}
 
