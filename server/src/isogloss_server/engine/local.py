@@ -90,6 +90,7 @@ class LocalEmbedder:
         finally:
             for future in submitted:  # no harm to those that are done, and what failed unasked is not reported
                 future.cancel()
+            submitted.clear()  # else an error, by its traceback, and the future that it came of keep each other
 
     def _work(self, texts: Sequence[str], prompt: str, truncation: Truncation, asked_s: float) -> _Block:
         """Tokenises texts, and without a batcher infers them unless one is at fault."""

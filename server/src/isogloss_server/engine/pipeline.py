@@ -165,7 +165,10 @@ class Pipeline:
                 return await self._infer(model, side.texts, side.role, job)
             except RowFaults as found:
                 faults = found.faults
-        raise merge([faults[row].at(side.path, row) for row in sorted(faults)])
+        try:
+            raise merge([faults[row].at(side.path, row) for row in sorted(faults)])
+        finally:
+            del faults  # else the error, by its traceback, keeps itself and the texts until the collector comes by
 
     async def _embed_what_can_be(self, model: ServedModel, job: EmbedJob) -> tuple[Embedded, dict[int, DomainError]]:
         """Embeds the texts that can be; the others are rows of zeros, each with its fault."""

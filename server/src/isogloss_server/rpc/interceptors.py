@@ -52,7 +52,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def answer(request: bytes, context: Context) -> Any:
             """Returns the response to the bytes of a request."""
-            return await self._answer(name, lambda: handler.unary_unary(parsed(read, request), context), context)
+            held = [request]
+            del request  # grpc keeps this frame of a refused call until the collector comes by, and with it the bytes
+            return await self._answer(name, lambda: handler.unary_unary(parsed(read, held.pop()), context), context)
 
         async def stream(requests: Any, context: Context) -> None:
             """Serves a stream, which reads bytes and parses them itself."""
@@ -98,11 +100,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
             status = to_status(domain_error(error, call))
             code = status.code.name
-            trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
-            await context.abort(status.code, status.proto.message, (*trailers, identity))
         finally:
             if self._access_log and not call.method.startswith("/"):  # another service's keeps its full name
                 logs.call(call, code, (self._clock.monotonic_s() - began_s) * 1e3)
+        # Not within the handler above: grpc's call and what abort raises keep each other, and would keep the error that
+        # is being handled as well, with all frames that it passed through, the request and its texts among them.
+        trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
+        await context.abort(status.code, status.proto.message, (*trailers, identity))
 
 
 async def _parsed_one_by_one(read: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
