@@ -106,7 +106,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # Not within the handler above: grpc's call and what abort raises keep each other, and would keep the error that
         # is being handled as well, with all frames that it passed through, the request and its texts among them.
         trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
-        await context.abort(status.code, status.proto.message, (*trailers, identity))
+        return await context.abort(status.code, status.proto.message, (*trailers, identity))
 
 
 async def _parsed_one_by_one(read: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
