@@ -1,6 +1,7 @@
 """What callers do: cancel, vanish, never read, say half of what they meant."""
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,15 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.process_state import Held, Observer
-from tests.support.raw_http2 import PREFACE, SETTINGS, RawCaller, frame, grpc_message
+from tests.support.raw_http2 import (
+    INITIAL_WINDOW_SIZE,
+    PREFACE,
+    SETTINGS,
+    WINDOW_UPDATE,
+    RawCaller,
+    frame,
+    grpc_message,
+)
 from tests.support.server_process import ServerProcess
 
 CALLERS = 40
@@ -83,6 +92,22 @@ def test_a_caller_that_never_reads_is_bounded(server: ServerProcess, observer: O
         assert embedded <= (WINDOW_REQUESTS + 4) * WIDE_TEXTS
         assert observer.held().resident_mb - before.resident_mb < 64
     observer.check_freed(before)
+
+
+def test_a_fault_while_an_answer_is_written_ends_the_stream(server: ServerProcess, observer: Observer) -> None:
+    """Bytes that are no message, though the last answer is not out yet, end a stream with their status."""
+    done = observer.health().embedded_texts
+    request = pb.EmbedStreamRequest(id=1, request=pb.EmbedRequest(texts=["a"] * 8))
+    with RawCaller(server.address, greet=False) as caller:
+        caller.send(PREFACE + frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0)))  # no answer may be sent yet
+        caller.begin("EmbedStream")
+        caller.data(grpc_message(request.SerializeToString()))
+        observer.until(lambda health: health.embedded_texts >= done + 8 and not health.queued_texts)
+        caller.data(grpc_message(b"\xff\xff"))
+        for _ in range(20):
+            observer.check_answers()
+        caller.send(frame(WINDOW_UPDATE, struct.pack(">I", 1 << 20), stream=1))
+        caller.until_ended()
 
 
 HALVES = {

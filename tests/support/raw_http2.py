@@ -9,6 +9,7 @@ from typing import Self
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS = 0x1, 0x4
+INITIAL_WINDOW_SIZE = 0x4  # a setting
 SERVICE = "/isogloss.v1.EmbeddingService/"
 
 
@@ -89,6 +90,17 @@ class RawCaller:
         except ConnectionResetError:
             pass
         return said
+
+    def until_ended(self, stream: int = 1) -> None:
+        """Reads frames until one ends a stream with a status, or breaks it off."""
+        said = self.socket.makefile("rb")
+        while head := said.read(9):
+            payload = said.read(int.from_bytes(head[:3], "big"))
+            kind, flags, of = head[3], head[4], int.from_bytes(head[5:], "big")
+            assert not (of == stream and kind == RST_STREAM), payload
+            if of == stream and kind == HEADERS and flags & END_STREAM:
+                return
+        raise AssertionError("the server hung up")
 
     def vanish(self) -> None:
         """Ends the connection with a reset, as where a process was killed."""

@@ -10,7 +10,7 @@ import grpc
 from isogloss.v1 import embedding_pb2 as pb
 
 from isogloss_server.clock import Clock
-from isogloss_server.errors import DrainingError, DuplicateIdError, TimeUpError
+from isogloss_server.errors import DomainError, DrainingError, DuplicateIdError, TimeUpError
 from isogloss_server.rpc.calls import CURRENT_CALL, Context
 from isogloss_server.rpc.faults import domain_error, parsed
 from isogloss_server.rpc.status import to_status
@@ -53,6 +53,9 @@ class EmbedStreams:
             while (request := await _next(context, ending)) is not None:
                 await stream.take(parsed(pb.EmbedStreamRequest.FromString, request), len(request))
             await stream.all_answered()
+        except DomainError:
+            await stream.cut_short()
+            raise
         finally:
             ending.cancel()
             stream.give_up()
@@ -73,6 +76,7 @@ class _Stream:
         self._unanswered_bytes = 0
         self._answered = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._writer: asyncio.Task[None] | None = None  # who holds it
 
     async def take(self, message: pb.EmbedStreamRequest, size: int) -> None:
         """Begins to answer a request, and returns when there is room for another one."""
@@ -90,6 +94,14 @@ class _Stream:
             self._answered.clear()
             await self._answered.wait()
 
+    async def cut_short(self) -> None:
+        """Cancels what is in flight, but lets out the answer that is being written: without it gRPC sends no status."""
+        for task in self._tasks.values():
+            if task is not self._writer:
+                task.cancel()
+        async with self._writing:
+            pass
+
     def give_up(self) -> None:
         """Cancels what is in flight."""
         for task in self._tasks.values():
@@ -103,8 +115,10 @@ class _Stream:
             size += grown
             self._unanswered_bytes += grown
             async with self._writing:
+                self._writer = asyncio.current_task()
                 with contextlib.suppress(grpc.aio.BaseError):  # the caller is gone, and the stream ends by itself
                     await self._context.write(answer)
+                self._writer = None
         finally:
             self._unanswered_bytes -= size
             del self._tasks[message.id]
