@@ -76,9 +76,19 @@ def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
     admission = measured(10_000)
     filled(admission, 30_000)
     urgency = Urgency(deadline_s=100.0)
-    admission.enter(Cost(10, 10), urgency, 95.0)
-    with pytest.raises(OverloadedError, match=r"3\.4 s, and the deadline is in 3\.0 s"):
+    admission.enter(Cost(10, 10), urgency, 94.0)
+    with pytest.raises(OverloadedError, match=r"might take 5\.1 s, and the deadline is in 3\.0 s") as refused:
         admission.enter(Cost(10, 10), urgency, 97.0)
+    assert refused.value.retry_after_s == pytest.approx(1.5, rel=0.05)
+
+
+def test_a_job_that_is_larger_than_the_others_takes_longer() -> None:
+    """Jobs take turns, so that a large one among many small ones waits for as much of each as it has itself."""
+    admission = measured(10_000)
+    filled(admission, 200, jobs=30)
+    admission.enter(Cost(200, 10), Urgency(deadline_s=1.2), 0.0)
+    with pytest.raises(OverloadedError, match="deadline"):
+        admission.enter(Cost(400, 10), Urgency(deadline_s=1.2), 0.0)
 
 
 def test_a_queue_that_is_nearly_empty_is_never_too_slow() -> None:

@@ -13,6 +13,7 @@ RATIO_MEMORY_BYTES = 100_000  # what was read so long ago counts for a third
 RATE_MEMORY_S = 5.0  # likewise
 RATE_SPAN_S = 0.25  # of one measurement
 SATURATED_TOKENS = 4_096  # with less work at hand, the rate says how fast callers ask, not how fast the model is
+MARGIN = 1.5  # a job that ends after its deadline was computed for nobody; one that is refused was not
 UNKNOWN_RETRY_S = 1.0
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 60.0
 BULK_SHARE = 2  # BULK may take up one part in so many of the room; streams, as much again of that
@@ -38,7 +39,7 @@ class Admission:
     def __init__(self, max_tokens: int = 1 << 18, max_bytes: int = 1 << 27) -> None:
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
-        self._tokens = dict.fromkeys(Priority, 0)
+        self._tokens, self._jobs = dict.fromkeys(Priority, 0), dict.fromkeys(Priority, 0)
         self._bytes = 0
         self._patient_tokens = 0  # of those, the streams'
         self._patient: deque[tuple[asyncio.Future[None], int]] = deque()  # who waits for room, and with how many tokens
@@ -73,10 +74,8 @@ class Admission:
         self._check_bytes(cost)
         wait_s = self._wait_s(cost, urgency.priority)
         if wait_s and now_s + wait_s >= urgency.deadline_s:
-            message = (
-                f"the work before it takes {wait_s:.1f} s, and the deadline is in {urgency.deadline_s - now_s:.1f} s"
-            )
-            raise self._overloaded(message, waiting - room // 2, waiting_tokens=waiting)
+            message = f"it might take {wait_s:.1f} s, and the deadline is in {urgency.deadline_s - now_s:.1f} s"
+            raise self._overloaded(message, waiting / 2, waiting_tokens=waiting)
         self._take(cost, urgency.priority)
 
     def enter_known(self, cost: Cost, priority: Priority) -> None:
@@ -108,10 +107,12 @@ class Admission:
             self._let_in()
             raise
         self._tokens[priority] += cost.tokens
+        self._jobs[priority] += 1
 
     def leave(self, cost: Cost, priority: Priority, *, patient: bool) -> None:
         """Makes room for others."""
         self._tokens[priority] -= cost.tokens
+        self._jobs[priority] -= 1
         self._bytes -= cost.bytes
         if patient:
             self._patient_tokens -= cost.tokens
@@ -140,6 +141,7 @@ class Admission:
 
     def _take(self, cost: Cost, priority: Priority) -> None:
         self._tokens[priority] += cost.tokens
+        self._jobs[priority] += 1
         self._bytes += cost.bytes
 
     def _check_bytes(self, cost: Cost) -> None:
@@ -162,13 +164,17 @@ class Admission:
             self._patient.popleft()
 
     def _wait_s(self, cost: Cost, priority: Priority) -> float:
-        """Returns how long it takes until a job is done, where the work before it says."""
-        before, speed = self.tokens, 1.0
+        """Returns how long it might take until a job is done; 0 where so little is at hand that nobody knows.
+
+        All that is there may be done before, and while jobs take turns, each of those may take as much as this one, be
+        they of those that are there or of those that come.
+        """
+        before, jobs, speed = self.tokens, sum(self._jobs.values()), 1.0
         if priority is Priority.INTERACTIVE:
-            before, speed = self._tokens[priority], INTERACTIVE_SPEED
+            before, jobs, speed = self._tokens[priority], self._jobs[priority], INTERACTIVE_SPEED
         if before < SATURATED_TOKENS or not self._rate:
             return 0.0
-        return (before + cost.tokens) / (speed * self._rate)
+        return MARGIN * max(before + cost.tokens, (jobs + 1) * cost.tokens) / (speed * self._rate)
 
     def _overloaded(self, message: str, excess_tokens: float, **figures: object) -> OverloadedError:
         """Returns the error; another try may help once so many tokens are done, which leaves the queue half full."""
