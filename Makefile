@@ -64,7 +64,9 @@ WORKS := single batch bulk trickle
 
 bench: .venv/.development ## the benchmarks, peers included, in about two hours; results under benchmarks/results/
 	$(BIN)/python -m benchmarks --work bundled --json $(RESULTS)/bundled.json
-	$(BIN)/python -m benchmarks --work provider --json $(RESULTS)/provider.json
+	for work in provider overload cache; do \
+		$(BIN)/python -m benchmarks --work $$work --json $(RESULTS)/$$work.json || exit 1; \
+	done
 	for work in $(WORKS); do \
 		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --json $(RESULTS)/minilm-$$work.json \
 			--plot $(RESULTS)/minilm-$$work.png && \

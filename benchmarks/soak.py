@@ -2,7 +2,7 @@
 
     python -m benchmarks --work soak [--minutes N] [--json FILE]
 
-The server has the default settings, the multilingual shape and the bundled model. Two processes load it
+The server has the default settings but for a small cache, the multilingual shape and the bundled model. Two processes load it
 (peers/soak.py): one is asked to stop now and then and started afresh, the other killed. soak_report.py says what must
 hold.
 """
@@ -31,6 +31,7 @@ from benchmarks.peers.soak_calls import KNOWN_TEXTS
 from benchmarks.processes import Running, port_in, started
 from benchmarks.soak_report import Sample, Soak, Told
 
+CACHE_BYTES = 1 << 20  # full before the warm-up ends; a larger one would count as growth until it is
 SAMPLE_EVERY_S = 2.0
 # of each process of the load: how long one lives, and how it is ended
 LIVES = ((20.0, signal.SIGKILL), (45.0, signal.SIGTERM))
@@ -66,7 +67,7 @@ class Soaked:
 
 @contextmanager
 def soaked_server(model: models.Measured) -> Iterator[Soaked]:
-    """Runs isogloss-server with default settings and two models until the block ends.
+    """Runs isogloss-server with two models and a small cache until the block ends.
 
     Raises:
         StartError: it does not start.
@@ -79,6 +80,7 @@ def soaked_server(model: models.Measured) -> Iterator[Soaked]:
         command = [
             *(sys.executable, "-m", "isogloss_server", "serve", "--port", "0", "--port-file", str(file)),
             *("--model", f"{model.name}={model.folder}", "--model", BUNDLED, "--metrics-port", str(metrics_port)),
+            *("--cache-bytes", str(CACHE_BYTES)),
         ]
         with started(command, port_in(file)) as running:
             yield Soaked(running, metrics_port)
