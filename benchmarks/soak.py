@@ -3,8 +3,8 @@
     python -m benchmarks --work soak [--minutes N] [--json FILE]
 
 The server has the default settings but for a small cache, the multilingual shape and the bundled model. Two processes
-load it (peers/soak.py): one is asked to stop now and then and started afresh, the other killed. soak_report.py says what
-must hold.
+load it (peers/soak.py): one is asked to stop now and then and started afresh, the other killed. soak_report.py says
+what must hold.
 """
 
 import json

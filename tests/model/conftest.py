@@ -9,8 +9,8 @@ import pytest
 
 from tests.support import shapes
 
-# Whose import needs the library; its tests are of an environment that has it.
-collect_ignore = [] if importlib.util.find_spec("sentence_transformers") else ["test_sentence_transformers_runtime.py"]
+# Whose import needs the library; their tests are of an environment that has it.
+collect_ignore_glob = [] if importlib.util.find_spec("sentence_transformers") else ["test_sentence_transformers_*.py"]
 
 
 @pytest.fixture(scope="session")
