@@ -88,7 +88,7 @@ def test_neither_key_nor_text_is_told_whatever_the_provider_does(tmp_path: Path)
             f"tls2=openai:{SMALL}@{untrusted.address}/v1",
         ]
         flags = [part for source in sources for part in ("--model", source)]
-        flags += ["--log-level", "debug", "--metrics-port", "0", "--openai-key-file", str(file)]
+        flags += ["--log-level", "debug", "--metrics-port", "0", "--openai-key-file", str(file), "--cache-bytes", "0"]
         # What the SDKs themselves would write of requests, were they let.
         noisy = {"CO_API_KEY": KEY, "OPENAI_API_KEY": None, "OPENAI_LOG": "debug", "HTTPX_LOG_LEVEL": "trace"}
         with ServerProcess(*flags, env=noisy) as process, grpc.insecure_channel(process.address) as channel:

@@ -36,7 +36,7 @@ def shared() -> Iterator[tuple[FakeProvider, ServerProcess]]:
             f"mine=openai:{LOCAL}@{fake.address}/v1/",
         ]
         flags = [part for source in sources for part in ("--model", source)]
-        with ServerProcess(*flags, "--metrics-port", "0", env=KEYS) as process:
+        with ServerProcess(*flags, "--metrics-port", "0", "--cache-bytes", "0", env=KEYS) as process:
             yield fake, process
 
 

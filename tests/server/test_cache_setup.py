@@ -12,14 +12,20 @@ from isogloss_server.settings import Settings
 MODULE = "isogloss_server.engine.cache.redis"
 
 
+def forget_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets redis-py be as if it were not installed, whoever has imported it."""
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    for name in ["redis", *(name for name in sys.modules if name.startswith("redis."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
 def build(url: str) -> None:
     serve._cache(Settings(cache_redis_url=url), SystemClock(), lambda state, detail: None)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without redis-py, a server that is told of a Redis does not start, and says what to install."""
-    monkeypatch.delitem(sys.modules, MODULE, raising=False)
-    monkeypatch.setitem(sys.modules, "redis", None)
+    forget_redis(monkeypatch)
     with pytest.raises(CacheSetupError, match=r"pip install 'isogloss-server\[redis\]'"):
         build("redis://localhost")
 
@@ -37,7 +43,6 @@ def test_what_is_no_url_is_not_quoted(url: str) -> None:
 
 def test_nothing_of_redis_is_imported_without_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is told of no Redis needs no package for it."""
-    monkeypatch.delitem(sys.modules, MODULE, raising=False)
-    monkeypatch.setitem(sys.modules, "redis", None)
+    forget_redis(monkeypatch)
     serve._cache(Settings(), SystemClock(), lambda state, detail: None)
     assert MODULE not in sys.modules
