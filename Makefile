@@ -57,7 +57,7 @@ test-upstream: .venv/.development .venv-upstream/.ready
 	$(BIN)/pytest -q -m upstream tests/upstream
 
 test-redis: .venv/.development .redis/.ready
-	ISOGLOSS_NEED_REDIS=1 $(BIN)/pytest -q -m redis tests/redis
+	NEED_REDIS=1 $(BIN)/pytest -q -m redis tests/redis
 
 RESULTS := benchmarks/results
 WORKS := single batch bulk trickle

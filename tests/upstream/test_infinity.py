@@ -47,7 +47,7 @@ class Both(NamedTuple):
 def both(infinity: Infinity, minilm: Path) -> Iterator[Both]:
     """A server with both."""
     models = ("--model", infinity.source(MODEL), "--model", f"own={minilm}", "--precision", "f32")
-    with ServerProcess(*models, "--metrics-port", "0") as process:
+    with ServerProcess("--cache-bytes", "0", *models, "--metrics-port", "0") as process:
         url = process.wait_for("metrics")["url"]
         yield Both(process.address, url)
 
@@ -91,7 +91,7 @@ def test_a_repeated_text_has_one_vector(both: Both) -> None:
 def test_a_model_that_it_does_not_have_is_one_line(infinity: Infinity) -> None:
     """A server told to use a model that Infinity does not know ends with status 1 and a line that names the model."""
     source = infinity.source("no-such-model")
-    process = ServerProcess("--model", source)
+    process = ServerProcess("--cache-bytes", "0", "--model", source)
     assert process.wait() == 1
     (line,) = [line for line in process.lines if not line.startswith("{")]
     assert source in line
@@ -101,7 +101,10 @@ def test_a_model_that_it_does_not_have_is_one_line(infinity: Infinity) -> None:
 def test_killed_it_is_unavailable_and_comes_back(minilm: Path) -> None:
     """Infinity, killed amid a call, makes it UNAVAILABLE and health DEGRADED; started again, it is used again."""
     options = ClientOptions(attempts=1)
-    with Infinity(minilm, MODEL) as infinity, ServerProcess("--model", infinity.source(MODEL)) as server:
+    with (
+        Infinity(minilm, MODEL) as infinity,
+        ServerProcess("--cache-bytes", "0", "--model", infinity.source(MODEL)) as server,
+    ):
         port = infinity.port
         with Client(server.address, options=options) as client, ThreadPoolExecutor() as threads:
             before = client.embed(["Guten Morgen", "Доброе утро"])
