@@ -199,3 +199,21 @@ async def _until_well(m: Remote) -> None:
     async with asyncio.timeout(60):
         while m.embedder.breaker.is_open:  # noqa: ASYNC110 - of which nobody tells
             await asyncio.sleep(0)
+
+
+async def test_a_job_that_the_limit_cannot_hold_is_not_paid_for_in_part(fake: FakeProvider, clock: OwnTime) -> None:
+    """Of texts that are too many before the deadline none is sent, and the limit is left to others."""
+    async with remote(fake, LIGHT, clock, texts_per_minute=50, max_texts=10) as m:
+        told = await failure(m.stub.Embed(named("many", 60), timeout=30))
+        assert (told.reason, fake.requests) == ("PROVIDER_RATE_LIMIT", [])
+        assert (await m.stub.Embed(named("few", 50), timeout=30)).embeddings.rows == 50
+
+
+async def test_a_provider_is_let_alone_for_minutes_at_most(fake: FakeProvider, clock: OwnTime) -> None:
+    """However long a provider wants to be let alone, after five minutes it is asked again."""
+    fake.script.append(Scripted(status=429, headers={"Retry-After": "86400"}))
+    async with remote(fake, LIGHT, clock) as m:
+        began_s = clock.now_s
+        answer = await clock.fly(m.stub.Embed(ONE, timeout=3600))
+    assert answer.embeddings.rows == 1
+    assert clock.now_s - began_s == pytest.approx(300)

@@ -109,6 +109,11 @@ async def test_similarity_needs_room_as_well() -> None:
         await embedder.begun(1)
         sides = pb.Items(texts=pb.TextList(texts=[TEXT]))
         assert (await refusal(stub.Similarity(pb.SimilarityRequest(queries=sides))))[0] == "OVERLOADED"
+        few = pb.VectorList(
+            vectors=pb.Matrix(data=bytes(16), rows=1, columns=4, element_type=1), space_id=CARD.space_id
+        )
+        alone = pb.SimilarityRequest(queries=pb.Items(vectors=few))
+        assert (await stub.Similarity(alone)).scores.rows == 1  # which has nothing to do with the model
         large = pb.SimilarityRequest(queries=pb.Items(vectors=vectors), nearest=pb.Nearest(k=1))
         assert (await refusal(stub.Similarity(large)))[0] == "OVERLOADED"
         embedder.open.set()

@@ -32,17 +32,18 @@ class Admission:
     """The room of one model's queue. What is in it waits or is being computed.
 
     A call that finds no room is refused. A stream's request waits for room, while its stream is not read further than
-    its window; it has room of its own, so that neither kind of caller keeps the other out. An empty queue takes
-    anything that the limits of one request admit.
+    its window; streams have room of their own in each lane, so that neither kind of caller keeps the other out, nor
+    BULK anybody. An empty queue takes anything that the limits of one request admit.
     """
 
     def __init__(self, max_tokens: int = 1 << 18, max_bytes: int = 1 << 27) -> None:
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
-        self._tokens, self._jobs = dict.fromkeys(Priority, 0), dict.fromkeys(Priority, 0)
-        self._bytes = 0
-        self._patient_tokens = 0  # of those, the streams'
-        self._patient: deque[tuple[asyncio.Future[None], int]] = deque()  # who waits for room, and with how many tokens
+        self._tokens = dict.fromkeys(Priority, 0)
+        self._bytes = dict.fromkeys(Priority, 0)
+        self._patient_tokens = dict.fromkeys(Priority, 0)  # of those, the streams'
+        # Who waits for room, and with how many tokens; INTERACTIVE first.
+        self._patient: dict[Priority, deque[tuple[asyncio.Future[None], int]]] = {lane: deque() for lane in Priority}
         self._tokens_per_byte = TOKENS_PER_BYTE
         self._rate: float | None = None  # tokens a second
         self._measured_from_s = math.inf
@@ -71,7 +72,7 @@ class Admission:
         if waiting and waiting + needed > room:
             excess = waiting + needed - room // 2
             raise self._overloaded("the queue is full", excess, waiting_tokens=waiting, limit=room)
-        self._check_bytes(cost)
+        self._check_bytes(cost, urgency.priority)
         wait_s = self._wait_s(cost, urgency.priority)
         if wait_s and now_s + wait_s >= urgency.deadline_s:
             message = f"it might take {wait_s:.1f} s, and the deadline is in {urgency.deadline_s - now_s:.1f} s"
@@ -84,7 +85,7 @@ class Admission:
         Raises:
             OverloadedError: there is no memory for it.
         """
-        self._check_bytes(cost)
+        self._check_bytes(cost, priority)
         self._take(cost, priority)
 
     async def enter_patiently(self, cost: Cost, priority: Priority) -> None:
@@ -93,40 +94,39 @@ class Admission:
         Raises:
             OverloadedError: there is no memory for letting it wait.
         """
-        self._check_bytes(cost)
-        self._bytes += cost.bytes
+        self._check_bytes(cost, priority)
+        self._bytes[priority] += cost.bytes
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._patient.append((room, cost.tokens))
+        self._patient[priority].append((room, cost.tokens))
         self._let_in()
         try:
             await room
         except asyncio.CancelledError:
-            self._bytes -= cost.bytes
+            self._bytes[priority] -= cost.bytes
             if room.done() and not room.cancelled():
-                self._patient_tokens -= cost.tokens
+                self._patient_tokens[priority] -= cost.tokens
             self._let_in()
             raise
         self._tokens[priority] += cost.tokens
-        self._jobs[priority] += 1
 
     def leave(self, cost: Cost, priority: Priority, *, patient: bool) -> None:
         """Makes room for others."""
         self._tokens[priority] -= cost.tokens
-        self._jobs[priority] -= 1
-        self._bytes -= cost.bytes
+        self._bytes[priority] -= cost.bytes
         if patient:
-            self._patient_tokens -= cost.tokens
+            self._patient_tokens[priority] -= cost.tokens
+        if self.tokens < SATURATED_TOKENS:
+            self._measured_from_s = math.inf  # the time until there is more to do is nobody's work
         self._let_in()
 
     def learn_ratio(self, text_bytes: int, tokens: int) -> None:
-        """Takes note of how many tokens so many bytes of text had."""
+        """Takes note of how many tokens so many bytes of text had, of which none were cut off."""
         weight = 1 - math.exp(-text_bytes / RATIO_MEMORY_BYTES)
         self._tokens_per_byte += weight * (tokens / text_bytes - self._tokens_per_byte)
 
     def learn_rate(self, tokens: float, now_s: float) -> None:
         """Takes note, before their job leaves, that so many tokens, by the estimate, have been computed."""
         if self.tokens < SATURATED_TOKENS:
-            self._measured_from_s = math.inf
             return
         if self._measured_from_s == math.inf:
             self._measured_from_s, self._measured_tokens = now_s, 0.0
@@ -141,40 +141,41 @@ class Admission:
 
     def _take(self, cost: Cost, priority: Priority) -> None:
         self._tokens[priority] += cost.tokens
-        self._jobs[priority] += 1
-        self._bytes += cost.bytes
+        self._bytes[priority] += cost.bytes
 
-    def _check_bytes(self, cost: Cost) -> None:
-        if self._bytes and self._bytes + cost.bytes > self._max_bytes:
+    def _check_bytes(self, cost: Cost, priority: Priority) -> None:
+        waiting = sum(self._bytes.values())
+        if priority is Priority.BULK:
+            held, limit = self._bytes[priority], self._max_bytes // BULK_SHARE
+        else:
+            held, limit = waiting, self._max_bytes
+        if held and held + cost.bytes > limit:
             message = "the memory for waiting work is full"
-            raise self._overloaded(message, self.tokens // 2, waiting_bytes=self._bytes, limit=self._max_bytes)
+            raise self._overloaded(message, self.tokens // 2, waiting_bytes=waiting, limit=limit)
 
-    def _is_too_much(self, tokens: int) -> bool:
+    def _is_too_much(self, tokens: int, lane: Priority) -> bool:
         room = self._max_tokens // BULK_SHARE // 2
-        return self._patient_tokens > 0 and self._patient_tokens + tokens > room
+        return self._patient_tokens[lane] > 0 and self._patient_tokens[lane] + tokens > room
 
     def _let_in(self) -> None:
-        while self._patient:
-            room, tokens = self._patient[0]
-            if not room.done():  # else it was cancelled
-                if self._is_too_much(tokens):
-                    return
-                self._patient_tokens += tokens
-                room.set_result(None)
-            self._patient.popleft()
+        for lane, waiting in self._patient.items():
+            while waiting:
+                room, tokens = waiting[0]
+                if not room.done():  # else it was cancelled
+                    if self._is_too_much(tokens, lane):
+                        break
+                    self._patient_tokens[lane] += tokens
+                    room.set_result(None)
+                waiting.popleft()
 
     def _wait_s(self, cost: Cost, priority: Priority) -> float:
-        """Returns how long it might take until a job is done; 0 where so little is at hand that nobody knows.
-
-        All that is there may be done before, and while jobs take turns, each of those may take as much as this one, be
-        they of those that are there or of those that come.
-        """
-        before, jobs, speed = self.tokens, sum(self._jobs.values()), 1.0
+        """Returns how long it might take until a job is done; 0 where so little is at hand that nobody knows."""
+        before, speed = self.tokens, 1.0
         if priority is Priority.INTERACTIVE:
-            before, jobs, speed = self._tokens[priority], self._jobs[priority], INTERACTIVE_SPEED
+            before, speed = self._tokens[priority], INTERACTIVE_SPEED
         if before < SATURATED_TOKENS or not self._rate:
             return 0.0
-        return MARGIN * max(before + cost.tokens, (jobs + 1) * cost.tokens) / (speed * self._rate)
+        return MARGIN * (before + cost.tokens) / (speed * self._rate)
 
     def _overloaded(self, message: str, excess_tokens: float, **figures: object) -> OverloadedError:
         """Returns the error; another try may help once so many tokens are done, which leaves the queue half full."""

@@ -29,8 +29,8 @@ class Turn:
         "_computed_texts",
         "_cost",
         "_is_known",
+        "_is_typical",
         "_job",
-        "_known_texts",
         "_lane",
         "_model",
         "_text_bytes",
@@ -53,14 +53,16 @@ class Turn:
         card, rows_bytes = ready.embedder.card, 4 * job.text_count * ready.embedder.card.dimensions[0]
         tokens = self._admission.estimate(self._text_bytes, job.text_count, card.max_tokens)
         self._cost = Cost(tokens, self._text_bytes + rows_bytes + job.vector_bytes)
-        self._tokens = self._known_texts = self._computed_texts = 0
+        self._tokens = self._computed_texts = 0
+        self._is_typical = True
         self.waited_s = 0.0
 
-    def take_note(self, embedded: Embedded) -> None:
-        """Learns from what was embedded of the job's texts what such texts cost."""
+    def take_note(self, embedded: Embedded, faults: int = 0) -> None:
+        """Learns from what was embedded of the job's texts what such texts cost; so many of them could not be."""
         self._tokens += embedded.total_tokens
-        self._known_texts += embedded.cached_rows
-        self._computed_texts += len(embedded.rows) - embedded.cached_rows
+        self._computed_texts += len(embedded.rows) - embedded.cached_rows - faults
+        # Of a text that was cut, the bytes count and the tokens do not; likewise of one at fault, or one known before.
+        self._is_typical &= not (embedded.truncated_rows or faults or embedded.cached_rows)
 
     async def __aenter__(self) -> Self:
         """Returns itself, which knows the seconds waited.
@@ -104,6 +106,9 @@ class Turn:
         self._leave()
 
     def _enter(self, now_s: float) -> None:
+        if not self._job.text_count:  # of vectors alone: the model has nothing to do with it
+            self._admission.enter_known(self._cost, self._job.priority)
+            return
         try:
             self._admission.enter(self._cost, self._job.urgency, now_s)
         except OverloadedError:  # which need not concern those who ask for what is known
@@ -114,7 +119,7 @@ class Turn:
 
     def _leave(self) -> None:
         if self._computed_texts:
-            if self._tokens and not self._known_texts:
+            if self._tokens and self._is_typical:
                 self._admission.learn_ratio(self._text_bytes, self._tokens)
             share = self._computed_texts / self._job.text_count
             self._admission.learn_rate(share * self._cost.tokens, self._clock.monotonic_s())

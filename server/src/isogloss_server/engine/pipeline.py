@@ -94,7 +94,7 @@ class Pipeline:
                 embedded, faults = await self._embed_what_can_be(model, job)
             else:
                 embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job)
-            turn.take_note(embedded)
+            turn.take_note(embedded, len(faults))
             shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
             matrix = await self._run(embedded.rows.size, shape, embedded.rows)
         return EmbedResult(

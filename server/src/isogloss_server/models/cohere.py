@@ -42,7 +42,7 @@ class Cohere:
         self._key = key or SecretStr("")
         self._dimensions = OMIT if dimensions is None else dimensions
         # Texts go where they were meant to, and to no other address that an answer names.
-        self._http = httpx.AsyncClient(follow_redirects=False)
+        self._http = httpx.AsyncClient(follow_redirects=False, limits=httpx.Limits(max_connections=None))
         self._client = AsyncClientV2(
             self._key.get_secret_value(), base_url=address, max_retries=0, httpx_client=self._http
         )

@@ -85,6 +85,7 @@ class RemoteEmbedder:
         if urgency.deadline_s == math.inf:
             urgency = Urgency(urgency.priority, began_s + self._terms.timeout_s)
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        self._throttle.check(len(places), urgency)  # of the job as a whole, before a part of it is paid for
         try:
             async with asyncio.TaskGroup() as group:
                 chunks = enumerate(self._chunks(list(places)))

@@ -20,6 +20,7 @@ from isogloss_server.errors import (
 
 MAX_SAID_CHARACTERS = 200
 KEY_PIECE_CHARACTERS = 8
+LONGEST_RETRY_S = 300.0  # that a provider is let alone on its word: then it may say so again
 SERVER_FAULTS = 500  # HTTP statuses from here on
 
 
@@ -108,9 +109,9 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
             seconds = float(lower[name]) * unit_s
         except (KeyError, ValueError):
             continue
-        return seconds if 0 <= seconds < float("inf") else None
+        return min(seconds, LONGEST_RETRY_S) if seconds >= 0 else None
     try:
         until, now = (email.utils.parsedate_to_datetime(lower[name]) for name in ("retry-after", "date"))
-        return max(0.0, (until - now).total_seconds())
+        return min(max(0.0, (until - now).total_seconds()), LONGEST_RETRY_S)
     except (KeyError, ValueError, TypeError):  # none, no date, or dates with and without a zone
         return None

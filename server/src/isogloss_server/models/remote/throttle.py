@@ -54,20 +54,29 @@ class Throttle:
         begins = asyncio.get_running_loop().create_future()
         lane = int(urgency.priority is Priority.BULK)
         waiter = _Waiter(lane, self._turn + chunk, next(self._numbers), texts, begins)
-        ahead = sum(other.texts for other in self._waiting if other < waiter and not other.begins.done())
-        now_s = self._clock.monotonic_s()
-        wait_s = self._wait_s(ahead + texts, now_s)
-        if now_s + wait_s >= urgency.deadline_s:
-            message = "the provider's limit leaves no room for the texts before the deadline"
-            raise ProviderRateLimitError(message, retry_after_s=wait_s, limit=self._texts_per_minute)
+        self.check(texts + sum(other.texts for other in self._waiting if other < waiter), urgency)
         heappush(self._waiting, waiter)
         self._begin_what_may()
         try:
             await waiter.begins
         except asyncio.CancelledError:
-            if waiter.begins.done() and not waiter.begins.cancelled():
-                self.leave(texts)
+            if waiter.begins.done() and not waiter.begins.cancelled():  # no call was made: its tokens go back at once
+                self._free_calls += 1
+                self._taken_texts -= texts
+            self._begin_what_may()
             raise
+
+    def check(self, texts: int, urgency: Urgency) -> None:
+        """Returns where so many texts can be sent before the deadline.
+
+        Raises:
+            ProviderRateLimitError: they cannot.
+        """
+        now_s = self._clock.monotonic_s()
+        wait_s = self._wait_s(texts, now_s)
+        if now_s + wait_s >= urgency.deadline_s:
+            message = "the provider's limit leaves no room for the texts before the deadline"
+            raise ProviderRateLimitError(message, retry_after_s=wait_s, limit=self._texts_per_minute)
 
     def leave(self, texts: int) -> None:
         """Makes room for the next call."""
