@@ -22,7 +22,7 @@ from isogloss_server.errors import TimeUpError
 from isogloss_server.models.base import Model, Priority, Rows, TokenBatch, Urgency
 
 BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
-# While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little; it costs BULK a fifth of
+# While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little; it costs BULK a fifth to a third of
 # its speed. Shorter pieces cost more than they win.
 RECENTLY_S = 1.0
 BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
