@@ -22,8 +22,8 @@ from isogloss_server.errors import TimeUpError
 from isogloss_server.models.base import Model, Priority, Rows, TokenBatch, Urgency
 
 BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
-# While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little; it costs BULK a fifth to a third of
-# its speed. Shorter pieces cost more than they win.
+# While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little. It costs BULK a fifth to
+# a third of its speed; shorter pieces cost more than they win.
 RECENTLY_S = 1.0
 BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
 SHARED_TOKENS = 512  # smaller batches lose more time than a second thread, which were idle, would win
