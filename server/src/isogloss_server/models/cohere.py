@@ -10,7 +10,7 @@ from cohere.v2.client import OMIT
 from pydantic import SecretStr
 
 from isogloss_server.models.base import Role, Truncation
-from isogloss_server.models.remote.answers import Answer, UnusableAnswerError, to_rows
+from isogloss_server.models.remote.answers import Answer, to_rows
 from isogloss_server.models.remote.faults import UNREACHABLE, ProviderFault, of_status, without_key
 
 # https://docs.cohere.com/reference/embed; similarity has no input type of its own, so both sides are documents.
@@ -68,10 +68,6 @@ class Cohere:
             raise TimeoutError from None
         except httpx.HTTPError as error:
             raise ProviderFault(UNREACHABLE, self.title, type(error).__name__) from None
-        except UnusableAnswerError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, it is about what came back
-            raise UnusableAnswerError(f"the SDK cannot read it ({type(error).__name__})") from None
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -49,10 +49,6 @@ class OpenAI:
             raise TimeoutError from None
         except APIConnectionError as error:
             raise ProviderFault(UNREACHABLE, self.title, type(error.__cause__ or error).__name__) from None
-        except UnusableAnswerError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, it is about what came back
-            raise UnusableAnswerError(f"the SDK cannot read it ({type(error).__name__})") from None
 
     async def close(self) -> None:
         """Closes the connections."""

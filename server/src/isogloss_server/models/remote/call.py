@@ -24,6 +24,7 @@ class Provider(Protocol):
             ProviderFault: it gave no answer.
             UnusableAnswerError: or one that could not be understood.
             TimeoutError: or none within `timeout_s`.
+            Exception: whatever its SDK makes of an answer that it cannot read.
         """
         ...
 
@@ -48,6 +49,11 @@ async def call(
         raise ProviderFault(LONG_TIMEOUT if timeout_s >= LONG_S else TIMEOUT, provider.title) from None
     except UnusableAnswerError as error:
         raise ProviderFault(BAD_ANSWER, provider.title, str(error)) from error
+    except ProviderFault:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever else an SDK raises, it is about what came back
+        why = f"the SDK cannot read it ({type(error).__name__})"
+        raise ProviderFault(BAD_ANSWER, provider.title, why) from None
     return answer
 
 
