@@ -5,6 +5,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
+from isogloss_server.engine.batcher import BULK_SHARE
 from isogloss_server.errors import OverloadedError
 from isogloss_server.models.base import Priority, Urgency
 
@@ -16,8 +17,8 @@ SATURATED_TOKENS = 4_096  # with less work at hand, the rate says how fast calle
 MARGIN = 1.5  # a job that ends after its deadline was computed for nobody; one that is refused was not
 UNKNOWN_RETRY_S = 1.0
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 60.0
-BULK_SHARE = 2  # BULK may take up one part in so many of the room; streams, as much again of that
-INTERACTIVE_SPEED = 7 / 8  # of the model's, while BULK waits too
+BULK_PART = 2  # BULK may take up one part in so many of the room; streams, as much again of that
+INTERACTIVE_SPEED = 1 - 1 / BULK_SHARE  # of the model's, while BULK waits too
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Admission:
         Raises:
             OverloadedError: there is no room for it, or it cannot be done before its deadline.
         """
-        room = self._max_tokens // (BULK_SHARE if urgency.priority is Priority.BULK else 1)
+        room = self._max_tokens // (BULK_PART if urgency.priority is Priority.BULK else 1)
         waiting = self.tokens
         # Of more than half the room no more is asked for, or large jobs would wait for a moment when nobody else works.
         needed = min(cost.tokens, room // 2)
@@ -146,7 +147,7 @@ class Admission:
     def _check_bytes(self, cost: Cost, priority: Priority) -> None:
         waiting = sum(self._bytes.values())
         if priority is Priority.BULK:
-            held, limit = self._bytes[priority], self._max_bytes // BULK_SHARE
+            held, limit = self._bytes[priority], self._max_bytes // BULK_PART
         else:
             held, limit = waiting, self._max_bytes
         if held and held + cost.bytes > limit:
@@ -154,7 +155,7 @@ class Admission:
             raise self._overloaded(message, self.tokens // 2, waiting_bytes=waiting, limit=limit)
 
     def _is_too_much(self, tokens: int, lane: Priority) -> bool:
-        room = self._max_tokens // BULK_SHARE // 2
+        room = self._max_tokens // BULK_PART // 2
         return self._patient_tokens[lane] > 0 and self._patient_tokens[lane] + tokens > room
 
     def _let_in(self) -> None:

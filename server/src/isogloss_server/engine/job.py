@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from isogloss_server.engine.limits import Limits, answer_bytes, rankings_bytes, utf8_bytes
@@ -22,7 +23,7 @@ from isogloss_server.errors import (
 from isogloss_server.models.base import ModelCard, Priority, Role, Rows, Truncation, Urgency
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbedJob:
     """One Embed: texts to one row vector each. `deadline_s` is a moment of the clock."""
 
@@ -46,7 +47,7 @@ class EmbedJob:
         """How many texts are to be embedded."""
         return len(self.texts)
 
-    @property
+    @cached_property
     def text_bytes(self) -> int:
         """How many bytes of UTF-8 these texts have."""
         return utf8_bytes(self.texts)
@@ -64,7 +65,7 @@ class EmbedJob:
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the columns to answer with; raises the error of what is wrong with the whole request."""
         limits.check_texts(self.texts, self.path)
-        limits.check_request_bytes(utf8_bytes(self.texts), self.path)
+        limits.check_request_bytes(self.text_bytes, self.path)
         if self.space_id and self.space_id != card.space_id:
             raise space_mismatch(self.space_id, card, "space_id")
         check_truncation(self.truncation, card)
@@ -74,13 +75,18 @@ class EmbedJob:
         return columns
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TextSide:
     """A side of a comparison given as texts; `path` is its place in the request."""
 
     path: str
     texts: Sequence[str]
     role: Role
+
+    @cached_property
+    def text_bytes(self) -> int:
+        """How many bytes of UTF-8 the texts have; counted once, for the limits and for the queue."""
+        return utf8_bytes(self.texts)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -141,7 +147,7 @@ class SimilarityJob:
     def text_bytes(self) -> int:
         """How many bytes of UTF-8 these texts have."""
         sides = self.queries, self.candidates
-        return sum(utf8_bytes(side.texts) for side in sides if isinstance(side, TextSide))
+        return sum(side.text_bytes for side in sides if isinstance(side, TextSide))
 
     @property
     def vector_bytes(self) -> int:
@@ -161,7 +167,7 @@ class SimilarityJob:
                 limits.check_texts(side.texts, side.path)
             elif side.space_id != card.space_id:
                 raise space_mismatch(side.space_id, card, f"{side.path}.space_id")
-        request_bytes = [utf8_bytes(s.texts) if isinstance(s, TextSide) else s.wire_bytes for s in sides]
+        request_bytes = [s.text_bytes if isinstance(s, TextSide) else s.wire_bytes for s in sides]
         limits.check_request_bytes(sum(request_bytes), sides[request_bytes.index(max(request_bytes))].path)
         check_truncation(self.truncation, card)
         self._check_shape(limits)
