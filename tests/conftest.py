@@ -17,8 +17,11 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """A real server with the bundled model and the default settings."""
-    with ServerProcess() as process:
+    """A real server with the bundled model and the default settings, but for the cache.
+
+    It would answer for the model where a text comes again, and so for whatever a test holds against what came before.
+    """
+    with ServerProcess("--cache-bytes", "0") as process:
         yield process
 
 

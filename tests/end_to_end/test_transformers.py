@@ -21,7 +21,7 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProce
     other = dataclasses.replace(shapes.SMALL, model_type="xlm-roberta", pooling="cls", dense=24, normalize=True)
     second = shapes.write(folder / "second", other, seed=1)
     flags = ("--model", f"first={first}", "--model", f"second={second}", "--graph-cache", str(folder / "graphs"))
-    with ServerProcess(*flags) as process:
+    with ServerProcess(*flags, "--cache-bytes", "0") as process:
         yield process
 
 
