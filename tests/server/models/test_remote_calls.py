@@ -1,7 +1,6 @@
 """How the texts of a call become calls of a provider: parts, order, duplicates, what is in flight."""
 
 import asyncio
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,12 +12,6 @@ from tests.support.fake_provider_wire import vectors_of
 from tests.support.own_time import OwnTime
 from tests.support.remote import KEY, LIGHT, SMALL, failure, remote
 from tests.support.wire import array_of
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeProvider]:
-    with FakeProvider(key=KEY) as provider:
-        yield provider
 
 
 def lines(n: int) -> list[str]:

@@ -1,7 +1,6 @@
 """What keeps a provider from being asked for too much: its limit of texts a minute, the lanes, the breaker."""
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
@@ -9,22 +8,11 @@ from isogloss.v1 import embedding_pb2 as pb
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.own_time import OwnTime
-from tests.support.remote import KEY, LIGHT, SMALL, Remote, failure, queued, remote
+from tests.support.remote import LIGHT, SMALL, Remote, failure, queued, remote
 
 MINUTE_S = 60.0
 ONE = pb.EmbedRequest(texts=["one"])
 BULK = pb.PRIORITY_BULK
-
-
-@pytest.fixture
-def clock() -> OwnTime:
-    return OwnTime()
-
-
-@pytest.fixture
-def fake(clock: OwnTime) -> Iterator[FakeProvider]:
-    with FakeProvider(key=KEY, now_s=clock.monotonic_s) as provider:
-        yield provider
 
 
 def named(name: str, n: int) -> pb.EmbedRequest:

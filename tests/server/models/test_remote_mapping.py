@@ -1,6 +1,5 @@
 """What providers are asked for, and what is made of their answers: the real SDKs against a provider on this machine."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,6 @@ from tests.support.wire import array_of, texts
 
 DOCUMENT = "search_document"
 LIGHT_NAME, SMALL_NAME = "embed-multilingual-light-v3.0", "text-embedding-3-small"
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeProvider]:
-    with FakeProvider(key=KEY) as provider:
-        yield provider
 
 
 @pytest.mark.parametrize(

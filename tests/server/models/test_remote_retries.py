@@ -3,7 +3,6 @@
 import asyncio
 import email.utils
 import itertools
-from collections.abc import Iterator
 
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
@@ -11,22 +10,11 @@ from isogloss.v1 import embedding_pb2 as pb
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.own_time import OwnTime
-from tests.support.remote import KEY, LIGHT, SMALL, failure, queued, remote
+from tests.support.remote import LIGHT, SMALL, failure, queued, remote
 
 ONE = pb.EmbedRequest(texts=["one"])
 DATE_S = 1_800_000_000.0
 BACKOFFS_S = [0.1875, 0.375, 0.75, 1.5, 3.0]
-
-
-@pytest.fixture
-def clock() -> OwnTime:
-    return OwnTime()
-
-
-@pytest.fixture
-def fake(clock: OwnTime) -> Iterator[FakeProvider]:
-    with FakeProvider(key=KEY, now_s=clock.monotonic_s) as provider:
-        yield provider
 
 
 def date(after_s: float) -> str:
