@@ -1,6 +1,7 @@
 """What a server process holds: file descriptors, threads, memory, and work. Read from /proc, where there is one."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from isogloss.v1 import embedding_pb2_grpc
 from tests.support.server_process import ServerProcess
 
 LOOKS = 5000  # each a call to the server, which so gets its time
+GROWN_MB = 64  # what pools, caches and the allocator may keep of all that they were given
 POOLED_THREADS = 6  # that gRPC and the server start when they are first wanted, and then keep
 
 
@@ -28,6 +30,7 @@ class Observer:
     """Looks at a server through one connection of its own, which is open from the beginning."""
 
     def __init__(self, server: ServerProcess) -> None:
+        self._server = server
         self._pid = server.process.pid
         self._channel = grpc.insecure_channel(server.address)
         self._stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)
@@ -67,6 +70,16 @@ class Observer:
                 and self.held().threads <= before.threads + POOLED_THREADS
             )
         )
+
+    @contextlib.contextmanager
+    def unharmed(self) -> Iterator[None]:
+        """Asserts, after the block, that the server lives, answers, and holds what it held before."""
+        self.check_freed(before := self.held())
+        yield
+        assert self._server.process.poll() is None
+        self.check_answers()
+        self.check_freed(before)
+        assert self.held().resident_mb - before.resident_mb < GROWN_MB
 
     def close(self) -> None:
         """Ends the connection."""
