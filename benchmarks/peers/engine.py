@@ -11,36 +11,11 @@ import uvloop
 from isogloss_server import loading
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.workers import Workers
-from isogloss_server.models.base import Embedded, Embedder, Role, Truncation, Urgency
+from isogloss_server.models.base import Role, Rows, Truncation, Urgency
 from isogloss_server.settings import Settings
 
-from benchmarks.turns import Outcome, obey, take_turns
-
-
-class InEngine:
-    """Callers that await the engine's Embedder, as many at a time as of the service."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-        self._ready: list[tuple[int, list[str]]] = []
-        self._callers = 1
-
-    def prepare(self, calls: Sequence[Sequence[str]], callers: int) -> None:
-        """Keeps the calls."""
-        self._callers = callers
-        self._ready = [(len(texts), list(texts)) for texts in calls]
-
-    async def run(self, limit_s: float) -> Outcome:
-        """Makes the calls that were made ready."""
-        return await take_turns(self._embed, self._ready, self._callers, limit_s)
-
-    async def vectors(self, texts: Sequence[str]) -> list[list[float]]:
-        """Returns the vector of each text."""
-        rows: list[list[float]] = (await self._embed(texts)).rows.tolist()
-        return rows
-
-    async def _embed(self, texts: Sequence[str]) -> Embedded:
-        return await self._embedder.embed(texts, Role.SIMILARITY, Truncation.END, Urgency())
+from benchmarks.peers.in_process import Concurrent
+from benchmarks.turns import obey
 
 
 async def main(folder: str, precision: str, threads: int) -> None:
@@ -51,7 +26,12 @@ async def main(folder: str, precision: str, threads: int) -> None:
         ready = loading.load(folder, settings, workers, SystemClock())
         gc.collect()
         gc.freeze()  # as the server does
-        await obey(InEngine(ready.embedder))
+
+        async def embed(texts: Sequence[str]) -> Rows:
+            """Returns what the engine's Embedder gives."""
+            return (await ready.embedder.embed(texts, Role.SIMILARITY, Truncation.END, Urgency())).rows
+
+        await obey(Concurrent(embed))
     finally:
         workers.close()
 

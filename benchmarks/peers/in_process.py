@@ -1,6 +1,6 @@
-"""A library without a wire as a driver: one call after the other, in the library's own process."""
+"""A library without a wire as a driver, in the library's own process: one call after the other, or many at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,3 +33,26 @@ class InProcess:
 
     async def _call(self, texts: list[str]) -> None:
         self._encode(texts)
+
+
+class Concurrent:
+    """Awaits `embed` for as many calls at a time as there are callers."""
+
+    def __init__(self, embed: Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]) -> None:
+        self._embed = embed
+        self._ready: list[tuple[int, list[str]]] = []
+        self._callers = 1
+
+    def prepare(self, calls: Sequence[Sequence[str]], callers: int) -> None:
+        """Keeps the calls."""
+        self._callers = callers
+        self._ready = [(len(texts), list(texts)) for texts in calls]
+
+    async def run(self, limit_s: float) -> Outcome:
+        """Makes the calls that were made ready."""
+        return await take_turns(self._embed, self._ready, self._callers, limit_s)
+
+    async def vectors(self, texts: Sequence[str]) -> list[list[float]]:
+        """Returns the vector of each text."""
+        rows: list[list[float]] = (await self._embed(texts)).tolist()
+        return rows
