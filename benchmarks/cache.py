@@ -14,15 +14,12 @@ from typing import Any
 
 import numpy as np
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.cache.cache import Cache
-from isogloss_server.engine.cache.entries import Entry, entries_of
-from isogloss_server.engine.cache.keys import keys_of
-from isogloss_server.engine.cache.shared import WRITTEN_ROWS, SharedCache, Store
-from isogloss_server.engine.cache.values import packed
-from isogloss_server.engine.local import LocalEmbedder
-from isogloss_server.engine.workers import Workers
-from isogloss_server.models import weights
-from isogloss_server.models.base import Embedded, Embedder, ModelCard, Role, Truncation, Urgency
+from isogloss_server.engine.cache import Cache, entries_of, keys_of
+from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.local_embedder import LocalEmbedder
+from isogloss_server.engine.shared_cache import WRITTEN_ROWS, Entry, SharedCache, Store, packed
+from isogloss_server.models import model_folder
+from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Role, Truncation, Urgency
 from isogloss_server.models.static import load
 
 from benchmarks.bundled import sample
@@ -80,7 +77,7 @@ async def in_redis(columns: int, calls: Sequence[Sequence[str]], rounds: int) ->
     Beside them: what writing a call's rows takes, which a server does in the background.
     """
     try:
-        from isogloss_server.engine.cache.redis import RedisStore  # noqa: PLC0415 - an extra
+        from isogloss_server.engine.redis_store import RedisStore  # noqa: PLC0415 - an extra
 
         from tests.support.redis_server import RedisServer, binary  # noqa: PLC0415
     except ModuleNotFoundError as missing:
@@ -125,7 +122,7 @@ async def measure(rounds: int) -> dict[str, Any]:
     """Returns all figures and ratios."""
     texts = list(dict.fromkeys(sample()))
     calls = [texts[first : first + TEXTS] for first in range(0, len(texts) - TEXTS + 1, TEXTS)]
-    parts = load(weights.locate(weights.BUNDLED))
+    parts = load(model_folder.locate(model_folder.BUNDLED))
     with closing(Workers(2)) as workers:
         bundled = LocalEmbedder(parts.model, parts.tokens, parts.card, parts.prompts, workers, SystemClock())
         of_bundled = await in_memory(bundled, calls, rounds)

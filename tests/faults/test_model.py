@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isogloss_server.engine import local
-from isogloss_server.engine.vitals import FAILURES
-from isogloss_server.engine.watch import LOOKS
-from isogloss_server.models.base import Rows, State
+from isogloss_server.engine import local_embedder
+from isogloss_server.engine.monitoring import FAILURES, LOOKS
+from isogloss_server.models.interfaces import Rows, State
 
 from tests.support.faulty import Answer, rows_of, serving_faulty
 from tests.support.gated_model import GatedModel
@@ -27,7 +26,7 @@ WAYS = pytest.mark.parametrize("queued", [True, False], ids=["queue", "direct"])
 @pytest.fixture(autouse=True)
 def on_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves nothing to the event loop, which a model that a test holds would hold as well."""
-    monkeypatch.setattr(local, "INLINE_CHARACTERS", 0)
+    monkeypatch.setattr(local_embedder, "INLINE_CHARACTERS", 0)
 
 
 def good(answer: Answer, *texts: str) -> bool:

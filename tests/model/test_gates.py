@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from isogloss_server.models import weights
-from isogloss_server.models.base import Rows, Truncation
-from isogloss_server.models.openvino import load as packed
-from isogloss_server.models.parts import Parts
+from isogloss_server.models import model_folder
+from isogloss_server.models.interfaces import Rows, Truncation
+from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.openvino import loader as packed
 
 from tests.support import texts
 
@@ -40,10 +40,10 @@ class Pair:
         self.library: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         self.expected: Rows = self.library.encode(TEXTS, batch_size=16, normalize_embeddings=True)
 
-    def packed(self, precision: Literal["f32", "bf16"]) -> Parts:
+    def packed(self, precision: Literal["f32", "bf16"]) -> LoadedModel:
         """Returns the packed model."""
         runtime = packed.Runtime(precision=precision, threads=1, graph_cache=None)
-        return packed.load(weights.locate(str(self.folder)), runtime)
+        return packed.load(model_folder.locate(str(self.folder)), runtime)
 
 
 @pytest.fixture(scope="module", params=["minilm", "multilingual"])

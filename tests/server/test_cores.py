@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from isogloss_server.cores import quota_cores, usable_cores
+from isogloss_server.system import quota_cores, usable_cores
 
 
 @pytest.mark.parametrize(

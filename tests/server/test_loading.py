@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isogloss_server import loading
+from isogloss_server import factory
 from isogloss_server.clock import SystemClock
+from isogloss_server.engine.executor import Workers
 from isogloss_server.engine.registry import Ready
-from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.base import Priority, Role, Truncation, Urgency
-from isogloss_server.settings import Settings
+from isogloss_server.models import model_folder
+from isogloss_server.models.interfaces import Priority, Role, Truncation, Urgency
+from isogloss_server.settings.declarations import Settings
 from safetensors.numpy import load_file, save_file
 
 from tests.support import shapes
@@ -31,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 def ready(path: Path) -> Iterator[Ready]:
     """The same, loaded."""
     workers = Workers(1)
-    loaded = loading.load(str(path), SETTINGS, workers, SystemClock())
+    loaded = factory.load(str(path), SETTINGS, workers, SystemClock())
     yield loaded
     loaded.embedder.close()
     workers.close()
@@ -54,7 +55,7 @@ def test_what_a_library_raises_is_one_line(path: Path) -> None:
     config = path / "2_Dense" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"out_features": "many"}))
     with pytest.raises(ModelFilesError, match=r"cannot be loaded: ValueError: invalid literal"):
-        loading.load(str(path), SETTINGS, Workers(1), SystemClock())
+        factory.load(str(path), SETTINGS, Workers(1), SystemClock())
 
 
 def test_damaged_weights_are_not_served(path: Path) -> None:
@@ -63,19 +64,19 @@ def test_damaged_weights_are_not_served(path: Path) -> None:
     tensors["encoder.layer.1.output.dense.bias"][3] = np.nan
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(ModelFilesError, match="damaged"):
-        loading.load(str(path), SETTINGS, Workers(1), SystemClock())
+        factory.load(str(path), SETTINGS, Workers(1), SystemClock())
 
 
 def test_known_vectors_find_a_wrong_pooling(path: Path) -> None:
     """Where a folder tells a text's vector, a pooling that is not the one it was made with is found."""
-    parts = loading.read(loading.weights.locate(str(path)), SETTINGS)
+    parts = factory.read(model_folder.locate(str(path)), SETTINGS)
     text = "Where is the station?"
     vector = parts.model.forward(parts.tokens.encode([text], Truncation.END).batch)[0].tolist()
     (path / "isogloss.json").write_text(json.dumps({"probes": [{"text": text, "vector": vector}]}))
-    loading.load(str(path), SETTINGS, Workers(1), SystemClock()).embedder.close()
+    factory.load(str(path), SETTINGS, Workers(1), SystemClock()).embedder.close()
     (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     with pytest.raises(ModelFilesError, match="differ from the known vectors"):
-        loading.load(str(path), SETTINGS, Workers(1), SystemClock())
+        factory.load(str(path), SETTINGS, Workers(1), SystemClock())
 
 
 def test_the_backend_that_was_asked_for_is_the_only_one_tried(path: Path) -> None:
@@ -83,4 +84,4 @@ def test_the_backend_that_was_asked_for_is_the_only_one_tried(path: Path) -> Non
     config = path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mpnet"}))
     with pytest.raises(UnsupportedModelError, match="model_type 'mpnet'"):
-        loading.load(str(path), SETTINGS.model_copy(update={"backend": "openvino"}), Workers(1), SystemClock())
+        factory.load(str(path), SETTINGS.model_copy(update={"backend": "openvino"}), Workers(1), SystemClock())

@@ -8,15 +8,15 @@ import grpc
 import numpy as np
 from isogloss.v1 import embedding_pb2_grpc
 from isogloss_server.clock import Clock, SystemClock
-from isogloss_server.engine.cache.cache import Cache
-from isogloss_server.engine.limits import Limits
+from isogloss_server.engine.cache import Cache
+from isogloss_server.engine.executor import Workers
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Ready, Registry
-from isogloss_server.engine.workers import Workers
+from isogloss_server.engine.request import Limits
 from isogloss_server.errors import RowFaults, TextWithoutTokensError
-from isogloss_server.models.base import Embedded, ModelCard, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, ModelCard, Role, Truncation, Urgency
 from isogloss_server.rpc.server import Server
-from isogloss_server.settings import Settings
+from isogloss_server.settings.declarations import Settings
 
 CARD = ModelCard(backend="test", space_id="s-test", dimensions=(4, 2), max_tokens=10)
 LIMITS = Limits(max_texts=5000, max_request_bytes=1 << 22, max_response_bytes=1 << 24, max_pairs=1 << 22)

@@ -16,12 +16,12 @@ import grpc
 import pytest
 import trustme
 from google.rpc import error_details_pb2, status_pb2
-from isogloss_server import connecting
-from isogloss_server.engine.limits import Limits
+from isogloss_server import factory
 from isogloss_server.engine.registry import Ready, Registry, ServedModel
-from isogloss_server.models import providers
-from isogloss_server.models.remote.call import Provider
-from isogloss_server.models.remote.embedder import RemoteEmbedder, Terms
+from isogloss_server.engine.request import Limits
+from isogloss_server.models.providers import catalog
+from isogloss_server.models.providers.embedder import RemoteEmbedder, Terms
+from isogloss_server.models.providers.interface import Provider
 from pydantic import SecretStr
 
 from tests.support.fake_provider import FakeProvider
@@ -66,16 +66,16 @@ def authority() -> str:
     return str(file)
 
 
-def client_of(hosted: providers.Hosted) -> Provider:
+def client_of(hosted: catalog.Hosted) -> Provider:
     """Returns a provider's API on its SDK, as the server makes it."""
     with mock.patch.dict(os.environ, {"SSL_CERT_FILE": authority()}):
-        return connecting._client(hosted, SecretStr(KEY))
+        return factory._client(hosted, SecretStr(KEY))
 
 
 @asynccontextmanager
 async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) -> AsyncIterator[Remote]:
     """Serves a model of the fake provider's as "m"; `terms` are those that differ from the provider's."""
-    hosted = providers.resolve(f"{source}@{fake.address}{'/v1' if source.startswith('openai') else ''}")
+    hosted = catalog.resolve(f"{source}@{fake.address}{'/v1' if source.startswith('openai') else ''}")
     card = hosted.card(hosted.known.dimensions or (fake.widths[hosted.model],))
     usual = {"max_texts": hosted.provider.max_texts, "max_bytes": hosted.provider.max_bytes, "calls": 8}
     registry = Registry(["m"])

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from isogloss_server.engine.batcher import BULK_SHARE, Batcher
-from isogloss_server.engine.outcomes import BatchError
+from isogloss_server.engine.batcher import BULK_SHARE, Batcher, BatchError
 from isogloss_server.errors import TimeUpError
-from isogloss_server.models.base import Priority, Rows, Urgency
+from isogloss_server.models.interfaces import Priority, Rows, Urgency
 
 from tests.support.gated_model import GatedModel, OwnClock, batch_of, busy, row_of
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.outcomes import BatchError
+from isogloss_server.engine.batcher import Batcher, BatchError
 from isogloss_server.errors import DrainingError
-from isogloss_server.models.base import Priority, Rows, Urgency
+from isogloss_server.models.interfaces import Priority, Rows, Urgency
 
 from tests.support.gated_model import GatedModel, batch_of, busy
 

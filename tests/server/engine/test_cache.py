@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.cache.cache import Cache
-from isogloss_server.engine.cache.keys import keys_of
-from isogloss_server.engine.cache.memory import ENTRY_BYTES, Memory
+from isogloss_server.engine.cache import ENTRY_BYTES, Cache, Memory, keys_of
 from isogloss_server.errors import RowFaults
-from isogloss_server.models.base import Embedded, Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Priority, Role, Truncation, Urgency
 
 from tests.support.changing_embedder import CARD, ChangingEmbedder
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
 from isogloss_server.errors import RowFaults, TimeUpError
-from isogloss_server.models.base import Embedded, Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Priority, Role, Truncation, Urgency
 
 from tests.support.cache_line import Line
 from tests.support.changing_embedder import ChangingEmbedder, settle

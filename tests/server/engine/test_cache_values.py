@@ -3,8 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from isogloss_server.engine.cache.entries import Entry
-from isogloss_server.engine.cache.values import packed, unpacked
+from isogloss_server.engine.shared_cache import Entry, packed, unpacked
 
 WIDTH = 16
 KEY = bytes(range(32))

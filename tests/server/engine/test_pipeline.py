@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.job import EmbedJob, SimilarityJob, TextSide, VectorSide
+from isogloss_server.engine.executor import Workers
 from isogloss_server.engine.pipeline import Pipeline
-from isogloss_server.engine.workers import Workers
+from isogloss_server.engine.request import EmbedJob, SimilarityJob, TextSide, VectorSide
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
-from isogloss_server.models.base import Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Priority, Role, Truncation, Urgency
 
 from tests.support.cutting import Cutting
 from tests.support.in_process import CARD, CountingEmbedder, ready_registry

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from isogloss_server.engine.waiting import Submission, Text, Waiting
-from isogloss_server.models.base import TokenBatch
+from isogloss_server.engine.batch_queue import Submission, Text, Waiting
+from isogloss_server.models.interfaces import TokenBatch
 
 
 def submission(*lengths: int, deadline_s: float = 1e9) -> Submission:

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from isogloss_server.engine.vitals import to_nobody
-from isogloss_server.engine.workers import WatchedWorkers, Workers
+from isogloss_server.engine.executor import WatchedWorkers, Workers
+from isogloss_server.engine.monitoring import to_nobody
 
 from tests.support.gated_model import WATCHDOG_S, OwnClock
 

@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from isogloss_server.models import comparison
+from isogloss_server.models import parity
 
 
 def rows(off: float) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +18,7 @@ def rows(off: float) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_worst_row_is_found() -> None:
     """The least cosine is that of the worst row, the difference is a share of the vector's length."""
-    found = comparison.compared("q: ", *rows(0.02), "openvino-f32")
+    found = parity.compared("q: ", *rows(0.02), "openvino-f32")
     assert found.least_cosine == pytest.approx(0.98, abs=1e-6)
     assert found.mean_cosine == pytest.approx(1 - 0.02 / 8, abs=1e-6)
     assert found.difference == pytest.approx(np.sqrt(1 - 0.98**2), abs=1e-6)
@@ -38,14 +38,14 @@ def test_the_worst_row_is_found() -> None:
 )
 def test_the_precision_says_what_is_faithful(backend: str, off: float, *, is_faithful: bool) -> None:
     """What bfloat16 may miss, float32 may not."""
-    found = comparison.compared("", *rows(off), backend)
+    found = parity.compared("", *rows(off), backend)
     assert found.is_faithful is is_faithful
     assert ("OFF" in str(found)) is not is_faithful
 
 
 def test_the_sentences_are_in_many_scripts() -> None:
     """The shipped texts are distinct, in eighteen scripts, and one is longer than most models read."""
-    texts = comparison.sentences()
+    texts = parity.sentences()
     letters = {letter for text in texts for letter in text if letter.isalpha()}
     assert len({unicodedata.name(letter).split()[0] for letter in letters}) == 18
     assert len(set(texts)) == len(texts) > 40

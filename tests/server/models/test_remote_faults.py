@@ -9,7 +9,7 @@ import pytest
 import trustme
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.errors import DomainError
-from isogloss_server.models.base import Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Role, Truncation, Urgency
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Ending, Scripted, changed

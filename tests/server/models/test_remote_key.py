@@ -1,7 +1,7 @@
 """No piece of the key is passed on with what a provider says."""
 
 import pytest
-from isogloss_server.models.remote.faults import without_key
+from isogloss_server.models.providers.errors import without_key
 from pydantic import SecretStr
 
 KEY = SecretStr("sk-live-abcdefgh12345678")

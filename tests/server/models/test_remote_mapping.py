@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.engine import vectors
-from isogloss_server.rpc.enums import ELEMENT_TYPES
+from isogloss_server.rpc.codec import ELEMENT_TYPES
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted

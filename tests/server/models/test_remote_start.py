@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isogloss_server.connecting import connect
+from isogloss_server.engine.executor import Workers
 from isogloss_server.engine.registry import Ready, Registry, ServedModel
-from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ProviderSetupError
-from isogloss_server.models.base import Role, State, Truncation, Urgency
-from isogloss_server.settings import Settings, provider_key
+from isogloss_server.factory import connect
+from isogloss_server.models.interfaces import Role, State, Truncation, Urgency
+from isogloss_server.settings.declarations import Settings
+from isogloss_server.settings.sources import provider_key
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted, changed

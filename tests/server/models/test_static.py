@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isogloss_server.errors import ModelFilesError
-from isogloss_server.models import static, weights
-from isogloss_server.models.base import Role, Truncation
-from isogloss_server.models.parts import Parts
+from isogloss_server.models import model_folder, static
+from isogloss_server.models.interfaces import Role, Truncation
+from isogloss_server.models.layout import LoadedModel
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -21,8 +21,8 @@ def folder(static_folder: Path) -> Path:
     return static_folder
 
 
-def load(folder: Path) -> Parts:
-    return static.load(weights.locate(str(folder)))
+def load(folder: Path) -> LoadedModel:
+    return static.load(model_folder.locate(str(folder)))
 
 
 def test_a_vector_is_the_mean_of_its_tokens(folder: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_vector_is_the_mean_of_its_tokens(folder: Path) -> None:
 
 def test_a_vector_is_the_same_in_any_company() -> None:
     """The same text gives the same bits alone, in any batch, and at any place in it."""
-    parts = static.load(weights.locate(weights.BUNDLED))
+    parts = static.load(model_folder.locate(model_folder.BUNDLED))
     rng = np.random.default_rng(0)
     words = ["bonjour", "le", "monde", "wie", "geht", "es", "dir", "今日は", "123", "where", "is", "the", "station"]
     texts = [" ".join(rng.choice(words, rng.integers(1, 60))) for _ in range(300)]
@@ -108,7 +108,7 @@ LONG = {
 @pytest.mark.parametrize("kind", LONG)
 def test_a_long_text_is_cut_as_if_all_of_it_had_been_tokenised(kind: str, truncation: Truncation) -> None:
     """Of a long text only so much is tokenised as the model reads, and the tokens kept are those of the whole."""
-    parts = static.load(weights.locate(weights.BUNDLED))
+    parts = static.load(model_folder.locate(model_folder.BUNDLED))
     tokens = parts.tokens
     tokens.max_tokens = 1000
     tokens._piece = 16_384
@@ -126,7 +126,7 @@ def test_a_long_text_is_cut_as_if_all_of_it_had_been_tokenised(kind: str, trunca
 
 def test_a_long_text_that_is_refused_tells_what_was_counted() -> None:
     """Where not all of a text was tokenised, the error says that it has at least so many tokens."""
-    tokens = static.load(weights.locate(weights.BUNDLED)).tokens
+    tokens = static.load(model_folder.locate(model_folder.BUNDLED)).tokens
     tokens.max_tokens = 1000
     tokens._piece = 16_384
     fault = tokens.encode(["7" * 40_000], Truncation.ERROR).faults[0]
@@ -144,7 +144,7 @@ def test_the_space_is_what_makes_the_vectors(folder: Path, tmp_path_factory: pyt
 
 def test_the_bundled_model_offers_what_its_card_says() -> None:
     """The bundled model names its languages, licence and Matryoshka dimensions, its own width first."""
-    folder = weights.locate(weights.BUNDLED)
+    folder = model_folder.locate(model_folder.BUNDLED)
     card = static.load(folder).card
     table = load_file(folder.path / "model.safetensors")["embedding.weight"]
     assert card.dimensions[0] == table.shape[1]
@@ -183,7 +183,7 @@ def test_damage_is_named(folder: Path, damage: str) -> None:
     """Whatever is missing or damaged is one line that names the file."""
     harm, expected = DAMAGES[damage]
     if damage == "flipped bit":
-        digest = weights.locate(str(folder)).digest("model.safetensors")
+        digest = model_folder.locate(str(folder)).digest("model.safetensors")
         (folder / "isogloss.json").write_text(json.dumps({"files": {"model.safetensors": digest}}))
     harm(folder)
     with pytest.raises(ModelFilesError) as raised:

@@ -2,8 +2,8 @@
 
 import pytest
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.base import Truncation
-from isogloss_server.models.tokens import Tokens
+from isogloss_server.models.interfaces import Truncation
+from isogloss_server.models.tokenizer import Tokens
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 WORDS = ["<s>", "</s>", "query", ":", "one", "two", "three", "four", "five", "a"]

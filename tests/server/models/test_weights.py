@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 from isogloss_server.errors import ModelFilesError
-from isogloss_server.models import weights
-from isogloss_server.models.weights import BUNDLED
+from isogloss_server.models import model_folder
+from isogloss_server.models.model_folder import BUNDLED
 
 
 def test_the_bundled_model_is_found_by_its_name() -> None:
     """The bundled model needs no folder and no hub, and has the revision that its card tells."""
-    folder = weights.locate(BUNDLED)
+    folder = model_folder.locate(BUNDLED)
     assert folder.revision == folder.card.revision != ""
     assert folder.known is None
 
@@ -22,14 +22,14 @@ def test_a_folder_is_taken_before_a_name(static_folder: Path, monkeypatch: pytes
     owner.mkdir()
     static_folder.rename(owner / "model")
     monkeypatch.chdir(owner.parent)
-    folder = weights.locate("owner/model")
+    folder = model_folder.locate("owner/model")
     assert (folder.path, folder.revision, folder.known) == (Path("owner/model"), "", None)
 
 
 def test_the_digest_is_the_files(static_folder: Path) -> None:
     """A file's digest is the sha256 of what is in it."""
     expected = hashlib.sha256((static_folder / "tokenizer.json").read_bytes()).hexdigest()
-    assert weights.locate(str(static_folder)).digest("tokenizer.json") == expected
+    assert model_folder.locate(str(static_folder)).digest("tokenizer.json") == expected
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_digest_is_the_files(static_folder: Path) -> None:
 def test_what_is_nothing_says_what_it_could_be(source: str, hint: str) -> None:
     """What is no folder and no name is one line, with the name that was meant or where the names are."""
     with pytest.raises(ModelFilesError) as raised:
-        weights.locate(source)
+        model_folder.locate(source)
     assert str(raised.value).startswith(
         f"model {source!r} is neither 'isogloss-static', a folder, a known name nor a hub id; "
     )

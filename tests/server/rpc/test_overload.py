@@ -11,9 +11,9 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server import metrics
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.admission import Admission
-from isogloss_server.engine.cache.cache import Cache
+from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.registry import Ready, Registry
-from isogloss_server.models.base import Embedded, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Role, Truncation, Urgency
 
 from tests.support.in_process import CARD, LIMITS, CountingEmbedder, serving
 

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss_server.engine.job import EmbedJob
-from isogloss_server.engine.limits import (
+from isogloss_server.engine.pipeline import EmbedResult, Timings
+from isogloss_server.engine.request import (
     NEIGHBOR_BYTES,
     RANKING_BYTES,
     ROW_ERROR_BYTES,
     ROW_OVERHEAD_BYTES,
+    EmbedJob,
     answer_bytes,
     default_max_texts,
     rankings_bytes,
 )
-from isogloss_server.engine.pipeline import EmbedResult, Timings
 from isogloss_server.engine.vectors import ElementType, shape
 from isogloss_server.errors import EmptyTextError, TextTooLongError, TextWithoutTokensError
-from isogloss_server.models.base import Embedded
-from isogloss_server.rpc.messages import to_embed_response
+from isogloss_server.models.interfaces import Embedded
+from isogloss_server.rpc.codec import to_embed_response
 
 GRPC_DEFAULT_BYTES = 4 * 1024 * 1024
 ROOM_BYTES = 1000  # model, space, timings: once an answer

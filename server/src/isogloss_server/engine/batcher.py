@@ -1,25 +1,20 @@
-"""The one queue between callers and a model: token budget, length order, lanes, deadlines, cancellation, failure.
-
-A batch starts the moment that a thread is free, with what waits then; nothing waits for company.
-"""
+"""What becomes of submissions, and how it is told to who waits for them."""
 
 import asyncio
+import contextlib
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine.outcomes import BatchError, died, draining, settle, stuck
-from isogloss_server.engine.passes import forward, not_finite, out_of_memory
-from isogloss_server.engine.vitals import Reporter, Vitals, to_nobody
-from isogloss_server.engine.waiting import Computed, Submission, Text, Waiting
-from isogloss_server.engine.watch import Watch
-from isogloss_server.errors import TimeUpError
-from isogloss_server.models.base import Model, Priority, Rows, TokenBatch, Urgency
+from isogloss_server.engine.batch_queue import Computed, Submission, Text, Waiting
+from isogloss_server.engine.monitoring import Reporter, Vitals, Watch, to_nobody
+from isogloss_server.errors import DrainingError, ModelStuckError, OutOfMemoryError, TimeUpError, WorkerDiedError
+from isogloss_server.models.interfaces import Model, Priority, Rows, TokenBatch, Urgency
 
 BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
 # While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little. It costs BULK a fifth to
@@ -27,6 +22,78 @@ BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
 RECENTLY_S = 1.0
 BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
 SHARED_TOKENS = 512  # smaller batches lose more time than a second thread, which were idle, would win
+
+
+Outcome = Computed | Exception
+
+
+class BatchError(Exception):
+    """The model failed on a batch that a caller's text was in; the cause says how."""
+
+    @classmethod
+    def of(cls, cause: BaseException) -> "BatchError":
+        """Returns the error of one caller; each has one of its own, since a traceback grows with whoever raises it."""
+        error = cls("the model failed on a batch that the call had texts in")
+        error.__cause__ = cause
+        return error
+
+
+def draining() -> DrainingError:
+    """Returns the error of who comes or waits when the batcher closes."""
+    return DrainingError("the server is about to stop; another one may answer")
+
+
+def stuck() -> ModelStuckError:
+    """Returns the error of who waits for a batch that hangs."""
+    return ModelStuckError("the model does not come to an end with a batch; another server may answer")
+
+
+def died() -> WorkerDiedError:
+    """Returns the error of who waits for a thread that has died."""
+    return WorkerDiedError("the thread that computed the call's texts died; asked again, they are computed anew")
+
+
+def settle(outcomes: Iterable[tuple[Submission, Outcome]]) -> None:
+    """Settles futures, each on its loop, which is woken once; from any thread. Those that are done stay as they are."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Computed], Outcome]]] = {}
+    for submission, outcome in outcomes:
+        by_loop.setdefault(submission.future.get_loop(), []).append((submission.future, outcome))
+    for loop, settled in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
+            loop.call_soon_threadsafe(_tell, settled)
+
+
+def _tell(settled: list[tuple["asyncio.Future[Computed]", Outcome]]) -> None:
+    for future, outcome in settled:
+        if future.done():  # cancelled meanwhile
+            continue
+        if isinstance(outcome, Computed):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
+
+
+def forward(model: Model, batch: TokenBatch, dimensions: int) -> Rows:
+    """Returns what a model gives for n texts, float32 [n, d], which may not be finite.
+
+    Raises:
+        ValueError: it gives something else.
+    """
+    rows = model.forward(batch)
+    due = (len(batch.lengths), dimensions)
+    if rows.shape != due or rows.dtype != np.float32:
+        raise ValueError(f"the model gave {rows.dtype} {list(rows.shape)} where float32 {list(due)} was due")
+    return rows
+
+
+def not_finite() -> ValueError:
+    """Returns the error of rows that are no vectors."""
+    return ValueError("the model gave numbers that are not finite")
+
+
+def out_of_memory() -> OutOfMemoryError:
+    """Returns the error of a text that memory does not suffice for: to ask again would only fail again."""
+    return OutOfMemoryError("memory does not suffice for one of the call's texts, alone", retry_after_s=math.inf)
 
 
 class Batcher:

@@ -9,8 +9,11 @@ import numpy as np
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine import vectors
-from isogloss_server.engine.cache.cache import Cache
-from isogloss_server.engine.job import (
+from isogloss_server.engine.cache import Cache
+from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.lanes import Turn
+from isogloss_server.engine.registry import Registry, ServedModel
+from isogloss_server.engine.request import (
     EmbedJob,
     Nearest,
     Pairwise,
@@ -20,12 +23,9 @@ from isogloss_server.engine.job import (
     empty_texts,
     truncation_of,
 )
-from isogloss_server.engine.lanes import Turn
-from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
-from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import DomainError, RowFaults, merge
-from isogloss_server.models.base import Embedded, ModelCard, Role, Rows
+from isogloss_server.models.interfaces import Embedded, ModelCard, Role, Rows
 
 INLINE_NUMBERS = 1 << 17  # so few are done sooner than another thread could take them over
 

@@ -7,9 +7,9 @@ from functools import partial
 
 from isogloss_server import logs, metrics
 from isogloss_server.engine.admission import Admission
-from isogloss_server.engine.limits import Limits
+from isogloss_server.engine.request import Limits
 from isogloss_server.errors import ModelNotReadyError, UnknownModelError
-from isogloss_server.models.base import Embedder, Report, State
+from isogloss_server.models.interfaces import Embedder, Report, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from isogloss_server.errors import ModelFilesError
-from isogloss_server.models.names import Wanted
+from isogloss_server.models.catalog import Wanted
 
 # The layout of sentence-transformers, and nothing else: no pickled weights, no code, no other runtime's graphs. A
 # module's folder begins with its number; `*` also matches slashes, so that a pattern must not begin with it.

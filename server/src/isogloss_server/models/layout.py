@@ -1,15 +1,15 @@
 """What a folder in the sentence-transformers layout says: its modules, their settings, prompts, and length limit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isogloss_server import logs
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.base import ModelCard, Role
-from isogloss_server.models.tokens import Tokens
-from isogloss_server.models.weights import ModelFolder, fingerprint, read_json
+from isogloss_server.models.interfaces import Model, ModelCard, Role, Tolerance
+from isogloss_server.models.model_folder import ModelFolder, fingerprint, read_json
+from isogloss_server.models.tokenizer import Tokens
 
 LIBRARY = "sentence_transformers."  # before the names of its own classes; others are code that comes with a model
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens")
@@ -55,6 +55,21 @@ class TransformerLayout:
     poolings: tuple[str, ...]  # one after the other in the pooled vector
     dense: tuple[Dense, ...]
     normalize: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A local model, loaded but not yet checked."""
+
+    model: Model
+    tokens: Tokens
+    card: ModelCard
+    prompts: Mapping[Role, str]
+    probes: Sequence[tuple[str, Sequence[float]]]  # texts with the vectors that must come out for them
+    tolerance: Tolerance
+    batched: bool  # whether a pass costs so much that callers' texts are best computed together
+    give_back: Callable[[], None] = lambda: None  # after the checks: frees what nothing but loading and they had read
+    threads: int | None = None  # passes at a time that the runtime wants; None: as many as asked for
 
 
 def module_names(folder: ModelFolder) -> list[str]:

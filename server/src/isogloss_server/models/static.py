@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import layout
-from isogloss_server.models.base import Rows, TokenBatch, Tolerance
-from isogloss_server.models.parts import Parts
-from isogloss_server.models.tokens import Tokens, read_tokenizer
-from isogloss_server.models.weights import ModelFolder, fingerprint
+from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
+from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.model_folder import ModelFolder, fingerprint
+from isogloss_server.models.tokenizer import Tokens, read_tokenizer
 
 MAX_TOKENS = 32_768  # a static model has no limit of its own; this one bounds what a single text may take
 TOLERANCE = Tolerance(known=1e-5, company=0.0)
@@ -59,7 +59,7 @@ class StaticModel:
         return rows
 
 
-def load(folder: ModelFolder) -> Parts:
+def load(folder: ModelFolder) -> LoadedModel:
     """Returns the static model of a folder in the sentence-transformers layout.
 
     Raises:
@@ -95,7 +95,7 @@ def load(folder: ModelFolder) -> Parts:
     )
     card = layout.card(folder, "static", space_id, tokens, model.dimensions)
     probes = [(probe.text, probe.vector) for probe in folder.card.probes]
-    return Parts(
+    return LoadedModel(
         model=model, tokens=tokens, card=card, prompts=prompts, probes=probes, tolerance=TOLERANCE, batched=False
     )
 

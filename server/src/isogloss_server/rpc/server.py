@@ -9,15 +9,15 @@ from grpc_reflection.v1alpha import reflection
 from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
 
 from isogloss_server.clock import Clock
+from isogloss_server.engine.executor import Workers
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
-from isogloss_server.engine.workers import Workers
 from isogloss_server.errors import ListenError
 from isogloss_server.rpc.health import StandardHealth
-from isogloss_server.rpc.interceptors import CallInterceptor
+from isogloss_server.rpc.interceptor import CallInterceptor
 from isogloss_server.rpc.service import EmbeddingService
-from isogloss_server.rpc.streams import Window
-from isogloss_server.settings import Settings
+from isogloss_server.rpc.stream import Window
+from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
 ROOM_BYTES = 1024 * 1024  # of a message beside texts and vectors
