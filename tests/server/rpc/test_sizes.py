@@ -74,8 +74,8 @@ def test_rankings_are_no_larger_than_said(queries: int, neighbors: int) -> None:
 def test_the_client_counts_as_the_server_does() -> None:
     """Client and server, which share no code but the stubs, say the same of sizes."""
     from isogloss._arguments import Nearest
-    from isogloss._plans.embed import ROW_ERROR_BYTES as CLIENTS_ROW_ERROR_BYTES
-    from isogloss._plans.embed import ROW_OVERHEAD_BYTES as CLIENTS_ROW_OVERHEAD_BYTES
+    from isogloss._embed import ROW_ERROR_BYTES as CLIENTS_ROW_ERROR_BYTES
+    from isogloss._embed import ROW_OVERHEAD_BYTES as CLIENTS_ROW_OVERHEAD_BYTES
 
     assert CLIENTS_ROW_ERROR_BYTES == ROW_ERROR_BYTES
     assert CLIENTS_ROW_OVERHEAD_BYTES == ROW_OVERHEAD_BYTES

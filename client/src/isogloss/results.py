@@ -1,14 +1,14 @@
-"""Texts as vectors. In shapes, n counts texts and d dimensions."""
+"""Results of the client's calls, as frozen values."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from isogloss.enums import ElementType
+from isogloss.enums import ElementType, ServingStatus, Truncation
 from isogloss.errors import InvalidArgumentError
 
 Number = TypeVar("Number", bound=np.generic)
@@ -192,3 +192,165 @@ def _widened(
 def _signs(packed: NDArray[np.uint8], dimensions: int) -> NDArray[np.float32]:
     bits = np.unpackbits(packed, axis=1, count=dimensions)
     return bits.astype(np.float32) * np.float32(2) - np.float32(1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """What every comparison tells beside its scores.
+
+    Attributes:
+        model: The model that answered.
+        space_id: The space that was compared in.
+        truncated_queries: Rows of queries whose text was cut, ascending.
+        truncated_candidates: Rows of candidates whose text was cut, ascending.
+        timings: Where the server spent its time.
+    """
+
+    model: str
+    space_id: str
+    truncated_queries: tuple[int, ...] = ()
+    truncated_candidates: tuple[int, ...] = ()
+    timings: Timings = NO_TIME
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores(Comparison):
+    """Every query against every candidate: values float32 [q, c], read-only. Greater is nearer, whatever the metric."""
+
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairScores(Comparison):
+    """Query i against candidate i: values float32 [n], read-only. Greater is nearer, whatever the metric."""
+
+    values: NDArray[np.float32]
+
+
+class Neighbor(NamedTuple):
+    """A candidate near to a query: its row, its text (None where candidates were vectors), its score."""
+
+    row: int
+    text: str | None
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Neighbors(Sequence[Neighbor]):
+    """The candidates nearest to one query, best first, ties by lower row. Reads as a list of Neighbor.
+
+    Attributes:
+        rows: int64 [k], read-only: rows of the candidates.
+        scores: float32 [k], read-only, descending. Greater is nearer, whatever the metric.
+        texts: The candidates' texts; None for each where candidates were vectors.
+        model: The model that answered.
+        space_id: The space that was compared in.
+        query_truncated: Whether the query's text was cut.
+        truncated_candidates: Rows of all candidates, near or not, whose text was cut, ascending.
+        timings: Where the server spent its time, on all queries of the call.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    texts: tuple[str | None, ...]
+    model: str
+    space_id: str
+    query_truncated: bool = False
+    truncated_candidates: tuple[int, ...] = ()
+    timings: Timings = NO_TIME
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, index: int) -> Neighbor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Neighbors": ...
+
+    def __getitem__(self, index: int | slice) -> "Neighbor | Neighbors":
+        if isinstance(index, slice):
+            return replace(self, rows=self.rows[index], scores=self.scores[index], texts=self.texts[index])
+        return Neighbor(int(self.rows[index]), self.texts[index], float(self.scores[index]))
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Neighbors | list) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A model that the server offers, and the limits of one request to it. The client keeps them by itself.
+
+    Attributes:
+        name: What to give as `model`.
+        space_id: The space of its vectors.
+        backend: What runs it, such as "static".
+        revision: Of the weights, where there is one.
+        dimensions: What to give as `dimensions`, the model's own first.
+        max_tokens: Tokens that it reads of one text.
+        max_texts: Texts of one request. Here and below, 0 means that the server announces no limit.
+        max_request_bytes: Bytes of UTF-8 text, or of vectors, of one request.
+        max_response_bytes: Bytes of one answer.
+        max_pairs: Queries times candidates of one comparison.
+        languages: BCP 47 tags of the languages it was trained for.
+        has_roles: Whether input_type changes the vector.
+        truncations: What to give as `truncation`.
+        license: SPDX expression of the weights.
+    """
+
+    name: str
+    space_id: str
+    backend: str
+    revision: str
+    dimensions: tuple[int, ...]
+    max_tokens: int
+    max_texts: int
+    max_request_bytes: int
+    max_response_bytes: int
+    max_pairs: int
+    languages: tuple[str, ...]
+    has_roles: bool
+    truncations: tuple[Truncation, ...]
+    license: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelHealth:
+    """How one model fares.
+
+    Attributes:
+        model: Its name.
+        status: Whether it serves.
+        detail: One line for people; empty where all is well.
+        queued_texts: Texts that wait for a batch now.
+        embedded_texts: Texts embedded since the server started.
+    """
+
+    model: str
+    status: ServingStatus
+    detail: str
+    queued_texts: int
+    embedded_texts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthReport:
+    """How the server fares.
+
+    Attributes:
+        status: The worst of the models', or that of the one asked for.
+        version: Of the server.
+        uptime_s: Seconds since the server started.
+        models: Each model, or the one asked for.
+    """
+
+    status: ServingStatus
+    version: str
+    uptime_s: float
+    models: tuple[ModelHealth, ...]
