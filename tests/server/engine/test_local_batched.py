@@ -10,9 +10,9 @@ import pytest
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine import local_embedder
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.errors import DrainingError, RowFaults
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Embedded, Model, Role, Rows, TokenBatch, Truncation, Urgency
@@ -38,7 +38,7 @@ class Parts:
         parts = static.load(model_folder.locate(str(folder)))
         clock, model, tokens = clock or SystemClock(), model or parts.model, tokens or parts.tokens
         self.batcher = Batcher(model, dimensions=3, threads=1, max_batch_tokens=100, clock=clock, watchdog_s=WATCHDOG_S)
-        self.workers = Workers(1)
+        self.workers = Executor(1)
         self.embedder = LocalEmbedder(model, tokens, parts.card, {}, self.workers, clock, batcher=self.batcher)
         self.direct = LocalEmbedder(model, tokens, parts.card, {}, self.workers, clock)
 
@@ -176,7 +176,7 @@ async def test_closing_the_models_closes_their_queues(static_folder: Path, made:
     """Once the registry is closed no queue takes more texts, whether or not every model was loaded."""
     made.append(parts := Parts(static_folder))
     registry = Registry(["queued", "loading"])
-    registry.get("queued").serve(Ready(parts.embedder, LIMITS))
+    registry.get("queued").serve(ReadyModel(parts.embedder, LIMITS))
     registry.close()
     with pytest.raises(DrainingError):
         await parts.embed("one")

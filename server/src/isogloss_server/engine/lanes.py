@@ -9,7 +9,7 @@ from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Cost
 from isogloss_server.engine.registry import ServedModel
-from isogloss_server.engine.request import EmbedJob, SimilarityJob
+from isogloss_server.engine.request import EmbedRequest, SimilarityRequest
 from isogloss_server.errors import OverloadedError, TimeUpError
 from isogloss_server.models.interfaces import Embedded, Priority
 
@@ -39,7 +39,7 @@ class Turn:
     )
 
     def __init__(
-        self, clock: Clock, model: ServedModel, job: EmbedJob | SimilarityJob, is_known: Callable[[], bool]
+        self, clock: Clock, model: ServedModel, job: EmbedRequest | SimilarityRequest, is_known: Callable[[], bool]
     ) -> None:
         """Takes a job that was checked, and what tells whether the cache has all of its texts."""
         ready = model.ready
