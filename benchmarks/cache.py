@@ -17,7 +17,7 @@ from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import Cache, cache_keys, to_entries
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.shared_cache import WRITTEN_ROWS, Entry, SharedCache, Store, packed
+from isogloss_server.engine.shared_cache import WRITE_BATCH_ROWS, Entry, SharedCache, Store, encode_entry
 from isogloss_server.models import model_folder
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Role, Truncation, Urgency
 from isogloss_server.models.static import load
@@ -109,8 +109,8 @@ async def in_redis(columns: int, calls: Sequence[Sequence[str]], rounds: int) ->
 
 async def _write(store: Store, entries: dict[bytes, Entry]) -> None:
     items = list(entries.items())
-    for first in range(0, len(items), WRITTEN_ROWS):
-        await store.set({key: packed(key, entry) for key, entry in items[first : first + WRITTEN_ROWS]})
+    for first in range(0, len(items), WRITE_BATCH_ROWS):
+        await store.set({key: encode_entry(key, entry) for key, entry in items[first : first + WRITE_BATCH_ROWS]})
 
 
 def summary(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ async def measure(rounds: int) -> dict[str, Any]:
     calls = [texts[first : first + TEXTS] for first in range(0, len(texts) - TEXTS + 1, TEXTS)]
     parts = load(model_folder.locate(model_folder.BUNDLED))
     with closing(Executor(2)) as workers:
-        bundled = LocalEmbedder(parts.model, parts.tokens, parts.card, parts.prompts, workers, SystemClock())
+        bundled = LocalEmbedder(parts.model, parts.tokenizer, parts.card, parts.prompts, workers, SystemClock())
         of_bundled = await in_memory(bundled, calls, rounds)
         singles = await in_memory(bundled, [[text] for text in texts], 4 * rounds)
     of_minilm = await in_memory(NoTime(MINILM), calls, rounds)

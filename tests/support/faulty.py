@@ -126,7 +126,7 @@ async def serving_faulty(
         )
     else:
         workers = WatchedExecutor(threads, WATCHDOG_S, time, reporter("workers"))
-    embedder = LocalEmbedder(model, parts.tokens, parts.card, {}, workers, time, batcher=batcher, reporter=reporter)
+    embedder = LocalEmbedder(model, parts.tokenizer, parts.card, {}, workers, time, batcher=batcher, reporter=reporter)
     served.serve(ReadyModel(embedder, LIMITS))
     try:
         async with serving(registry, time) as stub:

@@ -16,7 +16,7 @@ from isogloss_server.models.interfaces import Role, Rows, TokenBatch, Tolerance,
 def embedder(folder: Path, **prompts: str) -> LocalEmbedder:
     parts = static.load(model_folder.locate(str(folder)))
     by_role = {Role(role): prompt for role, prompt in prompts.items()}
-    return LocalEmbedder(parts.model, parts.tokens, parts.card, by_role, Executor(2), SystemClock())
+    return LocalEmbedder(parts.model, parts.tokenizer, parts.card, by_role, Executor(2), SystemClock())
 
 
 async def test_a_prompt_goes_before_the_texts_of_its_role(static_folder: Path) -> None:
@@ -83,7 +83,7 @@ class Harmed:
 def test_a_model_that_computes_nonsense_is_not_served(static_folder: Path, kind: str, expected: str) -> None:
     """Vectors that are no numbers, all zeros, all alike, or depend on their company are found before it serves."""
     parts = static.load(model_folder.locate(str(static_folder)))
-    model = LocalEmbedder(Harmed(kind), parts.tokens, parts.card, {}, Executor(1), SystemClock())
+    model = LocalEmbedder(Harmed(kind), parts.tokenizer, parts.card, {}, Executor(1), SystemClock())
     with pytest.raises(ModelFilesError, match=expected):
         model.verify([("one", (1.0, 1.0, 1.0))] if kind == "alike" else [])
 
@@ -103,7 +103,13 @@ def test_how_far_a_vector_may_be_off_is_the_models(static_folder: Path, toleranc
     """A number may miss the known one by the tolerance, as a share of the vector's length."""
     parts = static.load(model_folder.locate(str(static_folder)))
     model = LocalEmbedder(
-        parts.model, parts.tokens, parts.card, {}, Executor(1), SystemClock(), tolerance=Tolerance(tolerance, tolerance)
+        parts.model,
+        parts.tokenizer,
+        parts.card,
+        {},
+        Executor(1),
+        SystemClock(),
+        tolerance=Tolerance(tolerance, tolerance),
     )
     probes = [("two", (7.0, 8.0, 9.0 + 1.5e-3 * float(np.linalg.norm([7, 8, 9]))))]
     if served:

@@ -16,7 +16,7 @@ from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.errors import DrainingError, RowFaults
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Embedded, Model, Role, Rows, TokenBatch, Truncation, Urgency
-from isogloss_server.models.tokenizer import Tokenized, Tokens, read_tokenizer
+from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
 
 from tests.support.gated_model import WATCHDOG_S, GatedModel, OwnClock
 from tests.support.in_process import LIMITS
@@ -33,10 +33,10 @@ class Parts:
     """An embedder with its batcher, around a model that the test brings."""
 
     def __init__(
-        self, folder: Path, model: Model | None = None, tokens: Tokens | None = None, clock: Clock | None = None
+        self, folder: Path, model: Model | None = None, tokens: TextTokenizer | None = None, clock: Clock | None = None
     ) -> None:
         parts = static.load(model_folder.locate(str(folder)))
-        clock, model, tokens = clock or SystemClock(), model or parts.model, tokens or parts.tokens
+        clock, model, tokens = clock or SystemClock(), model or parts.model, tokens or parts.tokenizer
         self.batcher = Batcher(model, dimensions=3, threads=1, max_batch_tokens=100, clock=clock, watchdog_s=WATCHDOG_S)
         self.workers = Executor(1)
         self.embedder = LocalEmbedder(model, tokens, parts.card, {}, self.workers, clock, batcher=self.batcher)
@@ -67,7 +67,7 @@ async def test_a_batcher_changes_nothing(static_folder: Path, made: list[Parts])
     assert (queued.truncated_rows, queued.total_tokens) == (direct.truncated_rows, direct.total_tokens)
 
 
-class _Held(Tokens):
+class _Held(TextTokenizer):
     """A tokenizer that stops at "three" until the test, or a model, lets it go on."""
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:

@@ -13,7 +13,13 @@ import numpy as np
 from isogloss_server.clock import Clock
 from isogloss_server.engine.batch_queue import BatchQueue, InferenceResult, QueuedText, Submission
 from isogloss_server.engine.monitoring import FailureMonitor, Reporter, Watchdog, to_nobody
-from isogloss_server.errors import DrainingError, ModelStuckError, OutOfMemoryError, TimeUpError, WorkerDiedError
+from isogloss_server.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    ModelStalledError,
+    OutOfMemoryError,
+    WorkerDiedError,
+)
 from isogloss_server.models.interfaces import Model, Priority, Rows, TokenBatch, Urgency
 
 BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
@@ -43,9 +49,9 @@ def draining_error() -> DrainingError:
     return DrainingError("the server is about to stop; another one may answer")
 
 
-def stalled_error() -> ModelStuckError:
+def stalled_error() -> ModelStalledError:
     """Returns the error of who waits for a batch that hangs."""
-    return ModelStuckError("the model does not come to an end with a batch; another server may answer")
+    return ModelStalledError("the model does not come to an end with a batch; another server may answer")
 
 
 def worker_died_error() -> WorkerDiedError:
@@ -148,14 +154,14 @@ class Batcher:
         """Lets the texts of `batch`, at least one, wait from now on; returns the future of their rows, in order.
 
         It is no coroutine, since that would let nothing wait before the caller first awaits. Whoever cancels the
-        future takes out of the queue what is not computed yet. The future fails with TimeUpError where the deadline
-        passes before the last text is taken, with DrainingError where the batcher closes, with BatchError where the
-        model fails, with OutOfMemoryError where memory does not suffice for one of the texts alone, with
-        ModelStuckError where the model hangs, with WorkerDiedError where the thread dies.
+        future takes out of the queue what is not computed yet. The future fails with DeadlineExceededError where the
+        deadline passes before the last text is taken, with DrainingError where the batcher closes, with
+        BatchError where the model fails, with OutOfMemoryError where memory does not suffice for one of the texts
+        alone, with ModelStalledError where the model hangs, with WorkerDiedError where the thread dies.
 
         Raises:
             DrainingError: the batcher is closed.
-            ModelStuckError: all threads hang.
+            ModelStalledError: all threads hang.
         """
         future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
         submission = Submission(batch, self._dimensions, urgency.deadline_s, future)
@@ -259,7 +265,7 @@ class Batcher:
                     return []
                 batch, expired = self._take()
             message = "the deadline passed while the texts waited"
-            resolve_futures((submission, TimeUpError(message)) for submission in expired)
+            resolve_futures((submission, DeadlineExceededError(message)) for submission in expired)
         return batch
 
     def _take(self) -> tuple[list[QueuedText], list[Submission]]:

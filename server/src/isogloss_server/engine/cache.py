@@ -13,7 +13,7 @@ import numpy as np
 from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.engine.shared_cache import Entry, SharedCache
-from isogloss_server.errors import RowFaults, TimeUpError
+from isogloss_server.errors import DeadlineExceededError, RowFaults
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Priority, Role, Truncation, Urgency
 
 KEY_BYTES = 32
@@ -157,7 +157,7 @@ class InFlightRequests:
         self._by_key.update(dict.fromkeys(keys, flight))
         try:
             yield flight.entries
-        except (asyncio.CancelledError, TimeUpError):
+        except (asyncio.CancelledError, DeadlineExceededError):
             raise
         except BaseException:
             flight.failed = True
@@ -312,6 +312,6 @@ class _Lookup:
             async with asyncio.timeout(left_s):
                 await flight.wait()
         except TimeoutError:
-            raise TimeUpError("the deadline passed while another call computed the same text") from None
+            raise DeadlineExceededError("the deadline passed while another call computed the same text") from None
         finally:
             self.waited_s += self._levels.clock.monotonic_s() - began_s

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine.monitoring import Watchdog
-from isogloss_server.errors import ModelStuckError
+from isogloss_server.errors import ModelStalledError
 from isogloss_server.models.interfaces import Report
 
 P = ParamSpec("P")
@@ -67,7 +67,7 @@ class WatchedExecutor(Executor):
         """Returns what `work(*args, **kwargs)` returns; see Executor.
 
         Raises:
-            ModelStuckError: the work hangs, or all threads do.
+            ModelStalledError: the work hangs, or all threads do.
         """
         if self._watch.all_hang:
             raise _stalled_error()
@@ -98,5 +98,5 @@ class WatchedExecutor(Executor):
             stuck.give_up()
 
 
-def _stalled_error() -> ModelStuckError:
-    return ModelStuckError("work on the call does not come to an end; another server may answer")
+def _stalled_error() -> ModelStalledError:
+    return ModelStalledError("work on the call does not come to an end; another server may answer")

@@ -24,7 +24,7 @@ from isogloss_server.models.interfaces import (
     Truncation,
     Urgency,
 )
-from isogloss_server.models.tokenizer import Tokenized, Tokens
+from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
 
 
 class DirectRunner:
@@ -95,7 +95,7 @@ class LocalEmbedder:
     def __init__(
         self,
         model: Model,
-        tokens: Tokens,
+        tokens: TextTokenizer,
         card: ModelCard,
         prompts: Mapping[Role, str],
         workers: Executor,
@@ -154,10 +154,10 @@ class LocalEmbedder:
     def _work(self, texts: Sequence[str], prompt: str, truncation: Truncation, asked_s: float) -> _Block:
         """Tokenises texts, and without a batcher infers them unless one is at fault."""
         began_s = self._clock.monotonic_s()
-        tokenized = self._tokens.encode_after(prompt, texts, truncation)
+        tokenized = self._tokens.encode_with_prompt(prompt, texts, truncation)
         tokenized_s = self._clock.monotonic_s()
         computed = None
-        if self._direct is not None and not tokenized.faults:
+        if self._direct is not None and not tokenized.row_errors:
             rows = self._direct.forward(tokenized.batch)
             computed = InferenceResult(rows, ((tokenized_s, self._clock.monotonic_s()),))
         return _Block(tokenized, asked_s, began_s, tokenized_s, computed)
@@ -195,8 +195,8 @@ def _faults(blocks: Sequence[_Block]) -> dict[int, DomainError]:
     faults: dict[int, DomainError] = {}
     first = 0
     for block in blocks:
-        if block.tokenized.faults:
-            faults |= {first + row: fault for row, fault in block.tokenized.faults.items()}
+        if block.tokenized.row_errors:
+            faults |= {first + row: fault for row, fault in block.tokenized.row_errors.items()}
         first += len(block.tokenized.batch.lengths)
     return faults
 

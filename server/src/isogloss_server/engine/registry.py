@@ -57,7 +57,7 @@ class ServedModel:
     def _take_report(self, part: str, state: State, detail: str) -> None:
         if state is State.SERVING:
             if self._reported.pop(part, None) is not None:
-                logs.event("model well again", model=self.name, part=part)
+                logs.info("model well again", model=self.name, part=part)
         else:
             self._reported[part] = state, detail
             logs.warning("model not well", model=self.name, part=part, state=state.name, why=detail)

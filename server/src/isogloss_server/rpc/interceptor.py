@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.errors import DomainError, MalformedRequestError, UnforeseenError
+from isogloss_server.errors import DomainError, InternalError, MalformedRequestError
 from isogloss_server.rpc.status import to_status
 
 T = TypeVar("T")
@@ -57,8 +57,8 @@ def to_domain_error(error: Exception, call: CallContext) -> DomainError:
     if isinstance(error, DomainError):
         return error
     fault_id = uuid.uuid4().hex
-    logs.fault(error, fault_id=fault_id, request_id=call.request_id, method=call.method)
-    return UnforeseenError(f"a fault of the server; its log has it under {fault_id}", id=fault_id)
+    logs.internal_error(error, fault_id=fault_id, request_id=call.request_id, method=call.method)
+    return InternalError(f"internal error; see fault_id={fault_id} in the server log", id=fault_id)
 
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"

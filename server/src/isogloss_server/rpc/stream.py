@@ -10,7 +10,7 @@ import grpc
 from isogloss.v1 import embedding_pb2 as pb
 
 from isogloss_server.clock import Clock
-from isogloss_server.errors import DomainError, DrainingError, DuplicateIdError, TimeUpError
+from isogloss_server.errors import DeadlineExceededError, DomainError, DrainingError, DuplicateIdError
 from isogloss_server.rpc.interceptor import CURRENT_CALL, Context, parse, to_domain_error
 from isogloss_server.rpc.status import to_status
 
@@ -132,7 +132,7 @@ class _OpenStream:
             async with asyncio.timeout(timeout_s):
                 response = await self._embed(message.request, deadline_s)
         except TimeoutError:
-            error = TimeUpError("the request's own timeout has passed")
+            error = DeadlineExceededError("the request's own timeout has passed")
             return pb.EmbedStreamResponse(id=message.id, error=to_status(error).proto)
         except Exception as error:  # noqa: BLE001 - whatever it is, it answers for its request alone
             return pb.EmbedStreamResponse(id=message.id, error=to_status(to_domain_error(error, self._call)).proto)

@@ -17,7 +17,7 @@ from isogloss_server.settings.sources import provider_key
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted, changed
 from tests.support.own_time import OwnTime
-from tests.support.remote import KEY, LIGHT, SMALL
+from tests.support.provider import KEY, LIGHT, SMALL
 
 LOCAL = "openai:all-MiniLM-L6-v2"
 

@@ -71,7 +71,7 @@ def test_known_vectors_find_a_wrong_pooling(path: Path) -> None:
     """Where a folder tells a text's vector, a pooling that is not the one it was made with is found."""
     parts = factory.read(model_folder.locate(str(path)), SETTINGS)
     text = "Where is the station?"
-    vector = parts.model.forward(parts.tokens.encode([text], Truncation.END).batch)[0].tolist()
+    vector = parts.model.forward(parts.tokenizer.encode([text], Truncation.END).batch)[0].tolist()
     (path / "isogloss.json").write_text(json.dumps({"probes": [{"text": text, "vector": vector}]}))
     factory.load(str(path), SETTINGS, Executor(1), SystemClock()).embedder.close()
     (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
