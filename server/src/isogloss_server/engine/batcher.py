@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
+from isogloss.wire.enums import Priority
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine.batch_queue import Computed, Submission, Text, Waiting
 from isogloss_server.engine.monitoring import Reporter, Vitals, Watch, to_nobody
 from isogloss_server.errors import DrainingError, ModelStuckError, OutOfMemoryError, TimeUpError, WorkerDiedError
-from isogloss_server.models.interfaces import Model, Priority, Rows, TokenBatch, Urgency
+from isogloss_server.models.interfaces import Model, Rows, TokenBatch, Urgency
 
 BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
 # While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little. It costs BULK a fifth to

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 
-from isogloss_server.models.interfaces import Role, Rows, Truncation
+from isogloss_server.models.interfaces import Rows
 
 
 class UnusableAnswerError(Exception):
@@ -62,7 +63,9 @@ class Provider(Protocol):
 
     title: str  # its name, for people
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, timeout_s: float) -> Answer:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, timeout_s: float
+    ) -> Answer:
         """Makes one HTTP call.
 
         Raises:

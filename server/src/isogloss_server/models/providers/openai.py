@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from isogloss.wire.enums import InputType, Truncation
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import SecretStr
 
-from isogloss_server.models.interfaces import Role, Truncation
 from isogloss_server.models.providers.errors import UNREACHABLE, ProviderFault, of_status, without_key
 from isogloss_server.models.providers.interface import Answer, UnusableAnswerError, to_rows
 
@@ -35,11 +35,11 @@ class OpenAI:
     async def embed(
         self,
         texts: Sequence[str],
-        role: Role,  # noqa: ARG002
+        input_type: InputType,  # noqa: ARG002
         truncation: Truncation,  # noqa: ARG002
         timeout_s: float,
     ) -> Answer:
-        """Makes one HTTP call; see `models.remote.embedder.Provider`. The API knows neither roles nor truncation."""
+        """Makes one HTTP call; see `providers.interface.Provider`. The API has no input types and no truncation."""
         try:
             answer = await self._client.embeddings.create(
                 model=self._model, input=list(texts), encoding_format="base64", timeout=timeout_s
