@@ -13,13 +13,14 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import Cache, cache_keys, to_entries
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.engine.shared_cache import WRITE_BATCH_ROWS, Entry, SharedCache, Store, encode_entry
 from isogloss_server.models import model_folder
-from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 from isogloss_server.models.static import load
 
 from benchmarks.bundled import sample
@@ -29,7 +30,7 @@ from benchmarks.report import spread
 TEXTS = 256  # of a call
 ROOM = 64 * 1024**2  # the default
 MINILM = 384  # columns
-MANNER = Role.SIMILARITY, Truncation.END, Urgency()
+MANNER = InputType.SIMILARITY, Truncation.END, Urgency()
 
 
 class NoTime:
@@ -39,7 +40,13 @@ class NoTime:
         self.card = ModelCard(backend="none", space_id="none", dimensions=(columns,), max_tokens=128)
         self._rows = np.random.default_rng(0).standard_normal((TEXTS, columns)).astype(np.float32)
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:  # noqa: ARG002
+    async def embed(
+        self,
+        texts: Sequence[str],
+        input_type: InputType,  # noqa: ARG002
+        truncation: Truncation,  # noqa: ARG002
+        urgency: Urgency,  # noqa: ARG002
+    ) -> Embedded:
         """Returns rows float32 [n, columns]."""
         n = len(texts)
         return Embedded(rows=self._rows[:n], token_counts=np.full(n, 20), total_tokens=20 * n)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server import factory
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.registry import ReadyModel
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
 from isogloss_server.models import model_folder
-from isogloss_server.models.interfaces import Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Urgency
 from isogloss_server.settings.declarations import Settings
 from safetensors.numpy import load_file, save_file
 
@@ -42,8 +43,8 @@ def ready(path: Path) -> Iterator[ReadyModel]:
 async def test_a_folder_is_loaded_checked_and_answers(ready: ReadyModel, priority: Priority) -> None:
     """What is loaded gives each text its vector, in order, whatever else is asked with it."""
     texts = ["Good morning", "Buenos días", "Good morning", "x " * 300]
-    embedded = await ready.embedder.embed(texts, Role.QUERY, Truncation.END, Urgency(priority))
-    alone = await ready.embedder.embed(texts[1:2], Role.QUERY, Truncation.END, Urgency())
+    embedded = await ready.embedder.embed(texts, InputType.QUERY, Truncation.END, Urgency(priority))
+    alone = await ready.embedder.embed(texts[1:2], InputType.QUERY, Truncation.END, Urgency())
     assert embedded.rows.shape == (4, 24)
     assert embedded.truncated_rows == (3,)
     np.testing.assert_array_equal(embedded.rows[0], embedded.rows[2])

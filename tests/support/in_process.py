@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import numpy as np
 from isogloss.v1 import embedding_pb2_grpc
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor
@@ -14,7 +15,7 @@ from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.engine.request import Limits
 from isogloss_server.errors import RowFaults, TextWithoutTokensError
-from isogloss_server.models.interfaces import Embedded, ModelCard, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings.declarations import Settings
 
@@ -31,7 +32,9 @@ class CountingEmbedder:
 
     card = CARD
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns rows float32 [n, 4]."""
         self.calls.append(list(texts))
         self._before()

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Priority
 from isogloss_server.engine.batcher import Batcher, BatchError
 from isogloss_server.errors import DrainingError
-from isogloss_server.models.interfaces import Priority, Rows, Urgency
+from isogloss_server.models.interfaces import Rows, Urgency
 
 from tests.support.gated_model import GatedModel, batch_of, busy
 

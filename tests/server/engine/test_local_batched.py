@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine import local_embedder
 from isogloss_server.engine.batcher import Batcher
@@ -15,7 +16,7 @@ from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.errors import DrainingError, RowFaults
 from isogloss_server.models import model_folder, static
-from isogloss_server.models.interfaces import Embedded, Model, Role, Rows, TokenBatch, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Model, Rows, TokenBatch, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
 
 from tests.support.gated_model import WATCHDOG_S, GatedModel, OwnClock
@@ -43,7 +44,7 @@ class Parts:
         self.direct = LocalEmbedder(model, tokens, parts.card, {}, self.workers, clock)
 
     async def embed(self, *texts: str) -> Embedded:
-        return await self.embedder.embed(texts, Role.QUERY, Truncation.END, Urgency())
+        return await self.embedder.embed(texts, InputType.QUERY, Truncation.END, Urgency())
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ async def test_a_batcher_changes_nothing(static_folder: Path, made: list[Parts])
     made.append(parts := Parts(static_folder))
     texts = ["one two", "three", "four " * 40, "one", "two two two"]
     queued = await parts.embed(*texts)
-    direct = await parts.direct.embed(texts, Role.QUERY, Truncation.END, Urgency())
+    direct = await parts.direct.embed(texts, InputType.QUERY, Truncation.END, Urgency())
     np.testing.assert_array_equal(queued.rows, direct.rows)
     np.testing.assert_array_equal(queued.token_counts, direct.token_counts)
     assert (queued.truncated_rows, queued.total_tokens) == (direct.truncated_rows, direct.total_tokens)

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.request import EmbedRequest, SimilarityRequest, TextSide, VectorSide
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
-from isogloss_server.models.interfaces import Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Urgency
 
 from tests.support.cutting import Cutting
 from tests.support.in_process import CARD, CountingEmbedder, ready_registry
@@ -87,10 +88,10 @@ async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
     at_work: list[Urgency] = []
 
     class Held(CountingEmbedder):
-        async def embed(self, texts: Any, role: Role, truncation: Truncation, urgency: Urgency) -> Any:
+        async def embed(self, texts: Any, input_type: InputType, truncation: Truncation, urgency: Urgency) -> Any:
             at_work.append(urgency)
             await go_on.wait()
-            return await super().embed(texts, role, truncation, urgency)
+            return await super().embed(texts, input_type, truncation, urgency)
 
     registry = ready_registry(Held(), bulk_jobs=3)
     line = Pipeline(registry, Executor(1), SystemClock())
@@ -108,7 +109,7 @@ async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
 async def test_a_truncation_that_the_model_does_not_offer_is_refused(truncation: Truncation) -> None:
     """Some providers cannot cut at every end; what they do not offer is refused with what they do, END as well."""
     embedder = Cutting(Truncation.ERROR)
-    side = TextSide("queries", ["a"], Role.QUERY)
+    side = TextSide("queries", ["a"], InputType.QUERY)
     for refused in (
         pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=truncation)),
         pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=None, truncation=truncation)),
@@ -135,7 +136,7 @@ async def test_a_truncation_left_unsaid_is_end_where_the_model_offers_it(
 ) -> None:
     """Nothing said is END, or ERROR by a model without END, in embeddings and comparisons; what is said is done."""
     embedder = Cutting(*offered)
-    side = TextSide("queries", ["a"], Role.QUERY)
+    side = TextSide("queries", ["a"], InputType.QUERY)
     await pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=said))
     await pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=said, allow_partial=True))
     await pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=side, truncation=said))
@@ -147,7 +148,7 @@ async def test_a_comparison_of_vectors_leaves_the_queue_as_it_was() -> None:
     registry = ready_registry(CountingEmbedder())
     model = registry.get("test")
     side = VectorSide("queries.vectors", np.ones((3, 4), np.float32), CARD.space_id, 48)
-    texts = TextSide("candidates.texts.texts", ["one", "two"], Role.QUERY)
+    texts = TextSide("candidates.texts.texts", ["one", "two"], InputType.QUERY)
     pipeline = Pipeline(registry, Executor(1), SystemClock())
     for candidates in (None, texts):
         result = await pipeline.similarity(SimilarityRequest(queries=side, candidates=candidates))

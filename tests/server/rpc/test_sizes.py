@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import ElementType
 from isogloss_server.engine.pipeline import EmbedResult, Timings
 from isogloss_server.engine.request import (
     NEIGHBOR_BYTES,
@@ -14,7 +15,7 @@ from isogloss_server.engine.request import (
     default_max_texts,
     rankings_bytes,
 )
-from isogloss_server.engine.vectors import ElementType, shape
+from isogloss_server.engine.vectors import shape
 from isogloss_server.errors import EmptyTextError, TextTooLongError, TextWithoutTokensError
 from isogloss_server.models.interfaces import Embedded
 from isogloss_server.rpc.codec import to_embed_response

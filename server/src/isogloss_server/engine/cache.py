@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+from isogloss.wire.enums import InputType, Priority, Truncation
 
 from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.engine.shared_cache import Entry, SharedCache
 from isogloss_server.errors import DeadlineExceededError, RowFaults
-from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 
 KEY_BYTES = 32
 ENTRY_BYTES = 400  # what key, tuple, count and table take beside a row's own bytes; measured: 350, more while it grows
@@ -53,13 +54,13 @@ def join_entries(entries: Sequence[Entry], computed: Sequence[Embedded], *, wait
     )
 
 
-def cache_keys(texts: Sequence[str], card: ModelCard, role: Role, truncation: Truncation) -> list[bytes]:
+def cache_keys(texts: Sequence[str], card: ModelCard, input_type: InputType, truncation: Truncation) -> list[bytes]:
     """Returns the key of each text, of KEY_BYTES bytes.
 
     The runtime is part of it beside the space: bf16 and f32 share a space, but whoever chose f32 wants no row of a
-    bf16 server. The role is, where the model has roles.
+    bf16 server. The input type is part of the key if the model has prompts for input types.
     """
-    manner = (card.backend, card.space_id, role.value if card.has_roles else "", truncation.value)
+    manner = (card.backend, card.space_id, input_type.value if card.has_roles else "", truncation.value)
     begun = blake2b("".join(f"{word}\0" for word in manner).encode(), digest_size=KEY_BYTES)
     keys = []
     for text in texts:
@@ -207,12 +208,14 @@ class Cache:
         """Returns whether a model uses the cache."""
         return not self._off and (self._static_models or card.backend != STATIC)
 
-    def knows(self, card: ModelCard, texts: Sequence[str], role: Role, truncation: Truncation) -> bool:
+    def knows(self, card: ModelCard, texts: Sequence[str], input_type: InputType, truncation: Truncation) -> bool:
         """Returns whether memory has every one of the texts."""
-        return self.serves(card) and None not in self._levels.memory.find(cache_keys(texts, card, role, truncation))
+        return self.serves(card) and None not in self._levels.memory.find(
+            cache_keys(texts, card, input_type, truncation)
+        )
 
     async def embed(
-        self, embedder: Embedder, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency
+        self, embedder: Embedder, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
     ) -> Embedded:
         """Returns what `embedder.embed` gives for the texts, of which it is asked for those that nobody knows.
 
@@ -221,16 +224,16 @@ class Cache:
             DomainError: what became of a computation, or the deadline passed while the call waited for another's.
         """
         if not self.serves(embedder.card):
-            return await embedder.embed(texts, role, truncation, urgency)
-        keys = cache_keys(texts, embedder.card, role, truncation)
+            return await embedder.embed(texts, input_type, truncation, urgency)
+        keys = cache_keys(texts, embedder.card, input_type, truncation)
         found = self._levels.memory.find(keys)
-        call = _Lookup(self._levels, embedder, (role, truncation), urgency)
+        call = _Lookup(self._levels, embedder, (input_type, truncation), urgency)
         try:
             known = await call.resolve(
                 {key: text for key, text, entry in zip(keys, texts, found, strict=True) if not entry}
             )
         except RowFaults:  # with the numbers of the rows that were asked for, which are not this call's
-            return await embedder.embed(texts, role, truncation, urgency)
+            return await embedder.embed(texts, input_type, truncation, urgency)
         call.count(len(texts), found.count(None))
         if len(call.computed) == 1 and len(call.computed[0].rows) == len(texts):
             return call.computed[0]  # nothing was known, and no text came twice
@@ -241,7 +244,9 @@ class Cache:
 class _Lookup:
     """One call's way to the rows that memory does not have."""
 
-    def __init__(self, levels: _Levels, embedder: Embedder, manner: tuple[Role, Truncation], urgency: Urgency) -> None:
+    def __init__(
+        self, levels: _Levels, embedder: Embedder, manner: tuple[InputType, Truncation], urgency: Urgency
+    ) -> None:
         self.computed: list[Embedded] = []  # by this call
         self.waited_s = 0.0  # for computations of others
         self._shared_rows = 0

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.engine.batch_queue import InferenceResult
@@ -13,17 +14,7 @@ from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.monitoring import FailureMonitor, Reporter, to_nobody
 from isogloss_server.engine.self_test import F32_TOLERANCE, Probes, verify
 from isogloss_server.errors import DomainError, RowFaults
-from isogloss_server.models.interfaces import (
-    Embedded,
-    Model,
-    ModelCard,
-    Role,
-    Rows,
-    TokenBatch,
-    Tolerance,
-    Truncation,
-    Urgency,
-)
+from isogloss_server.models.interfaces import Embedded, Model, ModelCard, Rows, TokenBatch, Tolerance, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
 
 
@@ -97,7 +88,7 @@ class LocalEmbedder:
         model: Model,
         tokens: TextTokenizer,
         card: ModelCard,
-        prompts: Mapping[Role, str],
+        prompts: Mapping[InputType, str],
         workers: Executor,
         clock: Clock,
         *,
@@ -126,7 +117,9 @@ class LocalEmbedder:
         """What the model says of itself."""
         return self._card
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns the vectors of `texts`, in order; see `models.base.Embedder`.
 
         With a batcher, a block waits in the queue while the next one is tokenised. Whatever ends the call, nothing of
@@ -137,7 +130,7 @@ class LocalEmbedder:
         submitted: list[asyncio.Future[InferenceResult]] = []
         try:
             for part in _parts(texts):
-                arguments = part, self._prompts.get(role, ""), truncation, self._clock.monotonic_s()
+                arguments = part, self._prompts.get(input_type, ""), truncation, self._clock.monotonic_s()
                 block = self._work(*arguments) if inline else await self._workers.run(self._work, *arguments)
                 blocks.append(block)
                 if self._batcher is not None and not _faults(blocks):

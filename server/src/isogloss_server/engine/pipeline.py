@@ -6,6 +6,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 import numpy as np
+from isogloss.wire.enums import InputType
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine import vectors
@@ -25,7 +26,7 @@ from isogloss_server.engine.request import (
 )
 from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
 from isogloss_server.errors import DomainError, RowFaults, merge
-from isogloss_server.models.interfaces import Embedded, ModelCard, Role, Rows
+from isogloss_server.models.interfaces import Embedded, ModelCard, Rows
 
 INLINE_NUMBERS = 1 << 17  # so few are done sooner than another thread could take them over
 
@@ -93,7 +94,7 @@ class Pipeline:
             if job.allow_partial:
                 embedded, faults = await self._embed_what_can_be(model, job)
             else:
-                embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job)
+                embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.input_type), job)
             turn.take_note(embedded, len(faults))
             shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
             matrix = await self._run(embedded.rows.size, shape, embedded.rows)
@@ -162,7 +163,7 @@ class Pipeline:
         faults = find_empty_texts(side.texts)
         if not faults:
             try:
-                return await self._infer(model, side.texts, side.role, job)
+                return await self._infer(model, side.texts, side.input_type, job)
             except RowFaults as found:
                 faults = found.faults
         try:
@@ -182,7 +183,7 @@ class Pipeline:
             if not good:
                 break
             try:
-                embedded = await self._infer(model, [job.texts[row] for row in good], job.role, job)
+                embedded = await self._infer(model, [job.texts[row] for row in good], job.input_type, job)
                 break
             except RowFaults as found:
                 faults |= {good[row]: fault for row, fault in found.faults.items()}
@@ -191,11 +192,11 @@ class Pipeline:
         return embedded.spread(good, len(job.texts)), dict(sorted(faults.items()))
 
     async def _infer(
-        self, model: ServedModel, texts: Sequence[str], role: Role, job: EmbedRequest | SimilarityRequest
+        self, model: ServedModel, texts: Sequence[str], input_type: InputType, job: EmbedRequest | SimilarityRequest
     ) -> Embedded:
         embedder = model.ready.embedder
         truncation = resolve_truncation(job, embedder.card)
-        embedded = await self._cache.embed(embedder, texts, role, truncation, job.urgency)
+        embedded = await self._cache.embed(embedder, texts, input_type, truncation, job.urgency)
         model.embedded_texts += len(texts)
         return embedded
 
@@ -203,13 +204,13 @@ class Pipeline:
         """Returns whether the cache has all texts of a job that has some."""
         card = model.ready.embedder.card
         sides = (
-            [TextSide(job.path, job.texts, job.role)]
+            [TextSide(job.path, job.texts, job.input_type)]
             if isinstance(job, EmbedRequest)
             else [job.queries, job.candidates]
         )
         texts = [side for side in sides if isinstance(side, TextSide)]
         manner = resolve_truncation(job, card)
-        return bool(texts) and all(self._cache.knows(card, side.texts, side.role, manner) for side in texts)
+        return bool(texts) and all(self._cache.knows(card, side.texts, side.input_type, manner) for side in texts)
 
     async def _run(self, numbers: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs numpy work: off the event loop where it touches many numbers."""

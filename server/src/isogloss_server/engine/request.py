@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from isogloss_server.engine.similarity import Metric
-from isogloss_server.engine.vectors import ElementType, bytes_per_row
+from isogloss.wire.enums import ElementType, InputType, Metric, Priority, Truncation
+
+from isogloss_server.engine.vectors import bytes_per_row
 from isogloss_server.errors import (
     BadKError,
     BadMinScoreError,
@@ -23,7 +24,7 @@ from isogloss_server.errors import (
     UnsupportedDimensionsError,
     UnsupportedTruncationError,
 )
-from isogloss_server.models.interfaces import ModelCard, Priority, Role, Rows, Truncation, Urgency
+from isogloss_server.models.interfaces import ModelCard, Rows, Urgency
 
 # The most that parts of an answer take on the wire; a test holds them against real messages.
 ROW_OVERHEAD_BYTES = 20  # of a row beside its numbers: token count, truncated row, scale
@@ -98,7 +99,7 @@ class EmbedRequest:
 
     texts: Sequence[str]
     model: str = ""
-    role: Role = Role.SIMILARITY
+    input_type: InputType = InputType.SIMILARITY
     dimensions: int = 0
     element_type: ElementType = ElementType.FLOAT32
     truncation: Truncation | None = None
@@ -148,7 +149,7 @@ class TextSide:
 
     path: str
     texts: Sequence[str]
-    role: Role
+    input_type: InputType
 
     @cached_property
     def text_bytes(self) -> int:
