@@ -11,7 +11,10 @@ from docs.markdown import paragraphs, prose, table
 from tests.docs.blocks import FILES, ROOT
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+OTHERS = [
+    *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *(ROOT / "docs" / "decisions").glob("*.md"),
+]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -59,9 +62,9 @@ def test_links_lead_somewhere(file: Path) -> None:
             assert (file.parent / link).exists(), link
 
 
-def test_the_readme_shows_the_picture() -> None:
-    """The README refers to the picture, which is an SVG with every sentence that it compares."""
-    assert "](docs/heat-map.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_heat_map_contains_every_sentence() -> None:
+    """The heat map is an SVG with every sentence that it compares, and the documentation links it."""
+    assert "](heat-map.svg)" in (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     root = ET.parse(picture.FILE).getroot()
     texts = {element.text for element in root.iter(f"{SVG}text")}
     assert {sentence for said in picture.SAID for sentence in said} <= texts
