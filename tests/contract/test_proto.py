@@ -12,7 +12,7 @@ STUBS = ROOT / "client" / "src" / "isogloss" / "v1"
 
 def contract(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     assert PYTHON.exists(), "the generator's environment is missing: make .venv-proto"
-    command = [PYTHON, ROOT / "proto" / "contract.py", *arguments]
+    command = [PYTHON, ROOT / "tools" / "contract.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

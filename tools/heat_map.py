@@ -1,6 +1,6 @@
 """Draws docs/heat-map.svg: what a real server with the bundled model says of the demo's sentences.
 
-    python -m docs.picture
+    python -m tools.heat_map
 
 Every sentence against every other, in the colours of the command line. The background is part of the picture, so that
 it looks the same on a light page and on a dark one.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from examples.demo import ENGLISH, LANGUAGES, SAID, running_server
 
-FILE = Path(__file__).parent / "heat-map.svg"
+FILE = Path(__file__).parents[1] / "docs" / "heat-map.svg"
 CELL, GAP, MARGIN = 17, 4, 24
 LANGUAGE_WIDTH, LABEL_WIDTH = 76, 206
 HEAD_HEIGHT, FOOT_HEIGHT = 64, 44

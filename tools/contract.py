@@ -2,13 +2,13 @@
 
 Runs in the generator's own environment (constraints/proto.txt):
 
-    python proto/contract.py stubs client/src     write the stubs
-    python proto/contract.py lint                 buf's STANDARD rules
-    python proto/contract.py breaking             nothing that breaks a caller of proto/released/v1.binpb
-    python proto/contract.py release              make today's contract the released one
-    python proto/contract.py image FILE           write the contract, its comments included, as a descriptor set
+    python tools/contract.py stubs client/src     write the stubs
+    python tools/contract.py lint                 buf's STANDARD rules
+    python tools/contract.py breaking             nothing that breaks a caller of proto/released/v1.binpb
+    python tools/contract.py release              make today's contract the released one
+    python tools/contract.py image FILE           write the contract, its comments included, as a descriptor set
 
-`--proto DIR` reads the contract from another folder than this one.
+`--proto DIR` reads the contract from another folder than proto/.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import tempfile
 
 from grpc_tools import protoc
 
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[1]
+PROTO = ROOT / "proto"
 CONTRACT = "isogloss/v1/embedding.proto"
 PACKAGES = pathlib.Path(sysconfig.get_path("purelib"))  # google/rpc and google/protobuf stand in wheels
 SCRIPTS = pathlib.Path(sysconfig.get_path("scripts"))
@@ -52,7 +53,7 @@ def buf(proto: pathlib.Path, verb: str, *arguments: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "image.binpb"
         image(proto, file, comments=True)
-        rules = ["--config", str(HERE / "buf.yaml"), "--path", "isogloss"]
+        rules = ["--config", str(PROTO / "buf.yaml"), "--path", "isogloss"]
         return subprocess.run([SCRIPTS / "buf", verb, str(file), *rules, *arguments], check=False).returncode
 
 
@@ -60,10 +61,10 @@ def main() -> int:
     """Reads the command line and does what it says; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["stubs", "lint", "breaking", "release", "image"])
-    parser.add_argument("out", nargs="?", type=pathlib.Path, default=HERE.parent / "client" / "src")
-    parser.add_argument("--proto", type=pathlib.Path, default=HERE)
+    parser.add_argument("out", nargs="?", type=pathlib.Path, default=ROOT / "client" / "src")
+    parser.add_argument("--proto", type=pathlib.Path, default=PROTO)
     args = parser.parse_args()
-    released = HERE / "released" / "v1.binpb"
+    released = PROTO / "released" / "v1.binpb"
     if args.verb == "stubs":
         stubs(args.proto, args.out)
     elif args.verb == "release":

@@ -1,4 +1,3 @@
-# ruff: noqa: S603 - the program that runs is the repository's own
 """The contract's reference, made of the proto's descriptors and comments."""
 
 import subprocess
@@ -16,7 +15,7 @@ from google.protobuf.descriptor_pb2 import (
     SourceCodeInfo,
 )
 
-from docs.markdown import anchor, code, paragraphs, prose, table
+from tools.markdown import anchor, code, paragraphs, prose, table
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-proto" / "bin" / "python"
@@ -38,7 +37,7 @@ def described_contract() -> FileDescriptorProto:
     """Returns the proto's descriptor with its comments, as the generator's environment reads it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.binpb"
-        subprocess.run([PYTHON, ROOT / "proto" / "contract.py", "image", file], check=True)
+        subprocess.run([PYTHON, ROOT / "tools" / "contract.py", "image", file], check=True)
         image = FileDescriptorSet.FromString(file.read_bytes())
     return next(described for described in image.file if described.name == CONTRACT)
 
