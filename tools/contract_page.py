@@ -1,4 +1,4 @@
-"""The contract's reference, made of the proto's descriptors and comments."""
+"""Generates the reference page of the contract from the descriptors and comments of the proto."""
 
 import subprocess
 import tempfile
@@ -20,21 +20,24 @@ from tools.markdown import anchor, code, paragraphs, prose, table
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-proto" / "bin" / "python"
 CONTRACT = "isogloss/v1/embedding.proto"
-PACKAGE, MESSAGES, ENUMS, SERVICES = 2, 4, 5, 6  # places in a file, as descriptor.proto numbers them
-FIELDS, VALUES, METHODS = 2, 2, 2  # places in a message, an enum, a service
+# A path in a descriptor is a sequence of field numbers of descriptor.proto and indexes.
+PACKAGE, MESSAGES, ENUMS, SERVICES = 2, 4, 5, 6  # fields of FileDescriptorProto
+FIELDS, ONEOFS = 2, 8  # fields of DescriptorProto
+VALUES = 2  # field of EnumDescriptorProto
+METHODS = 2  # field of ServiceDescriptorProto
 
 Described = DescriptorProto | EnumDescriptorProto | ServiceDescriptorProto
-Place = tuple[int, ...]
+DescriptorPath = tuple[int, ...]
 
 
 def contract_page() -> str:
-    """Returns the reference of every RPC, message, field and enum, in the order of the proto."""
+    """Returns the page: every RPC, message, field and enum value, in the order of the proto."""
     reference = Reference(described_contract())
     return "\n".join([f"# The contract: {reference.package}\n", reference.conventions(), *reference.sections()])
 
 
 def described_contract() -> FileDescriptorProto:
-    """Returns the proto's descriptor with its comments, as the generator's environment reads it."""
+    """Returns the descriptor of the proto with its comments, compiled in the generator's environment."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.binpb"
         subprocess.run([PYTHON, ROOT / "tools" / "contract.py", "image", file], check=True)
@@ -43,15 +46,15 @@ def described_contract() -> FileDescriptorProto:
 
 
 class Reference:
-    """Writes a file of the contract as Markdown."""
+    """Renders one proto file as Markdown."""
 
     def __init__(self, file: FileDescriptorProto) -> None:
         self.package = file.package
         self._file = file
-        self._places = {tuple(location.path): location for location in file.source_code_info.location}
+        self._locations = {tuple(location.path): location for location in file.source_code_info.location}
 
     def conventions(self) -> str:
-        """Returns what the file says at its head."""
+        """Returns the comment of the package statement, which has the conventions of the whole file."""
         return paragraphs(self._comment((PACKAGE,)))
 
     def sections(self) -> Iterator[str]:
@@ -61,68 +64,76 @@ class Reference:
             (MESSAGES, self._file.message_type),
             (ENUMS, self._file.enum_type),
         )
-        placed: list[tuple[Place, Described]] = [
-            ((kind, number), item) for kind, items in kinds for number, item in enumerate(items)
+        items: list[tuple[DescriptorPath, Described]] = [
+            ((kind, index), item) for kind, described in kinds for index, item in enumerate(described)
         ]
-        for place, item in sorted(placed, key=lambda both: self._first_line(both[0])):
-            yield self._section(place, item)
+        for path, item in sorted(items, key=lambda pair: self._first_line(pair[0])):
+            yield self._section(path, item)
 
-    def _section(self, place: Place, item: Described) -> str:
+    def _section(self, path: DescriptorPath, item: Described) -> str:
         match item:
             case ServiceDescriptorProto():
-                head, body = f"Service {item.name}", self._methods(place, item)
+                head, body = f"Service {item.name}", self._methods(path, item)
             case DescriptorProto():
-                head, body = item.name, self._fields(place, item)
+                head, body = item.name, self._fields(path, item)
             case EnumDescriptorProto():
-                head, body = item.name, self._values(place, item)
-        return "\n".join(part for part in (f"## {head}\n", paragraphs(self._comment(place)), body) if part)
+                head, body = item.name, self._values(path, item)
+        return "\n".join(part for part in (f"## {head}\n", paragraphs(self._comment(path)), body) if part)
 
-    def _methods(self, place: Place, service: ServiceDescriptorProto) -> str:
+    def _methods(self, path: DescriptorPath, service: ServiceDescriptorProto) -> str:
         sections = []
-        for number, method in enumerate(service.method):
-            asked, answered = self._link(method.input_type), self._link(method.output_type)
-            asked = f"a stream of {asked}" if method.client_streaming else asked
-            answered = f"a stream of {answered}" if method.server_streaming else answered
-            comment = paragraphs(self._comment((*place, METHODS, number)))
-            sections.append(f"### {method.name}\n\nTakes {asked}, returns {answered}.\n\n{comment}")
+        for index, method in enumerate(service.method):
+            request, response = self._link(method.input_type), self._link(method.output_type)
+            request = f"a stream of {request}" if method.client_streaming else request
+            response = f"a stream of {response}" if method.server_streaming else response
+            comment = paragraphs(self._comment((*path, METHODS, index)))
+            sections.append(f"### {method.name}\n\nTakes {request}, returns {response}.\n\n{comment}")
         return "\n".join(sections)
 
-    def _fields(self, place: Place, message: DescriptorProto) -> str:
+    def _fields(self, path: DescriptorPath, message: DescriptorProto) -> str:
         rows = [
-            (code(field.name), str(field.number), self._kind(field, message), self._meaning(field, place, number))
-            for number, field in enumerate(message.field)
+            (
+                code(field.name),
+                str(field.number),
+                self._type(field, message),
+                prose(self._comment((*path, FIELDS, index))),
+            )
+            for index, field in enumerate(message.field)
         ]
-        return table(("Field", "Number", "Type", "Meaning"), rows) if rows else "No fields.\n"
+        if not rows:
+            return "No fields.\n"
+        return "\n".join([*self._oneofs(path, message), table(("Field", "Number", "Type", "Meaning"), rows)])
 
-    def _values(self, place: Place, enum: EnumDescriptorProto) -> str:
+    def _oneofs(self, path: DescriptorPath, message: DescriptorProto) -> Iterator[str]:
+        for index, oneof in enumerate(message.oneof_decl):
+            comment = self._comment((*path, ONEOFS, index))
+            if comment:  # the oneof that protoc makes of an optional field has no comment
+                yield f"One of {code(oneof.name)}: {prose(comment)}\n"
+
+    def _values(self, path: DescriptorPath, enum: EnumDescriptorProto) -> str:
         rows = [
-            (code(value.name), str(value.number), prose(self._comment((*place, VALUES, number))))
-            for number, value in enumerate(enum.value)
+            (code(value.name), str(value.number), prose(self._comment((*path, VALUES, index))))
+            for index, value in enumerate(enum.value)
         ]
         return table(("Value", "Number", "Meaning"), rows)
 
-    def _kind(self, field: FieldDescriptorProto, message: DescriptorProto) -> str:
-        named = field.type_name or FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
-        kind = self._link(named) if field.type_name else code(named)
+    def _type(self, field: FieldDescriptorProto, message: DescriptorProto) -> str:
+        name = field.type_name or FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
+        shown = self._link(name) if field.type_name else code(name)
         if field.label == FieldDescriptorProto.LABEL_REPEATED:
-            return f"repeated {kind}"
+            return f"repeated {shown}"
         if field.proto3_optional:
-            return f"optional {kind}"
+            return f"optional {shown}"
         if field.HasField("oneof_index"):
-            return f"{kind}, one of {code(message.oneof_decl[field.oneof_index].name)}"
-        return kind
+            return f"{shown}, one of {code(message.oneof_decl[field.oneof_index].name)}"
+        return shown
 
     def _link(self, full_name: str) -> str:
         name = full_name.removeprefix(f".{self.package}.")
         return code(full_name.removeprefix(".")) if "." in name else f"[{name}]({anchor(name)})"
 
-    def _meaning(self, field: FieldDescriptorProto, place: Place, number: int) -> str:
-        comment = self._comment((*place, FIELDS, number)).strip()
-        return prose(comment.removeprefix(f"{field.name}: "))  # the column before says it
+    def _comment(self, path: DescriptorPath) -> str:
+        return self._locations.get(path, SourceCodeInfo.Location()).leading_comments
 
-    def _comment(self, place: Place) -> str:
-        location = self._places.get(place, SourceCodeInfo.Location())
-        return "\n".join(filter(None, [location.leading_comments, location.trailing_comments]))
-
-    def _first_line(self, place: Place) -> int:
-        return self._places[place].span[0]
+    def _first_line(self, path: DescriptorPath) -> int:
+        return self._locations[path].span[0]

@@ -1,65 +1,70 @@
-"""Pieces of Markdown for the generated pages."""
+"""Functions that render text and tables as Markdown, for the generated pages."""
 
 import re
 from collections.abc import Iterable, Sequence
 
-# What reads as a name of the code: snake_case, UPPER_CASE, and Message.field, with an index or without.
-NAME = re.compile(r"(?<![\w`.-])(?:(?:\w+\.)*[A-Za-z0-9]+(?:_[A-Za-z0-9]+)+|[A-Z]\w+\.[a-z]\w*)(?:\[\w+\])?(?![\w-])")
+# Names of the code in plain text: snake_case, UPPER_CASE, Message.field, each with or without an index, and long words
+# in capitals, such as OVERLOADED; short ones, such as UTF, are abbreviations.
+NAME = re.compile(
+    r"(?<![\w`.-])"
+    r"(?:(?:\w+\.)*[A-Za-z0-9]+(?:_[A-Za-z0-9]+)+|[A-Z]\w+\.[a-z]\w*|[A-Z]{7,})"
+    r"(?:\[\w+\])?(?![\w-])"
+)
 BULLET = re.compile(r"^ *\* ")
 
 
 def code(text: object) -> str:
-    """Returns `text` as code; of a class, its name."""
+    """Returns `text`, or the name of a class, as inline code."""
     return f"`{text.__name__ if isinstance(text, type) else text}`"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; cells are Markdown, in which bars are escaped."""
+    """Returns a table. Cells are Markdown; bars in them are escaped."""
     lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def prose(text: str) -> str:
-    """Returns plain text on one line as Markdown, in which names of the code are code, and nothing else is a sign."""
+    """Returns plain text as one line of Markdown: names become inline code, other special characters are escaped."""
     words = " ".join(text.split())
-    parts = words.split("`")  # what stands between backticks already is code
-    parts[::2] = [_escaped(part) for part in parts[::2]]
+    parts = words.split("`")  # text between backticks is code already
+    parts[::2] = [_with_code(part) for part in parts[::2]]
     return "`".join(parts)
 
 
 def paragraphs(comment: str) -> str:
-    """Returns a comment of several lines as paragraphs and a list: a line that begins with a star is an item."""
+    """Returns a comment as paragraphs and lists; a blank line ends a paragraph, a line with a leading * is an item."""
     blocks: list[tuple[str, list[str]]] = []
-    fresh = True
+    after_blank = True
     for line in comment.splitlines():
         bullet = BULLET.match(line)
         if bullet:
             blocks.append(("- ", [line[bullet.end() :]]))
-        elif line.strip() and fresh:
+        elif line.strip() and after_blank:
             blocks.append(("", [line]))
         elif line.strip():
             blocks[-1][1].append(line)
-        fresh = not line.strip()
+        after_blank = not line.strip()
     text = ""
-    for place, (mark, lines) in enumerate(blocks):
-        tight = mark and place and blocks[place - 1][0]
+    for index, (mark, lines) in enumerate(blocks):
+        tight = mark and index and blocks[index - 1][0]
         text += ("\n" if text and not tight else "") + mark + prose(" ".join(lines)) + "\n"
     return text
 
 
 def anchor(heading: str) -> str:
-    """Returns the fragment that a heading of one word is reached by."""
+    """Returns the link fragment of a heading of one word."""
     return f"#{heading.lower()}"
 
 
-def _escaped(text: str) -> str:
+def _with_code(text: str) -> str:
     pieces: list[str] = []
     end = 0
     for name in NAME.finditer(text):
-        pieces += [_signs(text[end : name.start()]), code(name[0])]
+        pieces += [_escaped(text[end : name.start()]), code(name[0])]
         end = name.end()
-    return "".join([*pieces, _signs(text[end:])])
+    return "".join([*pieces, _escaped(text[end:])])
 
 
-def _signs(text: str) -> str:
+def _escaped(text: str) -> str:
     return re.sub(r"([*_\[\]])", r"\\\1", text.replace("<", "&lt;"))
