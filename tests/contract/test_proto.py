@@ -1,12 +1,16 @@
 """The committed stubs match the contract, and the contract keeps its lint rules and its compatibility."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tools.generate_docs import MEBIBYTE, Settings
+
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-proto" / "bin" / "python"
+PROTO = ROOT / "proto" / "isogloss" / "v1" / "embedding.proto"
 STUBS = ROOT / "client" / "src" / "isogloss" / "v1"
 
 
@@ -22,7 +26,7 @@ def changed(tmp_path: Path) -> Path:
     copy = tmp_path / "proto"
     file = copy / "isogloss" / "v1" / "embedding.proto"
     file.parent.mkdir(parents=True)
-    file.write_text((ROOT / "proto" / "isogloss" / "v1" / "embedding.proto").read_text())
+    file.write_text(PROTO.read_text())
     return copy
 
 
@@ -71,6 +75,18 @@ def test_lint_finds_a_broken_rule(changed: Path, old: str, new: str, found: str)
     result = contract("lint", "--proto", changed)
     assert result.returncode != 0
     assert found in result.stdout
+
+
+def test_stated_defaults_are_those_of_the_settings() -> None:
+    """Defaults in the comments of the contract equal the defaults of the server's settings."""
+    comments = " ".join(re.sub(r"^ *//", "", PROTO.read_text(), flags=re.MULTILINE).split())
+    default = Settings.model_construct()
+    stream = f"{default.stream_window_requests}) or bytes (default {default.stream_window_bytes // MEBIBYTE} MiB"
+    assert f"too many unanswered requests (default {stream}" in comments
+    assert f"models of a provider (default {default.provider_timeout_s:g} s)" in comments
+    assert f"reason REQUEST_TOO_LARGE. Default: {default.max_request_bytes // MEBIBYTE} MiB" in comments
+    assert f"reason RESPONSE_TOO_LARGE. Default: {default.max_response_bytes // MEBIBYTE} MiB" in comments
+    assert f"reason RESPONSE_TOO_LARGE. Default: {default.max_pairs:,}." in comments
 
 
 @pytest.mark.parametrize(
