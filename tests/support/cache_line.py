@@ -3,8 +3,8 @@
 import asyncio
 
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.cache.cache import Cache
-from isogloss_server.models.base import Embedded, Role, Truncation, Urgency
+from isogloss_server.engine.cache import Cache
+from isogloss_server.models.interfaces import Embedded, Role, Truncation, Urgency
 
 from tests.support.changing_embedder import ChangingEmbedder
 

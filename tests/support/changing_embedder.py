@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from isogloss_server.errors import RowFaults, TextWithoutTokensError
-from isogloss_server.models.base import Embedded, ModelCard, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, ModelCard, Role, Truncation, Urgency
 
 CARD = ModelCard(backend="test", space_id="s-test", dimensions=(16, 8), max_tokens=10)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isogloss_server.models.base import Embedded, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Role, Truncation, Urgency
 
 from tests.support.in_process import CARD, CountingEmbedder
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from isogloss_server.errors import RowFaults
-from isogloss_server.models.base import Embedded, Priority, Urgency
+from isogloss_server.models.interfaces import Embedded, Priority, Urgency
 
 from tests.support.cache_line import Line
 from tests.support.changing_embedder import ChangingEmbedder

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from isogloss_server.models import catalog, names
-from isogloss_server.models.base import Role
+from isogloss_server.models import catalog
 from isogloss_server.models.catalog import KNOWN, KnownModel
+from isogloss_server.models.interfaces import Role
 
 TAG = re.compile(r"[a-z]{2,3}(-[A-Z]{2})?")  # of BCP 47, as far as the rows go
 
@@ -68,7 +68,7 @@ def test_e5_prompts_are_roles() -> None:
 )
 def test_names_of_the_hub(source: str, hub_id: str, revision: str) -> None:
     """A revision after an @ is taken; a model that is not known comes from its main branch."""
-    wanted = names.resolve(source)
+    wanted = catalog.resolve(source)
     assert wanted is not None
     assert (wanted.hub_id, wanted.revision, wanted.source) == (hub_id, revision, source)
 
@@ -76,11 +76,11 @@ def test_names_of_the_hub(source: str, hub_id: str, revision: str) -> None:
 @pytest.mark.parametrize("source", ["", "model", "./a/b", "/a/b", "a/b/c", "../a", "~/a", "a b/c"])
 def test_what_is_no_name_of_the_hub(source: str) -> None:
     """Paths are never taken for hub ids, however they are written, unless they are two plain words."""
-    assert names.resolve(source) is None
+    assert catalog.resolve(source) is None
 
 
 def test_a_name_that_is_nearly_right() -> None:
     """A slip finds the known name that was meant; something else finds none."""
-    assert names.like("labse") == "LaBSE"
-    assert names.like("paraphrase-multilingual-minilm-l12-v2@main") == "paraphrase-multilingual-MiniLM-L12-v2"
-    assert names.like("zzz") == ""
+    assert catalog.closest_name("labse") == "LaBSE"
+    assert catalog.closest_name("paraphrase-multilingual-minilm-l12-v2@main") == "paraphrase-multilingual-MiniLM-L12-v2"
+    assert catalog.closest_name("zzz") == ""

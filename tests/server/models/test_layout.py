@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models import layout, weights
-from isogloss_server.models.base import Role
+from isogloss_server.models import layout, model_folder
 from isogloss_server.models.catalog import find
-from isogloss_server.models.weights import ModelFolder
+from isogloss_server.models.interfaces import Role
+from isogloss_server.models.model_folder import ModelFolder
 
 from tests.support import shapes
 
@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def folder(path: Path, known: str = "") -> ModelFolder:
-    found = weights.locate(str(path))
+    found = model_folder.locate(str(path))
     return ModelFolder(found.path, found.card, found.modules, find(known) if known else None)
 
 

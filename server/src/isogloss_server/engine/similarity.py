@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from isogloss_server.models.base import Rows
+from isogloss_server.models.interfaces import Rows
 
 BLOCK_PAIRS = 1 << 18  # scores held in float64 at a time: 2 MiB
 BLOCK_NUMBERS = 1 << 17  # differences held in float64 at a time: 1 MiB

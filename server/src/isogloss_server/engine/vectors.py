@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isogloss_server.models.base import Rows
+from isogloss_server.models.interfaces import Rows
 
 
 class ElementType(StrEnum):
