@@ -80,11 +80,11 @@ soak: .venv/.runtime ## everything at once for MINUTES (10); fails where somethi
 	$(BIN)/python -m benchmarks --work soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
 proto: .venv-proto/.ready ## the stubs
-	.venv-proto/bin/python proto/contract.py stubs
+	.venv-proto/bin/python tools/contract.py stubs
 
 docs: .venv/.runtime .venv-proto/.ready ## the generated pages of docs/, and the picture
-	$(BIN)/python -m docs.generate
-	$(BIN)/python -m docs.picture
+	$(BIN)/python -m tools.generate_docs
+	$(BIN)/python -m tools.heat_map
 
 # The folder that training leaves; without it, the card of the model that is bundled is written anew.
 BUNDLED := server/src/isogloss_server/bundled
