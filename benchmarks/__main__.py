@@ -22,7 +22,7 @@ from benchmarks import bundled, cache, cancelled, compare, environments, models,
 from benchmarks.measure import Pinning
 from benchmarks.report import table
 from benchmarks.systems import SYSTEMS
-from benchmarks.works import WORKS
+from benchmarks.workloads import WORKLOADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    loads = [f"{work.name}: {work.says}" for work in WORKS.values()]
+    loads = [f"{work.name}: {work.says}" for work in WORKLOADS.values()]
     loads += [f"{name}: {work.says}" for name, work in ALONE.items()]
-    made.add_argument("--work", choices=[*WORKS, *ALONE], default="bundled", help="; ".join(loads))
+    made.add_argument("--work", choices=[*WORKLOADS, *ALONE], default="bundled", help="; ".join(loads))
     made.add_argument("--systems", type=_systems, default=list(SYSTEMS), help=f"of {', '.join(SYSTEMS)}; all if absent")
     made.add_argument("--model", default=models.MINILM, help=f"{models.MINILM}, {models.MULTILINGUAL} or a folder")
     made.add_argument("--rounds", type=int, help="3; 5 of the provider, 7 of the bundled model, 200 of the cache")
@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         print(json.dumps({name: value for name, value in report.items() if name != "samples"}, indent=2))
         return report
     plan = compare.Plan(
-        work=WORKS[args.work],
+        work=WORKLOADS[args.work],
         model=models.find(args.model),
         systems=tuple(args.systems),
         rounds=args.rounds or 3,
@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     """Reads the command line, measures, writes the report."""
     args = parser().parse_args(arguments)
-    if args.plot and not (args.json and args.work in WORKS):
+    if args.plot and not (args.json and args.work in WORKLOADS):
         raise SystemExit("--plot draws what --json writes, of a work with systems")
     report = {**measure(args), "command": f"python -m benchmarks {shlex.join(arguments)}"}
     if args.json:

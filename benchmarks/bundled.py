@@ -27,7 +27,7 @@ TEXTS = Path(__file__).with_name("texts.tsv")
 METHOD = "/isogloss.v1.EmbeddingService/Embed"
 IN_FLIGHT = 8
 SECONDS = 1.5  # of load for each system in a round
-WORKS = {"single": 1, "batch": 256}  # texts a call
+WORKLOADS = {"single": 1, "batch": 256}  # texts a call
 
 
 def sample() -> list[str]:
@@ -40,7 +40,7 @@ def requests(work: str, texts: Sequence[str], count_tokens: Callable[[Sequence[s
     """Returns the texts of each call: one of 8 to 16 tokens, or 256 as they come."""
     if work == "single":
         return [[text] for text, count in zip(texts, count_tokens(texts), strict=True) if 8 <= count <= 16]
-    size = WORKS[work]
+    size = WORKLOADS[work]
     return [list(texts[first : first + size]) for first in range(0, len(texts), size)]
 
 
@@ -85,10 +85,12 @@ def measure_round(texts: Sequence[str], tokens: Any) -> dict[str, dict[str, floa
     tokenizer = tokens._tokenizer  # noqa: SLF001 - the bare tokenizer is what is to be timed
     with running_service() as service:
         start = {"serving_s": service.started_s, "resident_mb": service.status("VmRSS") / 1024}
-        for work, size in WORKS.items():
+        for work, size in WORKLOADS.items():
             calls = requests(work, texts, lambda lines: [len(e.ids) for e in tokenizer.encode_batch(lines)])
             payloads = [pb.EmbedRequest(texts=call).SerializeToString() for call in calls]
-            with running("benchmarks.echo", "PORT_FILE", str(answer_bytes(service, payloads[0]))) as echo:
+            with running(
+                "benchmarks.drivers.echo_server", "PORT_FILE", str(answer_bytes(service, payloads[0]))
+            ) as echo:
                 before_s = service.cpu_s()
                 began_s = time.perf_counter()
                 answered = uvloop.run(calls_per_s(service.address, payloads))
@@ -117,7 +119,7 @@ def report(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
     }
     ratios = {
         f"{work}: isogloss/{reference}": spread([one[work]["isogloss"] / one[work][reference] for one in rounds])
-        for work in WORKS
+        for work in WORKLOADS
         for reference in ("echo", "tokenizer")
     }
     slower = [one["batch"]["isogloss"] / min(one["batch"]["echo"], one["batch"]["tokenizer"]) for one in rounds]

@@ -2,7 +2,7 @@
 
     python -m benchmarks --work cancelled [--grpcio VERSION,...] [--calls N] [--json FILE]
 
-The version that is installed gets two servers, ours with two models and grpc.aio alone (peers/sleeper.py), any other
+The version that is installed gets two servers, ours with two models and grpc.aio alone (drivers/bare_grpc_server.py), any other
 the latter. Every kind of call is made in BLOCKS blocks. After each the server is let come to rest, and its heaps,
 tasks, file descriptors and threads are read. What a call leaves is the slope of a line through the readings, the first
 of them taken after a block to warm up.
@@ -26,7 +26,7 @@ from benchmarks.compare import machine
 from benchmarks.processes import Running, port_in, started
 from benchmarks.soak_report import slope
 
-# kind -> what it is; peers/cancelled.py makes them, and says more
+# kind -> what it is; drivers/cancelled.py makes them, and says more
 KINDS = {
     "answered": "Embed, answered",
     "stream_answered": "EmbedStream, answered",
@@ -39,8 +39,8 @@ KINDS = {
 }
 OURS = "isogloss-server"
 SERVERS = {
-    "grpc.aio alone": "benchmarks.peers.sleeper --port-file {port_file}",
-    OURS: "benchmarks.peers.watched serve --model {bundled} --model {name}={folder} --cache-bytes 0 "
+    "grpc.aio alone": "benchmarks.drivers.bare_grpc_server --port-file {port_file}",
+    OURS: "benchmarks.drivers.instrumented_server serve --model {bundled} --model {name}={folder} --cache-bytes 0 "
     "--no-access-log --metrics-port 0 --port 0 --port-file {port_file}",
 }
 BLOCKS = 5
@@ -65,7 +65,7 @@ def grpcio(version: str) -> dict[str, str]:
 
 
 class Watched:
-    """A server under peers/watched.py."""
+    """A server under drivers/instrumented_server.py."""
 
     def __init__(self, running: Running) -> None:
         self.running = running
@@ -128,7 +128,7 @@ def measure(server: Watched, kind: str, block_calls: int) -> dict[str, Any]:
 
 
 def _block(server: Watched, kind: str, calls: int) -> dict[str, int]:
-    command = [sys.executable, "-m", "benchmarks.peers.cancelled", server.running.address, kind, str(calls)]
+    command = [sys.executable, "-m", "benchmarks.drivers.cancelled", server.running.address, kind, str(calls)]
     done = subprocess.run(command, cwd=environments.ROOT, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, int] = json.loads(done.stdout)
     return found

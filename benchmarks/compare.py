@@ -11,10 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environments, flops, models, report, works
+from benchmarks import environments, flops, models, report, workloads
 from benchmarks.measure import LoadError, Pinning, Sample, StartError, measure, started_system
 from benchmarks.systems import SYSTEMS
-from benchmarks.works import Work
+from benchmarks.workloads import Workload
 
 Vectors = dict[str, list[list[float]]]
 
@@ -23,7 +23,7 @@ Vectors = dict[str, list[list[float]]]
 class Plan:
     """What is to be measured."""
 
-    work: Work
+    work: Workload
     model: models.Measured
     systems: tuple[str, ...]
     rounds: int
@@ -96,7 +96,7 @@ class Comparison:
 
 def peaks(pinning: Pinning) -> dict[str, float]:
     """Returns the chip's own rates on the servers' cores, in GFLOP a CPU second by precision."""
-    command = ["-m", "benchmarks.peers.roofline", str(pinning.threads)]
+    command = ["-m", "benchmarks.drivers.roofline", str(pinning.threads)]
     pinned = ["taskset", "-c", pinning.server_cores, str(environments.python(environments.OWN)), *command]
     done = subprocess.run(pinned, cwd=environments.ROOT, check=True, stdout=subprocess.PIPE, text=True)
     rates: dict[str, float] = json.loads(done.stdout)
@@ -149,7 +149,7 @@ def assemble(plan: Plan, comparison: Comparison) -> dict[str, Any]:
 
 
 def _roofline(plan: Plan, rounds: list[dict[str, Sample]], peaks: list[dict[str, float]]) -> Mapping[str, Any]:
-    timed = list(chain.from_iterable(works.calls(plan.work)[1]))
+    timed = list(chain.from_iterable(workloads.calls(plan.work)[1]))
     lengths = flops.lengths(plan.model.folder, timed)
     flops_per_text = flops.per_text(plan.model.folder, lengths)
     shares = report.shares(rounds, peaks, flops_per_text)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environments, models, works
+from benchmarks import environments, models, workloads
+from benchmarks.drivers.driver import Outcome
 from benchmarks.processes import Running, StartError, port_in, started
 from benchmarks.systems import VARIABLES, Kind, System
-from benchmarks.turns import Outcome
-from benchmarks.works import Work
+from benchmarks.workloads import Workload
 
 Sample = dict[str, float]
 
@@ -49,7 +49,7 @@ def _width(part: str) -> int:
 
 
 class Lines:
-    """The runner's side of turns.py."""
+    """The runner's side of driver.py."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -144,28 +144,28 @@ def started_system(system: System, model: models.Measured, pinning: Pinning) -> 
 
 
 @contextmanager
-def _driver(system: System, running: Running, work: Work, pinning: Pinning) -> Iterator[Lines]:
+def _driver(system: System, running: Running, work: Workload, pinning: Pinning) -> Iterator[Lines]:
     if system.kind is Kind.LIBRARY:
         yield Lines(running.process)
         return
     protocol = (system.streamed_protocol if work.streamed else "") or system.protocol
-    command = [str(environments.python("load")), "-m", "benchmarks.load", protocol, running.address]
+    command = [str(environments.python("load")), "-m", "benchmarks.drivers.load_generator", protocol, running.address]
     with started(command, said_ready, cores=pinning.load_cores, folder=environments.ROOT, talks=True) as generator:
         yield Lines(generator.process)
 
 
 def measure(
-    system: System, model: models.Measured, work: Work, pinning: Pinning, limit_s: float
+    system: System, model: models.Measured, work: Workload, pinning: Pinning, limit_s: float
 ) -> tuple[Sample, list[list[float]]]:
-    """Returns one round's figures of a system, and its vectors of works.probes().
+    """Returns one round's figures of a system, and its vectors of workloads.probes().
 
     Raises:
         StartError: it does not start.
         LoadError: it answers no call.
     """
-    warm, timed = works.calls(work)
+    warm, timed = workloads.calls(work)
     with started_system(system, model, pinning) as running, _driver(system, running, work, pinning) as driver:
-        vectors = driver.vectors(works.probes())
+        vectors = driver.vectors(workloads.probes())
         driver.prepare(warm, work.callers)
         driver.run(limit_s)
         driver.prepare(timed, work.callers)

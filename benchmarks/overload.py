@@ -3,7 +3,7 @@
     python -m benchmarks --work overload [--model MODEL] [--rounds N] [--json FILE]
 
 Every round starts the server afresh on its own core and takes the phases in turn; figures are medians over the rounds,
-ratios are taken within a round. The load comes from peers/overload.py, on another core.
+ratios are taken within a round. The load comes from drivers/overload.py, on another core.
 """
 
 import json
@@ -40,7 +40,7 @@ def _server(model: models.Measured, pinning: Pinning) -> Iterator[Running]:
 
 
 def _phase(server: Running, pinning: Pinning, name: str, seconds: float, *numbers: float) -> dict[str, Any]:
-    load = [str(environments.python("load")), "-m", "benchmarks.peers.overload", server.address, name]
+    load = [str(environments.python("load")), "-m", "benchmarks.drivers.overload", server.address, name]
     command = ["taskset", "-c", pinning.load_cores, *load, *map(str, (seconds, *numbers))]
     done = subprocess.run(command, cwd=environments.ROOT, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout)

@@ -2,7 +2,7 @@
 
     python -m benchmarks --work provider [--rounds N] [--json FILE]
 
-The provider is a stand-in that answers each call after LATENCY_S (peers/provider.py), one for each system. In every
+The provider is a stand-in that answers each call after LATENCY_S (drivers/fake_provider.py), one for each system. In every
 round the systems are started afresh and take turns call by call, on core 1; the stand-ins, and who calls our service,
 are on core 0.
 """
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from benchmarks import environments, report, works
+from benchmarks import environments, report, workloads
 from benchmarks.compare import machine
 from benchmarks.measure import Lines, LoadError, Pinning, said_ready
 from benchmarks.processes import Running, port_in, started
-from benchmarks.works import Work
+from benchmarks.workloads import Workload
 
 LATENCY_S = 0.2
 MODEL = "embed-multilingual-v3.0"
 TEXTS_PER_CALL = 96  # that Cohere takes
 CALLS_IN_FLIGHT = 8  # the server's default
-WORK = Work(
+WORK = Workload(
     name="provider",
     callers=1,
     texts_per_call=1_000,
@@ -51,7 +51,7 @@ Sample = dict[str, float]
 def _provider(pinning: Pinning) -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "port"
-        command = [_python(), "-m", "benchmarks.peers.provider", str(file), str(LATENCY_S)]
+        command = [_python(), "-m", "benchmarks.drivers.fake_provider", str(file), str(LATENCY_S)]
         with started(command, port_in(file), cores=pinning.load_cores, folder=environments.ROOT) as running:
             yield running
 
@@ -75,7 +75,7 @@ def _ours(url: str, pinning: Pinning) -> Iterator[tuple[Running, Lines]]:
         flags = ("--max-texts", str(WORK.texts_per_call), "--port", "0", "--port-file", str(file), "--no-access-log")
         command = [_python(), "-m", "isogloss_server", "serve", "--model", f"cohere:{MODEL}@{url}", *flags]
         key = {"CO_API_KEY": "key"}
-        load = [str(environments.python("load")), "-m", "benchmarks.load", "grpc"]
+        load = [str(environments.python("load")), "-m", "benchmarks.drivers.load_generator", "grpc"]
         with (
             started(command, port_in(file), cores=pinning.server_cores, variables=pinning.variables() | key) as server,
             started(
@@ -103,7 +103,7 @@ class Live:
     def __init__(self, provider: Running, running: Running, driver: Lines) -> None:
         """Takes its stand-in, the process whose time counts, and what makes the calls."""
         self._provider, self._running, self._driver = provider, running, driver
-        self.vectors = driver.vectors(works.probes())
+        self.vectors = driver.vectors(workloads.probes())
         self.walls_ms: list[float] = []
         self._before_s = 0.0
 
@@ -154,7 +154,7 @@ def take_round(pinning: Pinning) -> dict[str, Sample]:
         LoadError: a call failed.
         SystemExit: the systems give different vectors.
     """
-    warm, timed = works.calls(WORK)
+    warm, timed = workloads.calls(WORK)
     with ExitStack() as stack:
         systems = {name: stack.enter_context(_live(name, pinning)) for name in SYSTEMS}
         agreement = report.agreement({name: live.vectors for name, live in systems.items()})

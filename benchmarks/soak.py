@@ -3,7 +3,7 @@
     python -m benchmarks --work soak [--minutes N] [--json FILE]
 
 The server has the default settings but for a small cache, the multilingual shape and the bundled model. Two processes
-load it (peers/soak.py): one is asked to stop now and then and started afresh, the other killed. soak_report.py says
+load it (drivers/soak.py): one is asked to stop now and then and started afresh, the other killed. soak_report.py says
 what must hold.
 """
 
@@ -27,7 +27,7 @@ from isogloss_server.models.weights import BUNDLED
 
 from benchmarks import environments, models, soak_report
 from benchmarks.compare import machine
-from benchmarks.peers.soak_calls import KNOWN_TEXTS
+from benchmarks.drivers.soak_calls import KNOWN_TEXTS
 from benchmarks.processes import Running, port_in, started
 from benchmarks.soak_report import Sample, Soak, Told
 
@@ -102,7 +102,7 @@ class Loader:
         self.crashes: list[str] = []
         self._began_s = time.monotonic()
         self._life_s, self._how = life_s, how
-        self._command = [sys.executable, "-m", "benchmarks.peers.soak", address]
+        self._command = [sys.executable, "-m", "benchmarks.drivers.soak", address]
         self._known = [f"{name}={digits}" for name, digits in known.items()]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._live)

@@ -11,7 +11,7 @@ class Kind(StrEnum):
 
     SERVICE = "service"  # writes its port to a file
     HTTP = "http"  # is told its port, answers /health
-    LIBRARY = "library"  # drives itself, see turns.py
+    LIBRARY = "library"  # drives itself, see driver.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ SYSTEMS = {
             name="engine-bf16",
             kind=Kind.LIBRARY,
             environment=OWN,
-            command=("-m", "benchmarks.peers.engine", "{model}", "bf16", "{threads}"),
+            command=("-m", "benchmarks.drivers.engine", "{model}", "bf16", "{threads}"),
             roofline="bf16",
             says="isogloss-server's engine in process: its queue, tokenizer and model, without gRPC",
         ),

@@ -13,8 +13,8 @@ import numpy as np
 import uvloop
 from cohere import AsyncClientV2
 
-from benchmarks.peers.in_process import Concurrent
-from benchmarks.turns import obey
+from benchmarks.drivers.driver import obey
+from benchmarks.drivers.in_process import Concurrent
 
 
 class BareSdk:

@@ -12,8 +12,8 @@ import numpy as np
 from fastembed import TextEmbedding
 from fastembed.common.model_description import ModelSource, PoolingType
 
-from benchmarks.peers.in_process import InProcess
-from benchmarks.turns import obey
+from benchmarks.drivers.driver import obey
+from benchmarks.drivers.in_process import InProcess
 
 
 def load(folder: Path, threads: int) -> TextEmbedding:

@@ -8,8 +8,8 @@ import sys
 
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.peers.in_process import InProcess
-from benchmarks.turns import obey
+from benchmarks.drivers.driver import obey
+from benchmarks.drivers.in_process import InProcess
 
 
 def main(folder: str) -> None:

@@ -3,7 +3,7 @@ import pytest
 from benchmarks import models
 from benchmarks.compare import Comparison, Plan, assemble
 from benchmarks.measure import Pinning
-from benchmarks.works import WORKS
+from benchmarks.workloads import WORKLOADS
 from tests.support import shapes
 
 FIGURES = ("texts_per_s", "texts_per_cpu_s", "p50_ms", "p99_ms", "rss_mb", "startup_s", "errors")
@@ -14,7 +14,7 @@ SYSTEMS = ("isogloss-bf16", "infinity-onnx", "naive")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     folder = shapes.write(tmp_path_factory.mktemp("small"), shapes.SMALL)
     return Plan(
-        work=WORKS["trickle"],
+        work=WORKLOADS["trickle"],
         model=models.Measured("small", folder),
         systems=SYSTEMS,
         rounds=2,

@@ -1,6 +1,6 @@
 """A provider that takes a fixed time: Cohere's POST /v2/embed over HTTP/1.1, answered after LATENCY_S by a timer.
 
-    python -m benchmarks.peers.provider PORT_FILE LATENCY_S
+    python -m benchmarks.drivers.fake_provider PORT_FILE LATENCY_S
 
 Vectors are ready before anything is asked, so that next to nothing of an answer's time is this process's own work. GET
 /figures tells what came since it was last asked: calls, texts, and the most calls at a time.

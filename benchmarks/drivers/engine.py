@@ -1,6 +1,6 @@
 """isogloss-server's engine in process: its queue, tokenizer and model as the server loads them, without gRPC.
 
-python -m benchmarks.peers.engine FOLDER PRECISION THREADS
+python -m benchmarks.drivers.engine FOLDER PRECISION THREADS
 """
 
 import gc
@@ -14,8 +14,8 @@ from isogloss_server.engine.workers import Workers
 from isogloss_server.models.base import Role, Rows, Truncation, Urgency
 from isogloss_server.settings import Settings
 
-from benchmarks.peers.in_process import Concurrent
-from benchmarks.turns import obey
+from benchmarks.drivers.driver import obey
+from benchmarks.drivers.in_process import Concurrent
 
 
 async def main(folder: str, precision: str, threads: int) -> None:

@@ -1,6 +1,6 @@
 """The load of the overload benchmark, a process of its own: each phase prints its figures as one JSON object.
 
-python -m benchmarks.peers.overload ADDRESS capacity|quiet|overload|beside-bulk SECONDS [CALLS_A_SECOND]
+python -m benchmarks.drivers.overload ADDRESS capacity|quiet|overload|beside-bulk SECONDS [CALLS_A_SECOND]
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import numpy as np
 import uvloop
 from isogloss.v1 import embedding_pb2 as pb
 
-from benchmarks import works
+from benchmarks import workloads
 
 SERVICE = "/isogloss.v1.EmbeddingService"
 BATCH_TEXTS = 32
@@ -43,8 +43,8 @@ class Load:
 
     @staticmethod
     def _messages(work: str, size: int, n: int, **fields: Any) -> list[bytes]:
-        texts = works.texts(works.WORKS[work], size * n)
-        random.Random(works.SEED).shuffle(texts)  # noqa: S311 - the last ones are longer, and no phase makes all calls
+        texts = workloads.texts(workloads.WORKLOADS[work], size * n)
+        random.Random(workloads.SEED).shuffle(texts)  # noqa: S311 - the last ones are longer, and no phase makes all calls
         cut = (texts[first : first + size] for first in range(0, len(texts), size))
         return [pb.EmbedRequest(texts=part, **fields).SerializeToString() for part in cut]
 

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from isogloss import AsyncClient, Client, Vectors
 
-from benchmarks import works
+from benchmarks import workloads
 
 SERVICE = "isogloss.v1.EmbeddingService"
 ELEMENT_TYPES = ("float32", "float16", "int8", "uint8", "ubinary", "binary")
@@ -42,7 +42,7 @@ class Shared:
     client: AsyncClient
     blocking: Client
     channel: grpc.aio.Channel
-    texts: list[str] = field(default_factory=lambda: works.texts(works.WORKS["batch"], 4_000))
+    texts: list[str] = field(default_factory=lambda: workloads.texts(workloads.WORKLOADS["batch"], 4_000))
     done_texts: int = 0
     interactive_ms: list[float] = field(default_factory=list)
 

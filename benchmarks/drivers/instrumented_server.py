@@ -1,6 +1,6 @@
 """isogloss-server that also tells, on its standard output, what its heaps hold: a JSON line for each line it is sent.
 
-python -m benchmarks.peers.watched [ARGUMENT OF isogloss-server...]
+python -m benchmarks.drivers.instrumented_server [ARGUMENT OF isogloss-server...]
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """The reference for the wire: a server on the same gRPC stack that answers every call with the same ready bytes.
 
-python -m benchmarks.echo PORT_FILE ANSWER_BYTES
+python -m benchmarks.drivers.echo_server PORT_FILE ANSWER_BYTES
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """grpc.aio alone, under the service's names: handlers that sleep as long as a model may take; watched as watched.py.
 
-python -m benchmarks.peers.sleeper --port-file FILE
+python -m benchmarks.drivers.bare_grpc_server --port-file FILE
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server import metrics
 
-from benchmarks.peers.watched import tell
+from benchmarks.drivers.instrumented_server import tell
 
 LONGEST_S = 0.016  # as long as a short call of the multilingual shape: many are given up before, some after
 

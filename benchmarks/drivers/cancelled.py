@@ -1,6 +1,6 @@
 """The load of the cancelled benchmark, a process of its own: makes calls of one kind, prints how they ended as JSON.
 
-python -m benchmarks.peers.cancelled ADDRESS KIND CALLS
+python -m benchmarks.drivers.cancelled ADDRESS KIND CALLS
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.models.weights import BUNDLED
 
-from benchmarks import models, works
+from benchmarks import models, workloads
 
 SERVICE = "/isogloss.v1.EmbeddingService"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -37,8 +37,8 @@ class Calls:
     def __init__(self, address: str) -> None:
         self.address = address
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
-        self._random = random.Random(works.SEED)  # noqa: S311 - nothing secret
-        self._texts = works.texts(works.WORKS["batch"], 400)
+        self._random = random.Random(workloads.SEED)  # noqa: S311 - nothing secret
+        self._texts = workloads.texts(workloads.WORKLOADS["batch"], 400)
 
     async def answered(self) -> str:
         """An Embed that is answered."""

@@ -1,6 +1,6 @@
 """The load generator, a process of its own: asyncio callers over real gRPC or HTTP.
 
-    python -m benchmarks.load PROTOCOL ADDRESS
+    python -m benchmarks.drivers.load_generator PROTOCOL ADDRESS
 
 Requests are made ready before the clock starts and answers are not read beyond their status, so that what is timed is
 the server. The one exception is the bulk work of isogloss, which goes through the client's embed_many as a user's does.
@@ -22,7 +22,7 @@ import uvloop
 from isogloss import Client
 from isogloss.v1 import embedding_pb2 as pb
 
-from benchmarks.turns import Driver, Outcome, obey, take_turns
+from benchmarks.drivers.driver import Driver, Outcome, obey, take_turns
 
 METHOD = "/isogloss.v1.EmbeddingService/Embed"
 TIMEOUT_S = 300.0

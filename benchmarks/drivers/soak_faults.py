@@ -7,7 +7,7 @@ import grpc
 from isogloss import IsoglossError
 from isogloss.v1 import embedding_pb2 as pb
 
-from benchmarks.peers.soak_calls import Shared, hold
+from benchmarks.drivers.soak_calls import Shared, hold
 
 LONGEST_S = 0.1  # until a call is given up
 TOO_MANY_TEXTS = 60_000  # more than any setting allows

@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from benchmarks import turns
 from benchmarks.__main__ import parser
+from benchmarks.drivers import driver
 from benchmarks.measure import Pinning, percentile
 from benchmarks.systems import SYSTEMS
 
@@ -21,7 +21,7 @@ async def test_callers_make_each_call_once_and_so_many_at_a_time() -> None:
         made.append(one)
         in_flight -= 1
 
-    outcome = await turns.take_turns(call, [(2, name) for name in "abcdefgh"], 3, limit_s=60)
+    outcome = await driver.take_turns(call, [(2, name) for name in "abcdefgh"], 3, limit_s=60)
     assert sorted(made) == list("abcdefgh")
     assert (most, outcome.texts, len(outcome.latencies_ms), outcome.errors) == (3, 16, 8, 0)
 
@@ -33,7 +33,7 @@ async def test_a_failed_call_is_counted_and_is_no_text() -> None:
         if one % 2:
             raise RuntimeError(f"call {one}")
 
-    outcome = await turns.take_turns(call, [(1, number) for number in range(6)], 1, limit_s=60)
+    outcome = await driver.take_turns(call, [(1, number) for number in range(6)], 1, limit_s=60)
     assert (outcome.texts, len(outcome.latencies_ms), outcome.errors) == (3, 3, 3)
     assert outcome.first_error == "RuntimeError: call 1"
 
@@ -45,7 +45,7 @@ async def test_no_call_starts_past_the_limit() -> None:
     async def call(one: int) -> None:
         made.append(one)
 
-    outcome = await turns.take_turns(call, [(1, 1)], 1, limit_s=-1)
+    outcome = await driver.take_turns(call, [(1, 1)], 1, limit_s=-1)
     assert (made, outcome.texts) == ([], 0)
 
 

@@ -1,6 +1,6 @@
 """The load of the soak, a process of its own: callers who do this and that until SIGTERM, then finish what they do.
 
-python -m benchmarks.peers.soak ADDRESS SEED MODEL=KNOWN_HEX...
+python -m benchmarks.drivers.soak ADDRESS SEED MODEL=KNOWN_HEX...
 
 Every second it prints what happened since as one JSON object: texts, latencies of interactive calls, how calls ended,
 and what ended as it must not.
@@ -20,8 +20,8 @@ import grpc
 import uvloop
 from isogloss import AsyncClient, Client
 
-from benchmarks.peers import soak_calls as calls
-from benchmarks.peers import soak_faults as faults
+from benchmarks.drivers import soak_calls as calls
+from benchmarks.drivers import soak_faults as faults
 
 CALLERS = 4
 PAUSE_S = 0.02  # between two calls of one caller

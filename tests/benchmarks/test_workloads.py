@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks import flops, works
-from benchmarks.works import WORKS
+from benchmarks import flops, workloads
+from benchmarks.workloads import WORKLOADS
 
 
 @pytest.mark.parametrize(
@@ -9,21 +9,21 @@ from benchmarks.works import WORKS
 )
 def test_a_work_has_its_callers_and_texts(name: str, callers: int, texts_per_call: int) -> None:
     """The works are those that the documentation says, in callers and in texts of every call."""
-    warm, timed = works.calls(WORKS[name])
-    assert WORKS[name].callers == callers
+    warm, timed = workloads.calls(WORKLOADS[name])
+    assert WORKLOADS[name].callers == callers
     assert {len(call) for call in warm + timed} == {texts_per_call}
-    assert (len(warm), len(timed)) == (WORKS[name].warm_calls, WORKS[name].calls)
+    assert (len(warm), len(timed)) == (WORKLOADS[name].warm_calls, WORKLOADS[name].calls)
 
 
 def test_bulk_is_ten_thousand_texts() -> None:
     """The bulk work times 10,000 texts."""
-    assert sum(map(len, works.calls(WORKS["bulk"])[1])) == 10_000
+    assert sum(map(len, workloads.calls(WORKLOADS["bulk"])[1])) == 10_000
 
 
-@pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
-def test_no_text_comes_twice(work: works.Work) -> None:
+@pytest.mark.parametrize("work", WORKLOADS.values(), ids=WORKLOADS)
+def test_no_text_comes_twice(work: workloads.Workload) -> None:
     """Neither a cache nor a merge of equal texts can answer for a model: all texts of a work differ."""
-    warm, timed = works.calls(work)
+    warm, timed = workloads.calls(work)
     texts = [text for call in warm + timed for text in call]
     assert len(set(texts)) == len(texts)
     assert max(map(len, texts)) <= work.max_chars
@@ -31,12 +31,12 @@ def test_no_text_comes_twice(work: works.Work) -> None:
 
 def test_texts_are_the_same_in_every_run() -> None:
     """Two runs measure the same texts."""
-    assert works.texts(WORKS["batch"], 500) == works.texts(WORKS["batch"], 500)
+    assert workloads.texts(WORKLOADS["batch"], 500) == workloads.texts(WORKLOADS["batch"], 500)
 
 
 def test_mixed_texts_differ_in_length() -> None:
     """The mixed works hold short queries and paragraphs: a tenth under 30 characters, a tenth over 180."""
-    lengths = sorted(map(len, works.texts(WORKS["batch"], 2_000)))
+    lengths = sorted(map(len, workloads.texts(WORKLOADS["batch"], 2_000)))
     assert lengths[200] < 30
     assert lengths[1_800] > 180
 

@@ -1,6 +1,6 @@
 """The chip's own rate: one large matrix product, repeated, in each precision, by the runtime that the engine uses.
 
-python -m benchmarks.peers.roofline THREADS -> {"f32": GFLOP, "bf16": GFLOP}
+python -m benchmarks.drivers.roofline THREADS -> {"f32": GFLOP, "bf16": GFLOP}
 
 Per second of processor time, as the systems' own work is counted: what else runs on the machine touches both alike.
 """

@@ -14,7 +14,7 @@ MAX_CHARS = 280
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Workload:
     """One load. A caller makes its next call when the last one is answered."""
 
     name: str
@@ -28,10 +28,10 @@ class Work:
     says: str
 
 
-WORKS = {
+WORKLOADS = {
     work.name: work
     for work in (
-        Work(
+        Workload(
             name="single",
             callers=64,
             texts_per_call=1,
@@ -41,7 +41,7 @@ WORKS = {
             max_chars=80,
             says="64 callers, one short text a call",
         ),
-        Work(
+        Workload(
             name="batch",
             callers=8,
             texts_per_call=32,
@@ -50,7 +50,7 @@ WORKS = {
             max_sentences=8,
             says="8 callers, 32 texts of mixed lengths a call",
         ),
-        Work(
+        Workload(
             name="bulk",
             callers=4,
             texts_per_call=500,
@@ -61,7 +61,7 @@ WORKS = {
             says="one caller with 10,000 texts of mixed lengths: through embed_many, "
             "from peers in requests of 500 with four in flight",
         ),
-        Work(
+        Workload(
             name="trickle",
             callers=1,
             texts_per_call=1,
@@ -85,7 +85,7 @@ def sentences() -> dict[str, list[str]]:
     return dict(found)
 
 
-def texts(work: Work, n: int) -> list[str]:
+def texts(work: Workload, n: int) -> list[str]:
     """Returns n texts, no two alike, the same in every run: each of 1 to max_sentences sentences of one language.
 
     One sentence is as likely as two to three or as four to eight, roughly: short texts are the more frequent. No text
@@ -104,7 +104,7 @@ def texts(work: Work, n: int) -> list[str]:
     return list(found)
 
 
-def calls(work: Work) -> tuple[list[list[str]], list[list[str]]]:
+def calls(work: Workload) -> tuple[list[list[str]], list[list[str]]]:
     """Returns the texts of each call: those to warm up with, and those to time."""
     size = work.texts_per_call
     pool = texts(work, (work.warm_calls + work.calls) * size)

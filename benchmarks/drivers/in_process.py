@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.turns import Outcome, take_turns
+from benchmarks.drivers.driver import Outcome, take_turns
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
