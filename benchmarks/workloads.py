@@ -1,4 +1,4 @@
-"""The four loads: how many callers, how many texts a call, and which texts."""
+"""The four workloads of the comparison: number of callers, texts of a call, and lengths of the texts."""
 
 import random
 from collections import defaultdict
@@ -8,29 +8,37 @@ from pathlib import Path
 
 TEXTS = Path(__file__).with_name("texts.tsv")
 SEED = 20261121
-# The longest joined text, in characters: within 128 tokens of the multilingual model for all but a few texts, and
-# within 256 of all-MiniLM-L6-v2, since not all systems cut at the same length.
+# Keeps nearly all texts below the truncation lengths (128 tokens of the multilingual model, 256 of all-MiniLM-L6-v2),
+# because systems truncate at different lengths.
 MAX_CHARS = 280
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One load. A caller makes its next call when the last one is answered."""
+    """One workload in a closed loop: each caller waits for the response before it makes its next call."""
 
     name: str
     callers: int
     texts_per_call: int
-    calls: int  # timed
-    warm_calls: int  # before them, untimed
-    max_sentences: int  # that are joined into one text
+    calls: int  # measured
+    warm_calls: int  # before the measured calls
+    max_sentences: int  # joined into one text
     max_chars: int = MAX_CHARS
-    streamed: bool = False  # whether a service with a bulk interface takes all texts through that
-    says: str
+    streamed: bool = False  # systems with a bulk interface receive all texts through it
+    description: str
+
+    @property
+    def measures_latency(self) -> bool:
+        """True if a call waits for no other call.
+
+        With several callers in a closed loop, the latency is the number of callers divided by the throughput.
+        """
+        return self.callers == 1
 
 
 WORKLOADS = {
-    work.name: work
-    for work in (
+    workload.name: workload
+    for workload in (
         Workload(
             name="single",
             callers=64,
@@ -39,7 +47,7 @@ WORKLOADS = {
             warm_calls=256,
             max_sentences=2,
             max_chars=80,
-            says="64 callers, one short text a call",
+            description="64 callers, one short text a call",
         ),
         Workload(
             name="batch",
@@ -48,7 +56,7 @@ WORKLOADS = {
             calls=150,
             warm_calls=24,
             max_sentences=8,
-            says="8 callers, 32 texts of mixed lengths a call",
+            description="8 callers, 32 texts of mixed lengths a call",
         ),
         Workload(
             name="bulk",
@@ -58,7 +66,7 @@ WORKLOADS = {
             warm_calls=2,
             max_sentences=8,
             streamed=True,
-            says="one caller with 10,000 texts of mixed lengths: through embed_many, "
+            description="one caller with 10,000 texts of mixed lengths: through embed_many, "
             "from peers in requests of 500 with four in flight",
         ),
         Workload(
@@ -69,49 +77,56 @@ WORKLOADS = {
             warm_calls=20,
             max_sentences=2,
             max_chars=80,
-            says="one caller, one short text at a time",
+            description="one caller, one short text at a time",
         ),
     )
 }
 
 
 def sentences() -> dict[str, list[str]]:
-    """Returns the shipped sentences by language."""
-    found = defaultdict(list)
-    for line in TEXTS.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            language, sentence = line.split("\t")
-            found[language].append(sentence)
-    return dict(found)
+    """Returns the sentences of texts.tsv by language."""
+    by_language = defaultdict(list)
+    for language, sentence in _rows():
+        by_language[language].append(sentence)
+    return dict(by_language)
 
 
-def texts(work: Workload, n: int) -> list[str]:
-    """Returns n texts, no two alike, the same in every run: each of 1 to max_sentences sentences of one language.
+def mixed_sentences() -> list[str]:
+    """Returns the sentences of texts.tsv in the order of the file, in which the languages alternate."""
+    return [sentence for _, sentence in _rows()]
 
-    One sentence is as likely as two to three or as four to eight, roughly: short texts are the more frequent. No text
-    comes twice, so that no cache answers for a model.
+
+def _rows() -> list[list[str]]:
+    lines = TEXTS.read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines if not line.startswith("#")]
+
+
+def texts(workload: Workload, n: int) -> list[str]:
+    """Returns n distinct texts of 1 to max_sentences sentences of one language, the same in every run.
+
+    A text of k sentences has a probability proportional to 1/k. The texts are distinct so that caches have no effect.
     """
-    rng = random.Random(SEED)  # noqa: S311 - nothing secret
+    rng = random.Random(SEED)  # noqa: S311 - not for cryptography
     by_language = list(sentences().values())
-    counts = range(1, work.max_sentences + 1)
-    found: dict[str, None] = {}
-    while len(found) < n:
+    counts = range(1, workload.max_sentences + 1)
+    distinct: dict[str, None] = {}
+    while len(distinct) < n:
         lines = rng.choice(by_language)
         count = rng.choices(counts, [1 / count for count in counts])[0]
         text = " ".join(rng.sample(lines, count))
-        if len(text) <= work.max_chars:
-            found[text] = None
-    return list(found)
+        if len(text) <= workload.max_chars:
+            distinct[text] = None
+    return list(distinct)
 
 
-def calls(work: Workload) -> tuple[list[list[str]], list[list[str]]]:
-    """Returns the texts of each call: those to warm up with, and those to time."""
-    size = work.texts_per_call
-    pool = texts(work, (work.warm_calls + work.calls) * size)
-    cut = [pool[first : first + size] for first in range(0, len(pool), size)]
-    return cut[: work.warm_calls], cut[work.warm_calls :]
+def calls(workload: Workload) -> tuple[list[list[str]], list[list[str]]]:
+    """Returns the texts of each warm-up call and of each measured call."""
+    size = workload.texts_per_call
+    pool = texts(workload, (workload.warm_calls + workload.calls) * size)
+    batches = [pool[first : first + size] for first in range(0, len(pool), size)]
+    return batches[: workload.warm_calls], batches[workload.warm_calls :]
 
 
 def probes() -> Sequence[str]:
-    """Returns one sentence of each language, which every system's vectors are compared on."""
+    """Returns one sentence of each language, on which the vectors of the systems are compared."""
     return [lines[0] for lines in sentences().values()]

@@ -1,4 +1,4 @@
-"""isogloss-server's engine in process: its queue, tokenizer and model as the server loads them, without gRPC.
+"""Driver for the engine of isogloss-server in process: batch queue, tokenizer and model without gRPC.
 
 python -m benchmarks.drivers.engine FOLDER PRECISION THREADS
 """
@@ -14,24 +14,23 @@ from isogloss_server.engine.workers import Workers
 from isogloss_server.models.base import Role, Rows, Truncation, Urgency
 from isogloss_server.settings import Settings
 
-from benchmarks.drivers.driver import obey
-from benchmarks.drivers.in_process import Concurrent
+from benchmarks.drivers.driver import AsyncLibraryDriver, serve_runner
 
 
 async def main(folder: str, precision: str, threads: int) -> None:
-    """Drives the engine until the runner has no more orders."""
+    """Drives the engine until the runner closes standard input."""
     settings = Settings.model_validate({"precision": precision, "inference_threads": threads})
     workers = Workers(settings.worker_threads)
     try:
         ready = loading.load(folder, settings, workers, SystemClock())
         gc.collect()
-        gc.freeze()  # as the server does
+        gc.freeze()  # the server does the same after loading
 
         async def embed(texts: Sequence[str]) -> Rows:
-            """Returns what the engine's Embedder gives."""
+            """Returns float32 [n, d] for n texts."""
             return (await ready.embedder.embed(texts, Role.SIMILARITY, Truncation.END, Urgency())).rows
 
-        await obey(Concurrent(embed))
+        await serve_runner(AsyncLibraryDriver(embed))
     finally:
         workers.close()
 

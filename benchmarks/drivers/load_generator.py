@@ -1,9 +1,9 @@
-"""The load generator, a process of its own: asyncio callers over real gRPC or HTTP.
+"""Load generator: asyncio callers over gRPC or HTTP, in a process of their own.
 
     python -m benchmarks.drivers.load_generator PROTOCOL ADDRESS
 
-Requests are made ready before the clock starts and answers are not read beyond their status, so that what is timed is
-the server. The one exception is the bulk work of isogloss, which goes through the client's embed_many as a user's does.
+Requests are serialized before the clock starts and responses are not parsed, so the figures measure the server. The
+exception is the bulk workload of isogloss, which uses the client's embed_many as an application does.
 """
 
 import asyncio
@@ -22,44 +22,44 @@ import uvloop
 from isogloss import Client
 from isogloss.v1 import embedding_pb2 as pb
 
-from benchmarks.drivers.driver import Driver, Outcome, obey, take_turns
+from benchmarks.drivers.driver import Driver, RunResult, run_closed_loop, serve_runner
 
 METHOD = "/isogloss.v1.EmbeddingService/Embed"
 TIMEOUT_S = 300.0
 
 
-class Grpc:
-    """Callers of Embed: of isogloss, and of whatever else speaks its contract."""
+class GrpcDriver:
+    """Calls Embed of isogloss or of another server with the same contract."""
 
     def __init__(self, address: str) -> None:
-        sizes = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
-        self._call: Any = grpc.aio.insecure_channel(address, options=sizes).unary_unary(METHOD)
-        self._ready: list[tuple[int, bytes]] = []
+        options = [(f"grpc.max_{direction}_message_length", -1) for direction in ("receive", "send")]
+        self._call: Any = grpc.aio.insecure_channel(address, options=options).unary_unary(METHOD)
+        self._requests: list[tuple[int, bytes]] = []
         self._callers = 1
 
     def prepare(self, calls: Sequence[Sequence[str]], callers: int) -> None:
-        """Makes the calls' messages ready."""
+        """Serializes the requests."""
         self._callers = callers
-        self._ready = [(len(texts), pb.EmbedRequest(texts=texts).SerializeToString()) for texts in calls]
+        self._requests = [(len(texts), pb.EmbedRequest(texts=texts).SerializeToString()) for texts in calls]
 
-    async def run(self, limit_s: float) -> Outcome:
-        """Makes the calls that were made ready."""
-        return await take_turns(self._send, self._ready, self._callers, limit_s)
+    async def run(self, limit_s: float) -> RunResult:
+        """Sends the prepared requests."""
+        return await run_closed_loop(self._send, self._requests, self._callers, limit_s)
 
     async def vectors(self, texts: Sequence[str]) -> list[list[float]]:
         """Returns the vector of each text."""
-        answer = pb.EmbedResponse.FromString(await self._send(pb.EmbedRequest(texts=texts).SerializeToString()))
-        matrix = answer.embeddings
+        response = pb.EmbedResponse.FromString(await self._send(pb.EmbedRequest(texts=texts).SerializeToString()))
+        matrix = response.embeddings
         rows: list[list[float]] = np.frombuffer(matrix.data, dtype="<f4").reshape(len(texts), -1).tolist()
         return rows
 
     async def _send(self, message: bytes) -> bytes:
-        answer: bytes = await self._call(message, timeout=TIMEOUT_S)
-        return answer
+        response: bytes = await self._call(message, timeout=TIMEOUT_S)
+        return response
 
 
-class EmbedMany(Grpc):
-    """One caller with one long list, through the client's embed_many; a latency is the time between two chunks."""
+class EmbedManyDriver(GrpcDriver):
+    """Sends all texts as one sequence through the client's embed_many; reports no latencies."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
@@ -67,53 +67,51 @@ class EmbedMany(Grpc):
         self._texts: list[str] = []
 
     def prepare(self, calls: Sequence[Sequence[str]], callers: int) -> None:
-        """Joins the calls into one list."""
+        """Joins the texts of all calls into one list."""
         self._texts = list(itertools.chain.from_iterable(calls))
         super().prepare(calls, callers)
 
-    async def run(self, limit_s: float) -> Outcome:
-        """Embeds the list, or as much of it as is taken up within limit_s."""
+    async def run(self, limit_s: float) -> RunResult:
+        """Embeds the texts that embed_many reads within limit_s seconds."""
         return await asyncio.to_thread(self._run, limit_s)
 
-    def _run(self, limit_s: float) -> Outcome:
-        outcome, began_s = Outcome(), time.perf_counter()
-        last_s = began_s
-        given = itertools.takewhile(lambda _: time.perf_counter() - began_s <= limit_s, self._texts)
+    def _run(self, limit_s: float) -> RunResult:
+        result, start_s = RunResult(), time.perf_counter()
+        last_s = start_s
+        texts = itertools.takewhile(lambda _: time.perf_counter() - start_s <= limit_s, self._texts)
         try:
-            for chunk in self._client.embed_many(given):
-                now_s = time.perf_counter()
-                outcome.latencies_ms.append((now_s - last_s) * 1000)
-                outcome.texts += len(chunk)
-                last_s = now_s
-        except Exception as error:  # noqa: BLE001 - counted and told, as of every other call
-            outcome.errors, outcome.first_error = 1, f"{type(error).__name__}: {error}"[:300]
-        outcome.wall_s = last_s - began_s
-        return outcome
+            for chunk in self._client.embed_many(texts):
+                last_s = time.perf_counter()
+                result.texts += len(chunk)
+        except Exception as error:  # noqa: BLE001 - counted and reported like the error of any other call
+            result.errors, result.first_error = 1, f"{type(error).__name__}: {error}"[:300]
+        result.wall_s = last_s - start_s
+        return result
 
 
-class OpenAi:
-    """Callers of an OpenAI-like /embeddings; vectors come as base64, which costs its server the least."""
+class OpenAiDriver:
+    """Calls an OpenAI-compatible /embeddings endpoint; asks for base64 vectors, the cheapest form for the server."""
 
     def __init__(self, address: str) -> None:
         self._url = f"http://{address}/embeddings"
-        self._ready: list[tuple[int, bytes]] = []
+        self._requests: list[tuple[int, bytes]] = []
         self._callers = 1
         self._session: aiohttp.ClientSession | None = None
 
     def prepare(self, calls: Sequence[Sequence[str]], callers: int) -> None:
-        """Makes the calls' bodies ready."""
+        """Serializes the requests."""
         self._callers = callers
-        self._ready = [(len(texts), self._body(texts)) for texts in calls]
+        self._requests = [(len(texts), self._body(texts)) for texts in calls]
 
-    async def run(self, limit_s: float) -> Outcome:
-        """Makes the calls that were made ready."""
-        return await take_turns(self._send, self._ready, self._callers, limit_s)
+    async def run(self, limit_s: float) -> RunResult:
+        """Sends the prepared requests."""
+        return await run_closed_loop(self._send, self._requests, self._callers, limit_s)
 
     async def vectors(self, texts: Sequence[str]) -> list[list[float]]:
         """Returns the vector of each text."""
         data = json.loads(await self._send(self._body(texts)))["data"]
-        found = (base64.b64decode(row["embedding"]) for row in sorted(data, key=lambda row: row["index"]))
-        return [np.frombuffer(row, dtype="<f4").tolist() for row in found]
+        rows = (base64.b64decode(row["embedding"]) for row in sorted(data, key=lambda row: row["index"]))
+        return [np.frombuffer(row, dtype="<f4").tolist() for row in rows]
 
     @staticmethod
     def _body(texts: Sequence[str]) -> bytes:
@@ -124,19 +122,19 @@ class OpenAi:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(TIMEOUT_S)
             )
-        async with self._session.post(self._url, data=body, headers={"Content-Type": "application/json"}) as answer:
-            content: bytes = await answer.read()
-            answer.raise_for_status()
+        async with self._session.post(self._url, data=body, headers={"Content-Type": "application/json"}) as response:
+            content: bytes = await response.read()
+            response.raise_for_status()
             return content
 
 
-PROTOCOLS: dict[str, Callable[[str], Any]] = {"grpc": Grpc, "embed-many": EmbedMany, "openai": OpenAi}
+DRIVERS: dict[str, Callable[[str], Any]] = {"grpc": GrpcDriver, "embed-many": EmbedManyDriver, "openai": OpenAiDriver}
 
 
 async def main(protocol: str, address: str) -> None:
-    """Drives the server at `address` until the runner has no more orders."""
-    driver: Driver = PROTOCOLS[protocol](address)
-    await obey(driver)
+    """Drives the server at `address` until the runner closes standard input."""
+    driver: Driver = DRIVERS[protocol](address)
+    await serve_runner(driver)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The load of the soak, a process of its own: callers who do this and that until SIGTERM, then finish what they do.
+"""Load generator of the `soak` workload: callers that make random calls until SIGTERM, then finish their current call.
 
-python -m benchmarks.drivers.soak ADDRESS SEED MODEL=KNOWN_HEX...
+    python -m benchmarks.drivers.soak ADDRESS SEED MODEL=KNOWN_HEX...
 
-Every second it prints what happened since as one JSON object: texts, latencies of interactive calls, how calls ended,
-and what ended as it must not.
+Every second it prints one JSON object for that second: texts, latencies of interactive calls, status codes of calls by
+kind, and unexpected status codes.
 """
 
 import asyncio
@@ -25,25 +25,25 @@ from benchmarks.drivers import soak_faults as faults
 
 CALLERS = 4
 PAUSE_S = 0.02  # between two calls of one caller
-TELL_EVERY_S = 1.0
+REPORT_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of call: how often among others, what makes it, and how it may end."""
+    """A kind of call: its relative frequency, the function that makes it, and the status codes that it may return."""
 
     weight: int
-    make: Callable[[calls.Shared], Awaitable[str | None]]
-    ends: frozenset[str] = frozenset({"OK"})
+    make: Callable[[calls.Context], Awaitable[str | None]]
+    codes: frozenset[str] = frozenset({"OK"})
 
 
-def _may(*codes: str) -> frozenset[str]:
-    return frozenset(codes)
+def _codes(*names: str) -> frozenset[str]:
+    return frozenset(names)
 
 
-GIVEN_UP = _may("OK", "CANCELLED")
-# A server that sees that there is not enough time refuses at once.
-LATE = _may("OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+CANCELLED = _codes("OK", "CANCELLED")
+# The server refuses a call at once if it cannot finish before the deadline.
+LATE = _codes("OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 KINDS = (
     Kind(30, calls.interactive),
     Kind(10, calls.batch),
@@ -56,95 +56,95 @@ KINDS = (
     Kind(2, calls.watch),
     Kind(2, calls.reflection),
     Kind(1, calls.reconnect),
-    Kind(6, faults.cancelled, GIVEN_UP),
+    Kind(6, faults.cancelled, CANCELLED),
     Kind(6, faults.late, LATE),
-    Kind(2, faults.many_left, GIVEN_UP),
-    Kind(4, faults.stream_cancelled, GIVEN_UP),
+    Kind(2, faults.many_left, CANCELLED),
+    Kind(4, faults.stream_cancelled, CANCELLED),
     Kind(4, faults.stream_late, LATE),
     Kind(1, faults.slow_reader),
-    Kind(3, faults.empty_text, _may("INVALID_ARGUMENT")),
-    Kind(3, faults.unknown_model, _may("NOT_FOUND")),
-    Kind(3, faults.wrong_space, _may("FAILED_PRECONDITION")),
-    Kind(3, faults.wrong_matrix, _may("INVALID_ARGUMENT")),
-    Kind(3, faults.malformed, _may("INVALID_ARGUMENT", "INTERNAL")),
-    Kind(1, faults.too_many_texts, _may("INVALID_ARGUMENT")),
-    Kind(1, faults.oversized, _may("RESOURCE_EXHAUSTED")),
-    Kind(3, faults.unknown_method, _may("UNIMPLEMENTED")),
-    Kind(1, faults.same_id, _may("INVALID_ARGUMENT")),
+    Kind(3, faults.empty_text, _codes("INVALID_ARGUMENT")),
+    Kind(3, faults.unknown_model, _codes("NOT_FOUND")),
+    Kind(3, faults.wrong_space, _codes("FAILED_PRECONDITION")),
+    Kind(3, faults.wrong_matrix, _codes("INVALID_ARGUMENT")),
+    Kind(3, faults.malformed, _codes("INVALID_ARGUMENT", "INTERNAL")),
+    Kind(1, faults.too_many_texts, _codes("INVALID_ARGUMENT")),
+    Kind(1, faults.oversized, _codes("RESOURCE_EXHAUSTED")),
+    Kind(3, faults.unknown_method, _codes("UNIMPLEMENTED")),
+    Kind(1, faults.same_id, _codes("INVALID_ARGUMENT")),
 )
 
 
-class Tally:
-    """What has happened since it was last told."""
+class Counters:
+    """Texts, latencies and status codes since the last report."""
 
-    def __init__(self, shared: calls.Shared) -> None:
-        self._shared = shared
-        self._ends: collections.Counter[str] = collections.Counter()
+    def __init__(self, context: calls.Context) -> None:
+        self._context = context
+        self._outcomes: collections.Counter[str] = collections.Counter()
         self._unexpected: list[str] = []
 
-    async def one(self, kind: Kind) -> None:
-        """Makes a call of a kind, and notes how it ended."""
-        name, said = getattr(kind.make, "__name__", ""), ""
+    async def call(self, kind: Kind) -> None:
+        """Makes a call and counts its status code."""
+        name, message = getattr(kind.make, "__name__", ""), ""
         try:
-            end = await kind.make(self._shared) or "OK"
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is an end
-            end, said = faults.code_of(error), str(error)[:300]
-        self._ends[f"{name} {end}"] += 1
-        if end not in kind.ends:
-            self._unexpected.append(f"{name} {end}: {said}")
+            code = await kind.make(self._context) or "OK"
+        except Exception as error:  # noqa: BLE001 - the code of any error is an outcome
+            code, message = faults.code_of(error), str(error)[:300]
+        self._outcomes[f"{name} {code}"] += 1
+        if code not in kind.codes:
+            self._unexpected.append(f"{name} {code}: {message}")
 
-    def tell(self) -> None:
-        """Prints it, and begins anew."""
-        told = {
-            "texts": self._shared.done_texts,
-            "interactive_ms": self._shared.interactive_ms,
-            "ends": dict(self._ends),
+    def report(self) -> None:
+        """Prints the counters and resets them."""
+        report = {
+            "texts": self._context.embedded_texts,
+            "interactive_ms": self._context.interactive_ms,
+            "outcomes": dict(self._outcomes),
             "unexpected": self._unexpected,
         }
-        print(json.dumps(told), flush=True)
-        self._shared.done_texts, self._shared.interactive_ms = 0, []
-        self._ends.clear()
+        print(json.dumps(report), flush=True)
+        self._context.embedded_texts, self._context.interactive_ms = 0, []
+        self._outcomes.clear()
         self._unexpected = []
 
 
-async def load(shared: calls.Shared) -> None:
-    """Keeps CALLERS callers busy until SIGTERM."""
-    stopped, tally = asyncio.Event(), Tally(shared)
+async def load(context: calls.Context) -> None:
+    """Runs CALLERS concurrent callers until SIGTERM."""
+    stopped, counters = asyncio.Event(), Counters(context)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
 
     async def caller() -> None:
         while not stopped.is_set():
-            [kind] = shared.random.choices(KINDS, [kind.weight for kind in KINDS])
-            await tally.one(kind)
+            [kind] = context.random.choices(KINDS, [kind.weight for kind in KINDS])
+            await counters.call(kind)
             await asyncio.sleep(PAUSE_S)
 
-    async def teller() -> None:
+    async def reporter() -> None:
         while True:
-            await asyncio.sleep(TELL_EVERY_S)
-            tally.tell()
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            counters.report()
 
-    telling = asyncio.create_task(teller())
+    reporting = asyncio.create_task(reporter())
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    telling.cancel()
-    tally.tell()
+    reporting.cancel()
+    counters.report()
 
 
 async def main(address: str, seed: str, *known: str) -> None:
-    """Makes the clients, loads the server, closes them."""
-    of_models = dict(one.rsplit("=", 1) for one in known)
+    """Connects the clients and loads the server."""
+    known_hex = dict(argument.rsplit("=", 1) for argument in known)
     options: Any = [("grpc.max_send_message_length", -1)]
     with Client(address) as blocking:
         async with AsyncClient(address) as client, grpc.aio.insecure_channel(address, options=options) as channel:
-            shared = calls.Shared(
+            context = calls.Context(
                 address=address,
-                models=list(of_models),
-                known={model: bytes.fromhex(told) for model, told in of_models.items()},
-                random=random.Random(int(seed)),  # noqa: S311 - nothing secret
+                models=list(known_hex),
+                known={model: bytes.fromhex(digits) for model, digits in known_hex.items()},
+                random=random.Random(int(seed)),  # noqa: S311 - not for cryptography
                 client=client,
                 blocking=blocking,
                 channel=channel,
             )
-            await load(shared)
+            await load(context)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The calls of the soak that are to be answered, each held against what was asked for."""
+"""Calls of the `soak` workload that must succeed; each function checks the response."""
 
 import asyncio
 import random
@@ -21,19 +21,26 @@ METRICS = ("cosine", "dot", "euclidean", "manhattan")
 KNOWN_TEXTS = ("Good morning", "おはようございます", "Where is the station?")
 
 
-class WrongAnswerError(Exception):
-    """An answer that is not what was asked for."""
+class WrongResponseError(Exception):
+    """A response that does not match its request."""
 
 
-def hold(true: bool, what: str) -> None:  # noqa: FBT001 - as assert
-    """Raises WrongAnswerError unless it is true."""
-    if not true:
-        raise WrongAnswerError(what)
+def check(condition: bool, subject: str) -> None:  # noqa: FBT001 - like an assertion
+    """Raises WrongResponseError unless the condition holds."""
+    if not condition:
+        raise WrongResponseError(subject)
 
 
 @dataclass(slots=True)
-class Shared:
-    """What all callers of one process have; `models` begins with the one that is slow, `known` has bytes by model."""
+class Context:
+    """Clients, models and counters that the callers of one process share.
+
+    Attributes:
+        models: Names of the served models, the slow model first.
+        known: The bytes of the vectors of KNOWN_TEXTS by model.
+        embedded_texts: Texts embedded since the last report.
+        interactive_ms: Latencies of interactive calls since the last report.
+    """
 
     address: str
     models: Sequence[str]
@@ -43,143 +50,145 @@ class Shared:
     blocking: Client
     channel: grpc.aio.Channel
     texts: list[str] = field(default_factory=lambda: workloads.texts(workloads.WORKLOADS["batch"], 4_000))
-    done_texts: int = 0
+    embedded_texts: int = 0
     interactive_ms: list[float] = field(default_factory=list)
 
-    def some(self, least: int, most: int) -> list[str]:
-        """Returns so many texts of the load's."""
-        return self.random.sample(self.texts, self.random.randint(least, most))
+    def sample(self, minimum: int, maximum: int) -> list[str]:
+        """Returns a random number of random texts."""
+        return self.random.sample(self.texts, self.random.randint(minimum, maximum))
 
     def any_model(self) -> str:
-        """Returns one of the models."""
+        """Returns a random model."""
         return self.random.choice(self.models)
 
     def raw(self, method: str, kind: str = "unary_unary") -> Any:
-        """Returns what makes calls of bytes."""
+        """Returns a callable for a method of the service that sends and returns bytes."""
         return getattr(self.channel, kind)(f"/{SERVICE}/{method}")
 
 
-async def interactive(to: Shared) -> None:
-    """A few texts for somebody who waits; its latency counts."""
-    texts, loop = to.some(1, 3), asyncio.get_running_loop()
-    began_s = loop.time()
-    found = await to.client.embed(texts, model=to.models[0])
-    to.interactive_ms.append((loop.time() - began_s) * 1000)
-    hold(found.vectors.shape[0] == len(texts), "rows of embed")
-    hold(bool(np.allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-3)), "unit length")
-    to.done_texts += len(texts)
+async def interactive(context: Context) -> None:
+    """Embeds a few texts with interactive priority and records the latency."""
+    texts, loop = context.sample(1, 3), asyncio.get_running_loop()
+    start_s = loop.time()
+    response = await context.client.embed(texts, model=context.models[0])
+    context.interactive_ms.append((loop.time() - start_s) * 1000)
+    check(response.vectors.shape[0] == len(texts), "rows of embed")
+    check(bool(np.allclose(np.linalg.norm(response.vectors, axis=1), 1, atol=1e-3)), "unit length")
+    context.embedded_texts += len(texts)
 
 
-async def batch(to: Shared) -> None:
-    """More texts in either lane, of any element type."""
-    texts, element_type = to.some(4, 32), to.random.choice(ELEMENT_TYPES)
-    found = await to.client.embed(
+async def batch(context: Context) -> None:
+    """Embeds a batch with a random priority and element type."""
+    texts, element_type = context.sample(4, 32), context.random.choice(ELEMENT_TYPES)
+    response = await context.client.embed(
         texts,
-        model=to.any_model(),
+        model=context.any_model(),
         element_type=element_type,
-        priority=to.random.choice(("bulk", "interactive")),
-        input_type=to.random.choice(("query", "document")),
+        priority=context.random.choice(("bulk", "interactive")),
+        input_type=context.random.choice(("query", "document")),
     )
-    hold(len(found.elements) == len(texts) == len(found.token_counts), f"rows of {element_type}")
-    to.done_texts += len(texts)
+    check(len(response.elements) == len(texts) == len(response.token_counts), f"rows of {element_type}")
+    context.embedded_texts += len(texts)
 
 
-async def known(to: Shared) -> None:
-    """The known texts among others: the same bits as alone."""
-    for model, expected in to.known.items():
-        others = to.some(1, 6)
-        found = await to.client.embed([*others, *KNOWN_TEXTS], model=model)
-        hold(found.vectors[len(others) :].tobytes() == expected, f"bits of the known texts of {model}")
-        to.done_texts += len(others) + len(KNOWN_TEXTS)
+async def known(context: Context) -> None:
+    """Embeds the known texts in a batch with others; their vectors must be bit-identical to those without others."""
+    for model, expected in context.known.items():
+        others = context.sample(1, 6)
+        response = await context.client.embed([*others, *KNOWN_TEXTS], model=model)
+        check(response.vectors[len(others) :].tobytes() == expected, f"bits of the known texts of {model}")
+        context.embedded_texts += len(others) + len(KNOWN_TEXTS)
 
 
-async def partial(to: Shared) -> None:
-    """Texts of which one cannot be embedded."""
-    texts = to.some(2, 6)
-    bad = to.random.randrange(len(texts))
+async def partial(context: Context) -> None:
+    """Embeds texts with allow_partial, one of which has no tokens."""
+    texts = context.sample(2, 6)
+    bad = context.random.randrange(len(texts))
     texts[bad] = "  "
-    found = await to.client.embed(texts, model=to.any_model(), allow_partial=True)
-    hold([error.row for error in found.row_errors] == [bad], "the row that failed")
-    hold(not found.vectors[bad].any(), "zeros for the row that failed")
-    to.done_texts += len(texts) - 1
+    response = await context.client.embed(texts, model=context.any_model(), allow_partial=True)
+    check([error.row for error in response.row_errors] == [bad], "the row that failed")
+    check(not response.vectors[bad].any(), "zeros for the row that failed")
+    context.embedded_texts += len(texts) - 1
 
 
-async def blocking(to: Shared) -> None:
-    """The blocking client, on a thread."""
-    texts = to.some(1, 4)
-    found = await asyncio.to_thread(to.blocking.embed, texts, model=to.any_model())
-    hold(found.vectors.shape[0] == len(texts), "rows of the blocking client")
-    to.done_texts += len(texts)
+async def blocking(context: Context) -> None:
+    """Embeds with the blocking client on a thread."""
+    texts = context.sample(1, 4)
+    response = await asyncio.to_thread(context.blocking.embed, texts, model=context.any_model())
+    check(response.vectors.shape[0] == len(texts), "rows of the blocking client")
+    context.embedded_texts += len(texts)
 
 
-async def many(to: Shared) -> None:
-    """A stream of many texts, now and then read slowly."""
-    model = to.any_model()
-    texts = to.some(40, 80) if model == to.models[0] else to.some(200, 800)
-    slow_s, row = to.random.choice((0, 0, 0.15)), 0
-    async with aclosing(to.client.embed_many(texts, model=model, chunk_texts=to.random.choice((16, 64)))) as chunks:
+async def many(context: Context) -> None:
+    """Embeds many texts through embed_many; one call in three reads slowly."""
+    model = context.any_model()
+    texts = context.sample(40, 80) if model == context.models[0] else context.sample(200, 800)
+    slow_s, row = context.random.choice((0, 0, 0.15)), 0
+    async with aclosing(
+        context.client.embed_many(texts, model=model, chunk_texts=context.random.choice((16, 64)))
+    ) as chunks:
         async for chunk in chunks:
-            hold(chunk.start == row, "order of embed_many")
+            check(chunk.start == row, "order of embed_many")
             row += len(chunk)
             await asyncio.sleep(slow_s)
-    hold(row == len(texts), "rows of embed_many")
-    to.done_texts += row
+    check(row == len(texts), "rows of embed_many")
+    context.embedded_texts += row
 
 
-async def similarity(to: Shared) -> None:
-    """Every shape and metric, either side as texts or as vectors."""
-    model, metric = to.any_model(), to.random.choice(METRICS)
-    queries, candidates = to.some(2, 5), to.some(5, 9)
-    found = await to.client.embed(candidates, model=model)
-    sides: tuple[list[str], Vectors] = (candidates, Vectors(found.vectors, space_id=found.space_id))
-    side = to.random.choice(sides)
-    scores = await to.client.similarity(queries, side, model=model, metric=metric)
-    hold(scores.values.shape == (len(queries), len(candidates)), "shape of similarity")
-    pairs = await to.client.pairwise(sides[1], candidates, model=model, metric=metric)
-    hold(len(pairs.values) == len(candidates), "number of pairs")
-    best = await to.client.nearest(queries[0], side, model=model, metric=metric, k=3)
-    lists = await to.client.nearest_many(queries, side, model=model, metric=metric, k=100)
-    hold(len(best) == 3, "number of neighbours")
-    hold([len(one) for one in lists] == [len(candidates)] * len(queries), "all neighbours")
-    to.done_texts += 3 * len(candidates) + 3 * len(queries)
+async def similarity(context: Context) -> None:
+    """Calls similarity, pairwise and nearest with a random metric, with candidates as texts or as vectors."""
+    model, metric = context.any_model(), context.random.choice(METRICS)
+    queries, candidates = context.sample(2, 5), context.sample(5, 9)
+    response = await context.client.embed(candidates, model=model)
+    sides: tuple[list[str], Vectors] = (candidates, Vectors(response.vectors, space_id=response.space_id))
+    side = context.random.choice(sides)
+    scores = await context.client.similarity(queries, side, model=model, metric=metric)
+    check(scores.values.shape == (len(queries), len(candidates)), "shape of similarity")
+    pairs = await context.client.pairwise(sides[1], candidates, model=model, metric=metric)
+    check(len(pairs.values) == len(candidates), "number of pairs")
+    best = await context.client.nearest(queries[0], side, model=model, metric=metric, k=3)
+    lists = await context.client.nearest_many(queries, side, model=model, metric=metric, k=100)
+    check(len(best) == 3, "number of neighbours")
+    check([len(hits) for hits in lists] == [len(candidates)] * len(queries), "all neighbours")
+    context.embedded_texts += 3 * len(candidates) + 3 * len(queries)
 
 
-async def state(to: Shared) -> None:
-    """Health and ListModels, and grpc.health.v1's Check and List."""
-    report = await to.client.health()
-    hold([model.model for model in report.models] == list(to.models), "models of Health")
-    hold([model.name for model in await to.client.models()] == list(to.models), "models of ListModels")
-    stub: Any = health_pb2_grpc.HealthStub(to.channel)
-    answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
-    hold(answer.status == health_pb2.HealthCheckResponse.SERVING, "Check")
-    hold(len((await stub.List(health_pb2.HealthListRequest())).statuses) == 2 + len(to.models), "List")
+async def state(context: Context) -> None:
+    """Calls Health and ListModels, and Check and List of grpc.health.v1."""
+    report = await context.client.health()
+    check([model.model for model in report.models] == list(context.models), "models of Health")
+    check([model.name for model in await context.client.models()] == list(context.models), "models of ListModels")
+    stub: Any = health_pb2_grpc.HealthStub(context.channel)
+    response = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+    check(response.status == health_pb2.HealthCheckResponse.SERVING, "Check")
+    check(len((await stub.List(health_pb2.HealthListRequest())).statuses) == 2 + len(context.models), "List")
 
 
-async def watch(to: Shared) -> None:
-    """A Watch that is held for a while, then cancelled."""
-    stub: Any = health_pb2_grpc.HealthStub(to.channel)
-    call = stub.Watch(health_pb2.HealthCheckRequest(service=to.any_model()))
-    hold((await call.read()).status == health_pb2.HealthCheckResponse.SERVING, "Watch")
-    await asyncio.sleep(to.random.uniform(0, 1))
+async def watch(context: Context) -> None:
+    """Opens a Watch of grpc.health.v1 and cancels it within a second."""
+    stub: Any = health_pb2_grpc.HealthStub(context.channel)
+    call = stub.Watch(health_pb2.HealthCheckRequest(service=context.any_model()))
+    check((await call.read()).status == health_pb2.HealthCheckResponse.SERVING, "Watch")
+    await asyncio.sleep(context.random.uniform(0, 1))
     call.cancel()
 
 
-async def reflection(to: Shared) -> None:
-    """Reflection: the services, and the file of one."""
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(to.channel)
-    asked = (
+async def reflection(context: Context) -> None:
+    """Lists the services through reflection and reads the file of one."""
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(context.channel)
+    requests = (
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
     )
-    answers = [answer async for answer in stub.ServerReflectionInfo(iter(asked))]
-    names = [one.name for one in answers[0].list_services_response.service]
-    hold(SERVICE in names, "services of reflection")
-    hold(bool(answers[1].file_descriptor_response.file_descriptor_proto), "file of reflection")
+    responses = [response async for response in stub.ServerReflectionInfo(iter(requests))]
+    names = [service.name for service in responses[0].list_services_response.service]
+    check(SERVICE in names, "services of reflection")
+    check(bool(responses[1].file_descriptor_response.file_descriptor_proto), "file of reflection")
 
 
-async def reconnect(to: Shared) -> None:
-    """A client of its own for one call, closed again."""
-    async with AsyncClient(to.address) as client:
-        texts = to.some(1, 2)
-        hold(len(await client.embed(texts, model=to.models[1])) == len(texts), "rows of a new client")
-    to.done_texts += len(texts)
+async def reconnect(context: Context) -> None:
+    """Makes one call with a new client."""
+    async with AsyncClient(context.address) as client:
+        texts = context.sample(1, 2)
+        check(len(await client.embed(texts, model=context.models[1])) == len(texts), "rows of a new client")
+    context.embedded_texts += len(texts)

@@ -1,4 +1,4 @@
-"""The calls of the soak that are given up, come wrong, or are read slowly; each returns how it ended."""
+"""Calls of the `soak` workload that are cancelled, late, invalid or read slowly; each returns its status code."""
 
 import asyncio
 from typing import Any
@@ -7,17 +7,17 @@ import grpc
 from isogloss import IsoglossError
 from isogloss.v1 import embedding_pb2 as pb
 
-from benchmarks.drivers.soak_calls import Shared, hold
+from benchmarks.drivers.soak_calls import Context, check
 
-LONGEST_S = 0.1  # until a call is given up
-TOO_MANY_TEXTS = 60_000  # more than any setting allows
-OVERSIZED_BYTES = 10 * 1024**2  # more than twice the default max_request_bytes
+MAX_DELAY_S = 0.1  # upper bound of the random time before a call ends early
+TOO_MANY_TEXTS = 60_000  # above the maximum of the setting
+OVERSIZED_BYTES = 10 * 1024**2  # over twice the default of max_request_bytes
 
 
-async def cancelled(to: Shared) -> str:
-    """An embed whose task is cancelled."""
-    task = asyncio.create_task(to.client.embed(to.some(8, 24), model=to.any_model()))
-    await asyncio.sleep(to.random.uniform(0, LONGEST_S))
+async def cancelled(context: Context) -> str:
+    """Cancels the task of an embed call."""
+    task = asyncio.create_task(context.client.embed(context.sample(8, 24), model=context.any_model()))
+    await asyncio.sleep(context.random.uniform(0, MAX_DELAY_S))
     task.cancel()
     await asyncio.wait([task])
     if task.cancelled():
@@ -26,122 +26,124 @@ async def cancelled(to: Shared) -> str:
     return "OK"
 
 
-async def late(to: Shared) -> str:
-    """An embed that has too little time."""
-    await to.client.embed(to.some(8, 24), model=to.any_model(), timeout_s=to.random.uniform(0.001, LONGEST_S))
+async def late(context: Context) -> str:
+    """Makes an embed call with a short deadline."""
+    await context.client.embed(
+        context.sample(8, 24), model=context.any_model(), timeout_s=context.random.uniform(0.001, MAX_DELAY_S)
+    )
     return "OK"
 
 
-async def many_left(to: Shared) -> str:
-    """A stream of many texts that is left after its first chunk, with others in flight."""
-    chunks = to.client.embed_many(to.some(100, 300), model=to.models[1], chunk_texts=16)
+async def many_left(context: Context) -> str:
+    """Closes embed_many after its first chunk, with other requests in flight."""
+    chunks = context.client.embed_many(context.sample(100, 300), model=context.models[1], chunk_texts=16)
     async for _ in chunks:
         break
-    await asyncio.sleep(to.random.uniform(0, LONGEST_S))
+    await asyncio.sleep(context.random.uniform(0, MAX_DELAY_S))
     await chunks.aclose()
     return "CANCELLED"
 
 
-async def stream_cancelled(to: Shared) -> str:
-    """A stream that is cancelled with requests in flight."""
-    call = to.raw("EmbedStream", "stream_stream")()
-    for number in range(to.random.randint(1, 6)):
-        request = pb.EmbedRequest(texts=to.some(1, 8), model=to.any_model())
+async def stream_cancelled(context: Context) -> str:
+    """Cancels a stream with requests in flight."""
+    call = context.raw("EmbedStream", "stream_stream")()
+    for number in range(context.random.randint(1, 6)):
+        request = pb.EmbedRequest(texts=context.sample(1, 8), model=context.any_model())
         await call.write(pb.EmbedStreamRequest(id=number, request=request).SerializeToString())
-    await asyncio.sleep(to.random.uniform(0, LONGEST_S))
+    await asyncio.sleep(context.random.uniform(0, MAX_DELAY_S))
     return "CANCELLED" if call.cancel() else "OK"
 
 
-async def stream_late(to: Shared) -> str:
-    """A stream that runs into its deadline while it is open."""
-    call = to.raw("EmbedStream", "stream_stream")(timeout=to.random.uniform(0.01, LONGEST_S))
-    request = pb.EmbedRequest(texts=to.some(1, 4), model=to.any_model())
+async def stream_late(context: Context) -> str:
+    """Opens a stream that exceeds its deadline."""
+    call = context.raw("EmbedStream", "stream_stream")(timeout=context.random.uniform(0.01, MAX_DELAY_S))
+    request = pb.EmbedRequest(texts=context.sample(1, 4), model=context.any_model())
     try:
         await call.write(pb.EmbedStreamRequest(id=1, request=request).SerializeToString())
-    except grpc.aio.AioRpcError:  # INTERNAL, as grpc.aio calls a write on a stream that has ended meanwhile
+    except grpc.aio.AioRpcError:  # grpc.aio raises INTERNAL for a write to a stream that has ended
         return "DEADLINE_EXCEEDED"
     while await call.read() is not grpc.aio.EOF:
         pass
     return (await call.code()).name  # type: ignore[no-any-return]
 
 
-async def slow_reader(to: Shared) -> str:
-    """A stream whose answers are read much later than they are there."""
-    call, requests = to.raw("EmbedStream", "stream_stream")(), 12
+async def slow_reader(context: Context) -> str:
+    """Reads the responses of a stream much more slowly than the server sends them."""
+    call, requests = context.raw("EmbedStream", "stream_stream")(), 12
 
     async def write() -> None:
         for number in range(requests):
-            request = pb.EmbedRequest(texts=to.some(60, 120), model=to.models[1])
+            request = pb.EmbedRequest(texts=context.sample(60, 120), model=context.models[1])
             await call.write(pb.EmbedStreamRequest(id=number, request=request).SerializeToString())
         await call.done_writing()
 
     writing, read = asyncio.create_task(write()), set()
     await asyncio.sleep(1)
     while (message := await call.read()) is not grpc.aio.EOF:
-        answer = pb.EmbedStreamResponse.FromString(message)
-        hold(answer.HasField("response"), "answer to a slow reader")
-        read.add(answer.id)
+        response = pb.EmbedStreamResponse.FromString(message)
+        check(response.HasField("response"), "response to a slow reader")
+        read.add(response.id)
         await asyncio.sleep(0.1)
     await writing
-    hold(len(read) == requests, "answers to a slow reader")
+    check(len(read) == requests, "responses to a slow reader")
     return "OK"
 
 
-async def empty_text(to: Shared) -> str:
-    """A text without a word."""
-    await to.client.embed([*to.some(1, 3), " "], model=to.any_model())
+async def empty_text(context: Context) -> str:
+    """Sends a text without tokens."""
+    await context.client.embed([*context.sample(1, 3), " "], model=context.any_model())
     return "OK"
 
 
-async def unknown_model(to: Shared) -> str:
-    """A model that there is not."""
-    await to.client.embed(to.some(1, 3), model="no-such-model")
+async def unknown_model(context: Context) -> str:
+    """Asks for an unknown model."""
+    await context.client.embed(context.sample(1, 3), model="no-such-model")
     return "OK"
 
 
-async def wrong_space(to: Shared) -> str:
-    """A space that the model's is not."""
-    await to.client.embed(to.some(1, 3), model=to.any_model(), space_id="s1-of-another")
+async def wrong_space(context: Context) -> str:
+    """Asks for another space than the model's."""
+    await context.client.embed(context.sample(1, 3), model=context.any_model(), space_id="s1-of-another")
     return "OK"
 
 
-async def wrong_matrix(to: Shared) -> str:
-    """Vectors whose bytes are fewer than their rows and columns say."""
-    [info, *_] = await to.client.models()
+async def wrong_matrix(context: Context) -> str:
+    """Sends a matrix with fewer bytes than its rows and columns require."""
+    [info, *_] = await context.client.models()
     matrix = pb.Matrix(data=b"abc", rows=2, columns=384, element_type=pb.ELEMENT_TYPE_FLOAT32)
     side = pb.Items(vectors=pb.VectorList(vectors=matrix, space_id=info.space_id))
-    await to.raw("Similarity")(pb.SimilarityRequest(queries=side).SerializeToString())
+    await context.raw("Similarity")(pb.SimilarityRequest(queries=side).SerializeToString())
     return "OK"
 
 
-async def malformed(to: Shared) -> str:
-    """Bytes that are no message."""
-    await to.raw(to.random.choice(("Embed", "Similarity", "Health")))(to.random.randbytes(40) + b"\xff")
+async def malformed(context: Context) -> str:
+    """Sends bytes that do not parse as a message."""
+    await context.raw(context.random.choice(("Embed", "Similarity", "Health")))(context.random.randbytes(40) + b"\xff")
     return "OK"
 
 
-async def too_many_texts(to: Shared) -> str:
-    """More texts than one request may have."""
-    await to.raw("Embed")(pb.EmbedRequest(texts=["a"] * TOO_MANY_TEXTS).SerializeToString())
+async def too_many_texts(context: Context) -> str:
+    """Sends more texts than the limit of a request."""
+    await context.raw("Embed")(pb.EmbedRequest(texts=["a"] * TOO_MANY_TEXTS).SerializeToString())
     return "OK"
 
 
-async def oversized(to: Shared) -> str:
-    """A message larger than the server reads."""
-    await to.raw("Embed")(pb.EmbedRequest(texts=["a" * OVERSIZED_BYTES]).SerializeToString())
+async def oversized(context: Context) -> str:
+    """Sends a message above the server's size limit."""
+    await context.raw("Embed")(pb.EmbedRequest(texts=["a" * OVERSIZED_BYTES]).SerializeToString())
     return "OK"
 
 
-async def unknown_method(to: Shared) -> str:
-    """A method that there is not."""
-    await to.raw(f"Method{to.random.randrange(10**9)}")(b"")
+async def unknown_method(context: Context) -> str:
+    """Calls an unknown method."""
+    await context.raw(f"Method{context.random.randrange(10**9)}")(b"")
     return "OK"
 
 
-async def same_id(to: Shared) -> str:
-    """An id that is used twice on one stream."""
-    call = to.raw("EmbedStream", "stream_stream")()
-    request = pb.EmbedRequest(texts=to.some(20, 20), model=to.models[0])
+async def same_id(context: Context) -> str:
+    """Uses a request id twice on one stream."""
+    call = context.raw("EmbedStream", "stream_stream")()
+    request = pb.EmbedRequest(texts=context.sample(20, 20), model=context.models[0])
     for _ in range(2):
         await call.write(pb.EmbedStreamRequest(id=1, request=request).SerializeToString())
     while await call.read() is not grpc.aio.EOF:
@@ -150,7 +152,7 @@ async def same_id(to: Shared) -> str:
 
 
 def code_of(error: Exception) -> str:
-    """Returns the name of the status that a call ended with."""
+    """Returns the status code of a failed call, or the class name of another error."""
     if isinstance(error, IsoglossError):
         return error.code
     if isinstance(error, grpc.RpcError):
