@@ -90,7 +90,9 @@ class Comparison:
 
     def complete_rounds(self) -> list[dict[str, Sample]]:
         """Returns the samples of the systems that ran in every round."""
-        return [{name: of for name, of in samples.items() if name not in self.absent} for samples in self.rounds]
+        return [
+            {name: sample for name, sample in samples.items() if name not in self.absent} for samples in self.rounds
+        ]
 
 
 def peaks(pinning: Pinning) -> dict[str, float]:

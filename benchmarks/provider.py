@@ -39,7 +39,7 @@ OURS, SDK = "isogloss", "sdk-base64"
 SYSTEMS = {
     OURS: "isogloss-server over gRPC, one Embed call with a thousand texts",
     SDK: "Cohere's SDK in process, concurrent requests, vectors as base64",
-    "sdk-float": "Cohere's SDK in process, concurrent requests, vectors as lists of floats (the SDK's default)",
+    "sdk-float": "Cohere's SDK in process, concurrent requests, vectors as lists of floats (the usual choice)",
 }
 LIMIT_S = 120.0
 
@@ -71,16 +71,9 @@ def _ours(url: str, pinning: Pinning) -> Iterator[tuple[RunningProcess, DriverCl
     """Runs isogloss-server and a load generator."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "port"
-        flags = (
-            "--max-texts",
-            str(WORKLOAD.texts_per_call),
-            "--port",
-            "0",
-            "--port-file",
-            str(file),
-            "--no-access-log",
-        )
-        command = [_python(), "-m", "isogloss_server", "serve", "--model", f"cohere:{MODEL}@{url}", *flags]
+        serve = ("-m", "isogloss_server", "serve", "--model", f"cohere:{MODEL}@{url}", "--no-access-log")
+        flags = ("--max-texts", str(WORKLOAD.texts_per_call), "--port", "0", "--port-file", str(file))
+        command = [_python(), *serve, *flags]
         key = {"CO_API_KEY": "key"}
         with (
             started(command, port_in(file), cores=pinning.server_cores, variables=pinning.variables() | key) as server,
