@@ -67,7 +67,7 @@ WORKLOADS = {
             max_sentences=8,
             streamed=True,
             description="one caller with 10,000 texts of mixed lengths: through embed_many, "
-            "from peers in requests of 500 with four in flight",
+            "to other systems in requests of 500 with four in flight",
         ),
         Workload(
             name="trickle",

@@ -1,6 +1,9 @@
 import asyncio
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.__main__ import parser
 from benchmarks.drivers import driver
@@ -47,6 +50,21 @@ async def test_no_call_starts_after_the_time_limit() -> None:
 
     result = await driver.run_closed_loop(call, [(1, 1)], 1, limit_s=-1)
     assert (sent, result.texts) == ([], 0)
+
+
+async def test_a_blocking_library_serves_one_call_at_a_time() -> None:
+    """The number of callers does not change the calls of a blocking library; its vectors are the rows it returns."""
+    batches: list[list[str]] = []
+
+    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+        batches.append(list(texts))
+        return np.asarray([[len(text)] for text in texts], np.float32)
+
+    library = driver.BlockingLibraryDriver(encode)
+    library.prepare([["a"], ["bb", "c"]], callers=8)
+    result = await library.run(limit_s=60)
+    assert (result.texts, result.errors, batches) == (3, 0, [["a"], ["bb", "c"]])
+    assert await library.vectors(["aaa", "b"]) == [[3.0], [1.0]]
 
 
 @pytest.mark.parametrize(("share", "expected"), [(50, 50.0), (99, 99.0), (100, 100.0), (1, 1.0)])
