@@ -18,7 +18,7 @@ from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import Cache, cache_keys, to_entries
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.shared_cache import WRITTEN_ROWS, Entry, SharedCache, Store, encode_entry
+from isogloss_server.engine.shared_cache import WRITE_BATCH_ROWS, Entry, SharedCache, Store, encode_entry
 from isogloss_server.models import model_folder
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 from isogloss_server.models.static import load
@@ -118,8 +118,8 @@ async def in_redis(columns: int, calls: Sequence[Sequence[str]], rounds: int) ->
 
 async def _write(store: Store, entries: dict[bytes, Entry]) -> None:
     items = list(entries.items())
-    for first in range(0, len(items), WRITTEN_ROWS):
-        await store.set({key: encode_entry(key, entry) for key, entry in items[first : first + WRITTEN_ROWS]})
+    for first in range(0, len(items), WRITE_BATCH_ROWS):
+        await store.set({key: encode_entry(key, entry) for key, entry in items[first : first + WRITE_BATCH_ROWS]})
 
 
 def summary(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from isogloss_server.engine.admission import (
     AdmissionLimits,
     Slot,
 )
+from isogloss_server.engine.request import RequestSize
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
 from isogloss_server.models.interfaces import Embedded, ModelCard
 
@@ -35,15 +36,9 @@ class Request:
     deadline_s: float = math.inf
     from_stream: bool = False
 
-    text_count = 1
-
     @property
-    def text_bytes(self) -> int:
-        return self.tokens
-
-    @property
-    def vector_bytes(self) -> int:
-        return self.held_bytes - self.tokens - 4 * DIMENSIONS
+    def size(self) -> RequestSize:
+        return RequestSize(1, self.tokens, self.held_bytes - self.tokens - 4 * DIMENSIONS)
 
 
 def admission_of(max_tokens: int = 100, max_bytes: int = 1000, *, bulk_slots: int = 100) -> Admission:

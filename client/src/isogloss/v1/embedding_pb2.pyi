@@ -502,8 +502,8 @@ global___RowError = RowError
 @typing.final
 class Timings(google.protobuf.message.Message):
     """Timings is the time that the server spent on one request. Periods of the same stage that overlap
-    count once; a batch that other requests share counts in full. For a Similarity, each stage is the
-    sum of both sides.
+    count once; a batch that other requests share counts in full. The two sides of a Similarity are
+    embedded at the same time: each stage is that of the side that took longer.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -15,7 +15,7 @@ from isogloss.wire.enums import Priority
 
 from isogloss_server import metrics
 from isogloss_server.clock import Clock
-from isogloss_server.engine.request import EmbedRequest, SimilarityRequest
+from isogloss_server.engine.request import EmbedRequest, RequestSize, SimilarityRequest
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
 from isogloss_server.models.interfaces import Embedded, ModelCard
 
@@ -126,10 +126,10 @@ class Admission:
         began_s = self._clock.monotonic_s()
         if began_s >= request.deadline_s:
             raise DeadlineExceededError(PAST_DEADLINE)
-        texts = request.text_count
-        self.texts += texts
+        size = request.size
+        self.texts += size.texts
         try:
-            slot = await self._enter(request, began_s, is_cached)
+            slot = await self._enter(request, size, began_s, is_cached)
             try:
                 async with self._bulk_slots if slot.priority is Priority.BULK else contextlib.nullcontext():
                     entered_s = self._clock.monotonic_s()
@@ -138,9 +138,9 @@ class Admission:
                     slot.waited_s = entered_s - began_s
                     yield slot
             finally:
-                self._leave(slot, request)
+                self._leave(slot, size)
         finally:
-            self.texts -= texts
+            self.texts -= size.texts
 
     def estimate_tokens(self, text_bytes: int, texts: int) -> int:
         """Returns the estimated tokens of `texts` texts of `text_bytes` bytes of UTF-8 together."""
@@ -148,16 +148,16 @@ class Admission:
         most = self._card.max_tokens
         return min(tokens, texts * most) if most else tokens
 
-    async def _enter(self, request: Request, now_s: float, is_cached: Callable[[], bool]) -> Slot:
-        texts, text_bytes, priority = request.text_count, request.text_bytes, request.priority
-        held_bytes = text_bytes + request.vector_bytes + 4 * texts * self._card.dimensions[0]
-        slot = Slot(self.estimate_tokens(text_bytes, texts), held_bytes, priority, request.from_stream)
+    async def _enter(self, request: Request, size: RequestSize, now_s: float, is_cached: Callable[[], bool]) -> Slot:
+        priority = request.priority
+        held_bytes = size.text_bytes + size.vector_bytes + 4 * size.texts * self._card.dimensions[0]
+        slot = Slot(self.estimate_tokens(size.text_bytes, size.texts), held_bytes, priority, request.from_stream)
         try:
             if slot.from_stream:
                 await self._wait_for_room(slot)
                 return slot
             self._check_bytes(slot)
-            if texts:
+            if size.texts:
                 try:
                     self._check_tokens(slot, request.deadline_s, now_s)
                 except OverloadedError:
@@ -171,11 +171,11 @@ class Admission:
         self._bytes[priority] += held_bytes
         return slot
 
-    def _leave(self, slot: Slot, request: Request) -> None:
+    def _leave(self, slot: Slot, size: RequestSize) -> None:
         if slot.computed_rows:
             if slot.actual_tokens and slot.is_typical:
-                self._learn_ratio(request.text_bytes, slot.actual_tokens)
-            share = slot.computed_rows / request.text_count
+                self._learn_ratio(size.text_bytes, slot.actual_tokens)
+            share = slot.computed_rows / size.texts
             self._learn_rate(share * slot.tokens, self._clock.monotonic_s())
         self._tokens[slot.priority] -= slot.tokens
         self._bytes[slot.priority] -= slot.held_bytes

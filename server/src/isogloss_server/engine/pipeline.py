@@ -27,7 +27,7 @@ from isogloss_server.engine.request import (
 )
 from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
 from isogloss_server.errors import merge_row_errors
-from isogloss_server.models.interfaces import Embedded, Rows
+from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Rows, Urgency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +83,13 @@ class Pipeline:
         """
         began_s = self._clock.monotonic_s()
         model = self._registry.get(request.model)
-        card = model.ready.embedder.card
-        columns = request.check(card, model.ready.limits)
-        async with model.ready.admission.admit(request, partial(self._is_cached, model, request)) as slot:
-            embedded = await self._embed(model, request.sides[0], request, allow_partial=request.allow_partial)
+        ready = model.ready
+        card, side = ready.embedder.card, request.sides[0]
+        columns = request.check(card, ready.limits)
+        async with ready.admission.admit(request, partial(self._is_cached, card, request)) as slot:
+            embedded = await self._embed(model, ready.embedder, side, request, allow_partial=request.allow_partial)
             if not request.allow_partial:
-                _require_no_row_errors(embedded, request.sides[0])
+                _require_no_row_errors(embedded, side)
             slot.record(embedded)
             matrix = await self._executor.run_if_large(
                 embedded.rows.size,
@@ -115,9 +116,10 @@ class Pipeline:
         """
         began_s = self._clock.monotonic_s()
         model = self._registry.get(request.model)
-        columns = request.check(model.ready.embedder.card, model.ready.limits)
-        async with model.ready.admission.admit(request, partial(self._is_cached, model, request)) as slot:
-            embedded = await self._embed_sides(model, request)
+        ready = model.ready
+        columns = request.check(ready.embedder.card, ready.limits)
+        async with ready.admission.admit(request, partial(self._is_cached, ready.embedder.card, request)) as slot:
+            embedded = await self._embed_sides(model, ready.embedder, request)
             rows = [
                 await self._comparable(side, part.rows, columns)
                 for side, part in zip(request.sides, embedded, strict=True)
@@ -129,19 +131,19 @@ class Pipeline:
         return SimilarityResult(
             compared=compared,
             model=model.name,
-            space_id=model.ready.embedder.card.space_id,
+            space_id=ready.embedder.card.space_id,
             truncated_queries=embedded[0].truncated_rows,
             truncated_candidates=embedded[-1].truncated_rows,
             total_tokens=sum(part.total_tokens for part in embedded),
             timings=self._timings(began_s, slot.waited_s, embedded),
         )
 
-    async def _embed_sides(self, model: ServedModel, request: SimilarityRequest) -> list[Embedded]:
+    async def _embed_sides(self, model: ServedModel, embedder: Embedder, request: SimilarityRequest) -> list[Embedded]:
         """Returns what both sides embed to, or the only one; the texts of both sides are embedded concurrently."""
         texts = [side for side in request.sides if isinstance(side, TextSide)]
         if len(texts) < len(request.sides) or len(texts) == 1:
             embedded = [
-                await self._embed(model, side, request)
+                await self._embed(model, embedder, side, request)
                 if isinstance(side, TextSide)
                 else Embedded(rows=side.rows, token_counts=None)
                 for side in request.sides
@@ -149,7 +151,7 @@ class Pipeline:
         else:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._embed(model, side, request)) for side in texts]
+                    tasks = [group.create_task(self._embed(model, embedder, side, request)) for side in texts]
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
             embedded = [task.result() for task in tasks]
@@ -181,6 +183,7 @@ class Pipeline:
     async def _embed(
         self,
         model: ServedModel,
+        embedder: Embedder,
         side: TextSide,
         request: EmbedRequest | SimilarityRequest,
         *,
@@ -190,7 +193,6 @@ class Pipeline:
 
         Unless `allow_partial`, nothing is computed once a text has an error.
         """
-        embedder = model.ready.embedder
         truncation = resolve_truncation(request, embedder.card)
         empty = find_empty_texts(side.texts)
         rows = [row for row in range(len(side.texts)) if row not in empty] if empty else []
@@ -201,15 +203,14 @@ class Pipeline:
             [side.texts[row] for row in rows] if empty else side.texts,
             side.input_type,
             truncation,
-            request.urgency,
+            Urgency(request.priority, request.deadline_s),
             allow_partial=allow_partial,
         )
         model.embedded_texts += len(embedded.rows) - len(embedded.row_errors)
         return embedded.spread(rows, len(side.texts), empty) if empty else embedded
 
-    def _is_cached(self, model: ServedModel, request: EmbedRequest | SimilarityRequest) -> bool:
+    def _is_cached(self, card: ModelCard, request: EmbedRequest | SimilarityRequest) -> bool:
         """Returns whether all texts of a request are cached; it must have some."""
-        card = model.ready.embedder.card
         texts = [side for side in request.sides if isinstance(side, TextSide)]
         truncation = resolve_truncation(request, card)
         return bool(texts) and all(self._cache.has(card, side.texts, side.input_type, truncation) for side in texts)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from isogloss.wire.enums import ElementType, InputType, Metric, Priority, Truncation
 
@@ -24,7 +24,7 @@ from isogloss_server.errors import (
     UnsupportedDimensionsError,
     UnsupportedTruncationError,
 )
-from isogloss_server.models.interfaces import ModelCard, Rows, Urgency
+from isogloss_server.models.interfaces import ModelCard, Rows
 
 # The most that parts of an answer take on the wire; a test holds them against real messages.
 ROW_OVERHEAD_BYTES = 20  # of a row beside its numbers: token count, truncated row, scale
@@ -91,6 +91,14 @@ def utf8_bytes(texts: Sequence[str]) -> int:
     return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
+class RequestSize(NamedTuple):
+    """Number of texts to embed, their bytes of UTF-8, and the bytes of vectors that a request holds."""
+
+    texts: int
+    text_bytes: int
+    vector_bytes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbedRequest:
     """One Embed: each text to one row vector.
@@ -125,29 +133,15 @@ class EmbedRequest:
         return (TextSide(self.path, self.texts, self.input_type),)
 
     @property
-    def text_count(self) -> int:
-        """Number of texts to embed."""
-        return len(self.texts)
-
-    @cached_property
-    def text_bytes(self) -> int:
-        """Bytes of UTF-8 of all texts."""
-        return utf8_bytes(self.texts)
-
-    @property
-    def vector_bytes(self) -> int:
-        """Bytes of vectors in the request: 0."""
-        return 0
-
-    @property
-    def urgency(self) -> Urgency:
-        """Priority and deadline."""
-        return Urgency(self.priority, self.deadline_s)
+    def size(self) -> RequestSize:
+        """What the request holds."""
+        side = self.sides[0]
+        return RequestSize(len(side.texts), side.text_bytes, 0)
 
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the number of columns of the response; raises a DomainError if the request as a whole is invalid."""
         limits.check_texts(self.texts, self.path)
-        limits.check_request_bytes(self.text_bytes, self.path)
+        limits.check_request_bytes(self.sides[0].text_bytes, self.path)
         if self.space_id and self.space_id != card.space_id:
             raise space_mismatch_error(self.space_id, card, "space_id")
         check_truncation(self.truncation, card)
@@ -229,24 +223,11 @@ class SimilarityRequest:
         return (self.queries,) if self.candidates is None else (self.queries, self.candidates)
 
     @property
-    def text_count(self) -> int:
-        """Number of texts to embed."""
-        return sum(len(side) for side in self.sides if isinstance(side, TextSide))
-
-    @property
-    def text_bytes(self) -> int:
-        """Bytes of UTF-8 of all texts."""
-        return sum(side.text_bytes for side in self.sides if isinstance(side, TextSide))
-
-    @property
-    def vector_bytes(self) -> int:
-        """Bytes of vectors in the request."""
-        return sum(side.rows.nbytes for side in self.sides if isinstance(side, VectorSide))
-
-    @property
-    def urgency(self) -> Urgency:
-        """Priority and deadline."""
-        return Urgency(self.priority, self.deadline_s)
+    def size(self) -> RequestSize:
+        """What the request holds."""
+        texts = [side for side in self.sides if isinstance(side, TextSide)]
+        vector_bytes = sum(side.rows.nbytes for side in self.sides if isinstance(side, VectorSide))
+        return RequestSize(sum(map(len, texts)), sum(side.text_bytes for side in texts), vector_bytes)
 
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the number of columns to compare; raises a DomainError if the request as a whole is invalid."""
