@@ -200,7 +200,7 @@ class Admission:
             raise self._overloaded(message, queued / 2, waiting_tokens=queued)
 
     def _check_bytes(self, slot: Slot) -> None:
-        """Raises OverloadedError if there is no memory for the request."""
+        """Raises OverloadedError if the memory for queued requests is full."""
         queued = sum(self._bytes.values())
         if slot.priority is Priority.BULK:
             held, limit = self._bytes[slot.priority], self._limits.max_bytes // BULK_PART
@@ -211,7 +211,7 @@ class Admission:
             raise self._overloaded(message, self.tokens // 2, waiting_bytes=queued, limit=limit)
 
     async def _wait_for_room(self, slot: Slot) -> None:
-        """Admits a stream's request as soon as there is room; raises OverloadedError if there is no memory for it."""
+        """Admits a stream's request as soon as there is room; raises OverloadedError if memory is full."""
         self._check_bytes(slot)
         self._bytes[slot.priority] += slot.held_bytes
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()

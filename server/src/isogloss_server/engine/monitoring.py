@@ -125,7 +125,7 @@ class WatchedWork(Generic[T]):
 
     @property
     def is_stalled(self) -> bool:
-        """Whether it has run for longer than the time limit."""
+        """True if it has run for longer than the time limit."""
         return self.checks > CHECKS
 
 
@@ -160,7 +160,7 @@ class Watchdog(Generic[T]):
 
     @property
     def all_stalled(self) -> bool:
-        """Whether every thread is stalled."""
+        """True if every thread is stalled."""
         return self._stalled >= self._threads
 
     def ensure_running(self) -> None:

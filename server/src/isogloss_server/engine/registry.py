@@ -48,7 +48,7 @@ class ServedModel:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether requests for the model are accepted."""
+        """True if requests for the model are accepted."""
         return self._ready is not None
 
     @property

@@ -134,7 +134,7 @@ class EmbedRequest:
 
     @property
     def size(self) -> RequestSize:
-        """What the request holds."""
+        """Texts and bytes of the request."""
         side = self.sides[0]
         return RequestSize(len(side.texts), side.text_bytes, 0)
 
@@ -224,7 +224,7 @@ class SimilarityRequest:
 
     @property
     def size(self) -> RequestSize:
-        """What the request holds."""
+        """Texts and bytes of the request."""
         texts = [side for side in self.sides if isinstance(side, TextSide)]
         vector_bytes = sum(side.rows.nbytes for side in self.sides if isinstance(side, VectorSide))
         return RequestSize(sum(map(len, texts)), sum(side.text_bytes for side in texts), vector_bytes)

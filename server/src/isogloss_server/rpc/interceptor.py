@@ -81,6 +81,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             del request  # grpc keeps this frame of a failed call until the garbage collector runs
 
             def run(call: CallContext) -> Awaitable[Any]:
+                """Parses the request and starts its method."""
                 message = parse(read, pending.pop())
                 return handler.unary_unary(message, call if own else context)  # type: ignore[no-any-return]
 
