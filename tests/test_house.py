@@ -1,4 +1,4 @@
-"""The rules of CONTRIBUTING.md that a machine can check: who imports whom, and how long things are."""
+"""The rules of CONTRIBUTING.md that no other tool checks: the layers, the length of modules, licences and versions."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ RUNTIMES = {
     "prometheus_client": "metrics.py",
     "redis": "engine/cache/redis.py",
 }
-MODULE_LINES, FUNCTION_LINES, POSITIONAL, PARAMETERS = 250, 40, 6, 12
+MODULE_LINES = 600
 
 
 def name_of(file: Path) -> str:
@@ -74,20 +74,9 @@ def test_imports_go_down(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(SOURCES), ids=name_of)
-def test_ceilings(file: Path) -> None:
-    """No module, function or list of parameters is longer than what one can hold in mind."""
-    text = file.read_text()
-    assert len(text.splitlines()) <= MODULE_LINES
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        lines = (node.end_lineno or 0) - node.lineno + 1
-        if ast.get_docstring(node) is not None:
-            lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
-        positional = [a for a in node.args.posonlyargs + node.args.args if a.arg not in {"self", "cls"}]
-        assert lines <= FUNCTION_LINES, node.name
-        assert len(positional) <= POSITIONAL, node.name
-        assert len(positional) + len(node.args.kwonlyargs) <= PARAMETERS, node.name
+def test_modules_stay_under_the_ceiling(file: Path) -> None:
+    """No module has more than 600 lines; ruff bounds the complexity and the parameters of its functions."""
+    assert len(file.read_text().splitlines()) <= MODULE_LINES
 
 
 @pytest.mark.parametrize(("name", "copy"), [("LICENSE", "client"), ("LICENSE", "server"), ("NOTICE", "server")])
