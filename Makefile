@@ -40,7 +40,7 @@ APART := not packages and not sentence_transformers and not upstream and not liv
 test: check ## check, then every test that needs no second environment
 	$(BIN)/pytest -q -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
 
-test-all: test test-faults test-packages test-client-lowest test-sentence-transformers test-upstream test-redis ## what CI runs: test, and each group in an environment of its own
+test-all: test test-faults test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis ## what CI runs: test, and each group in an environment of its own
 
 test-faults: .venv/.development
 	$(BIN)/pytest -q -m faults_long tests/faults
@@ -55,6 +55,10 @@ test-packages: .venv/.development
 
 test-client-lowest: .venv-client-lowest/.ready
 	GRPC_VERBOSITY=NONE .venv-client-lowest/bin/pytest -q tests/client tests/cli tests/testing
+
+test-server-lowest: .venv-server-lowest/.ready
+	GRPC_VERBOSITY=NONE .venv-server-lowest/bin/pytest -q -m "not redis and not live" tests/server \
+		tests/end_to_end/test_embedding.py tests/end_to_end/test_lifecycle.py tests/end_to_end/test_providers.py
 
 test-sentence-transformers: .venv-sentence-transformers/.ready
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
@@ -164,11 +168,12 @@ SENTENCE_TRANSFORMERS := $(call into,.venv-sentence-transformers) -c constraints
 	$(INSTALL) $(call into,.venv-upstream) -c constraints/upstream.txt -r constraints/upstream.in
 	@touch $@
 
-# The locks name no index. UPGRADE=-U takes the newest versions; without it, only what has to changes.
+# The locks name no index. UPGRADE=-U takes the newest versions; without it, only what has to changes. The
+# lowest versions are always resolved anew, or they would stay where a floor was lowered.
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --annotation-style line \
 	--custom-compile-command 'make lock' --no-emit-package isogloss --no-emit-package isogloss-server $(UPGRADE)
 HASHES := --generate-hashes
-LOWEST := --resolution lowest-direct
+LOWEST := --resolution lowest-direct -U
 
 lock: .venv/bin/uv ## the versions of every environment, with hashes, into constraints/; UPGRADE=-U for the newest
 	for name in uv build runtime tests development proto fuzz; do \
