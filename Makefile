@@ -129,7 +129,7 @@ into = --python $(1)/bin/python
 
 .venv-proto/.ready: .venv/bin/uv constraints/proto.txt
 	$(call environment,.venv-proto)
-	$(LOCKED) $(call into,.venv-proto) -r constraints/proto.txt
+	$(LOCKED) --only-binary :all: $(call into,.venv-proto) -r constraints/proto.txt
 	@touch $@
 
 .venv-fuzz/.ready: .venv/bin/uv constraints/runtime.txt constraints/fuzz.txt $(PACKAGES)
