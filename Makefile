@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-extended serve check bench soak fuzz proto docs model lock clean \
+.PHONY: help setup demo test test-all test-extended coverage serve check bench soak fuzz proto docs model lock clean \
 	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-faults
 
 help: ## what each verb does
@@ -37,13 +37,21 @@ check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs curre
 # live asks real providers, so that only who wants it runs it: pytest -m live.
 APART := not packages and not sentence_transformers and not upstream and not live and not redis and not faults_long
 
-test: check ## check, then every test that needs no second environment
-	$(BIN)/pytest -q -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
+# Runs that count towards `make coverage`, the servers that they start included.
+COUNTED := $(BIN)/coverage run -m pytest -q
 
-test-all: test test-faults test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis ## what CI runs: test, and each group in an environment of its own
+test: check ## check, then every test that needs no second environment
+	$(BIN)/coverage erase
+	$(COUNTED) -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
+
+test-all: test test-faults test-redis coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## what CI runs: test, each group in an environment of its own, and coverage
+
+coverage: .venv/.development ## what the tests of the last `make test` and of later groups covered, and whether that is enough
+	$(BIN)/coverage combine -q --append
+	$(BIN)/coverage report
 
 test-faults: .venv/.development
-	$(BIN)/pytest -q -m faults_long tests/faults
+	$(COUNTED) -m faults_long tests/faults
 
 SECONDS ?= 60
 
@@ -67,7 +75,7 @@ test-upstream: .venv/.development .venv-upstream/.ready
 	$(BIN)/pytest -q -m upstream tests/upstream
 
 test-redis: .venv/.development .redis/.ready
-	NEED_REDIS=1 $(BIN)/pytest -q -m redis tests/redis
+	NEED_REDIS=1 $(COUNTED) -m redis tests/redis
 
 RESULTS := benchmarks/results
 WORKS := single batch bulk trickle
@@ -104,7 +112,7 @@ model: .venv-sentence-transformers/.ready ## takes a trained folder (TRAINED=...
 	.venv-sentence-transformers/bin/python training/card.py $(TRAINED) $(BUNDLED)
 
 clean: ## removes environments and caches
-	rm -rf .venv .venv-* .redis .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .redis .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/uv: constraints/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
