@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-faults
 
 help: ## what each verb does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/.development ## .venv with both distributions, editable, and all that development needs
 
@@ -49,6 +49,11 @@ test-all: test test-faults test-redis coverage test-packages test-client-lowest 
 coverage: .venv/.development ## what the tests of the last `make test` and of later groups covered, and whether that is enough
 	$(BIN)/coverage combine -q --append
 	$(BIN)/coverage report
+
+# With a release, by hand: it takes more than an hour, and the results are committed with the release.
+test-extended: ## what takes longer than CI allows: ten minutes of fuzzing, an hour of soak
+	$(MAKE) fuzz SECONDS=600
+	$(MAKE) soak MINUTES=60
 
 test-faults: .venv/.development
 	$(COUNTED) -m faults_long tests/faults
