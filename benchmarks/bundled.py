@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import uvloop
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss_server.models import weights
+from isogloss_server.models import model_folder
 from isogloss_server.models.static import load
 
 from benchmarks.processes import Running, running, running_service
@@ -134,5 +134,5 @@ def report(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 def run(rounds: int) -> dict[str, Any]:
     """Returns the report of `rounds` rounds."""
-    texts, tokens = sample(), load(weights.locate(weights.BUNDLED)).tokens
+    texts, tokens = sample(), load(model_folder.locate(model_folder.BUNDLED)).tokenizer
     return report([measure_round(texts, tokens) for _ in range(rounds)])

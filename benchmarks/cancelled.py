@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from isogloss_server.models.weights import BUNDLED
+from isogloss_server.models.model_folder import BUNDLED
 
 from benchmarks import environments, models
 from benchmarks.compare import machine

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from isogloss import Client
-from isogloss_server.models.weights import BUNDLED
+from isogloss_server.models.model_folder import BUNDLED
 
 from benchmarks import environments, models, soak_report
 from benchmarks.compare import machine

@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from isogloss import errors as client_errors
 from isogloss_server import errors as server_errors
 from isogloss_server.rpc.status import code_of
-from isogloss_server.settings import PREFIX, Settings
+from isogloss_server.settings.declarations import PREFIX, Settings
 from pydantic.fields import FieldInfo
 
 from docs.contract import contract_page

@@ -16,7 +16,7 @@ import grpc
 import uvloop
 from grpc_health.v1 import health_pb2
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss_server.models.weights import BUNDLED
+from isogloss_server.models.model_folder import BUNDLED
 
 from benchmarks import models, works
 

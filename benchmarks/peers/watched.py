@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 from isogloss_server import metrics
-from isogloss_server.__main__ import main
+from isogloss_server.cli import main
 
 
 class Mallinfo2(ctypes.Structure):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isogloss import Client
-from isogloss.cli import main, texts
+from isogloss.cli import commands, main
 from isogloss.testing import FakeServer
 
 Run = Callable[..., tuple[int, str, str]]
@@ -18,7 +18,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     """A server; the command takes three texts at a time."""
-    monkeypatch.setattr(texts, "CHUNK_TEXTS", 3)
+    monkeypatch.setattr(commands, "CHUNK_TEXTS", 3)
     with FakeServer(dimensions=16) as running:
         yield running
 
@@ -65,7 +65,7 @@ def test_vectors_in_a_file(run: Run, server: FakeServer, tmp_path: Path) -> None
 
 def test_a_file_of_many_rows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of rows has room in the header however long it becomes."""
-    monkeypatch.setattr(texts, "CHUNK_TEXTS", 1000)
+    monkeypatch.setattr(commands, "CHUNK_TEXTS", 1000)
     file = tmp_path / "vectors.npy"
     assert run(["a"] * 12_345, "embed", "--npy", str(file))[0] == 0
     assert np.load(file, mmap_mode="r").shape == (12_345, 16)
@@ -157,7 +157,7 @@ def test_a_space_that_changes_meanwhile(run: Run, server: FakeServer, monkeypatc
 
     for argv in (["embed", "--json"], ["nearest", "q"]):
         server.space_id = "fake-space"
-        monkeypatch.setattr(texts.sys, "stdin", lines())  # type: ignore[attr-defined]
+        monkeypatch.setattr(commands.sys, "stdin", lines())  # type: ignore[attr-defined]
         assert main(argv, {"ISOGLOSS_SERVER": server.target}) == 1
 
 

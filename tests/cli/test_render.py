@@ -5,8 +5,7 @@ import re
 import numpy as np
 import pytest
 from isogloss import Neighbor
-from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, vector_table
-from isogloss.cli.width import fitted, printable, width
+from isogloss.cli.render import aligned, fitted, heat_map, neighbors_table, pair_table, printable, vector_table, width
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GREETINGS = ["Good night", "おやすみなさい", "शुभ रात्रि", "تصبح على خير", "Cafe\u0301"]

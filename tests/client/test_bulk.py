@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from isogloss import (
     UnavailableError,
 )
-from isogloss._plans import Pace
+from isogloss._bulk import Pace
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.bulk import Found, Many, asynchronous, blocking, check_rows, check_whole, numbered

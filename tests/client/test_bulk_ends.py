@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from isogloss import AsyncClient, CallCancelledError, Client, FailedPreconditionError, InvalidArgumentError
-from isogloss._blocking import THREAD
+from isogloss.client import THREAD
 
 from tests.support.bulk import check_rows, numbered
 from tests.support.scripted_server import Running, Script

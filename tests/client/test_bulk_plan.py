@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from isogloss import ResourceExhaustedError, UnavailableError
+from isogloss import ResourceExhaustedError, UnavailableError, _bulk
 from isogloss._arguments import bulk_arguments, embed_arguments
-from isogloss._plans import Bulk, Call, KnownModels, Pace, steps
+from isogloss._bulk import Bulk, Pace
+from isogloss._embed import Call, KnownModels
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.bulk import numbered
@@ -22,7 +23,7 @@ class World:
     def __init__(self, answers: Callable[["World"], Any] = lambda world: None, **pace: Any) -> None:
         self.now_s = 0.0
         self.answers = answers
-        self.taken: list[tuple[float, steps.Step]] = []
+        self.taken: list[tuple[float, _bulk.Step]] = []
         self.unanswered: list[Any] = []
         self.pace = Pace(clock=lambda: self.now_s, jitter=lambda: 1.0, **pace)
 
@@ -35,7 +36,7 @@ class World:
         step = next(plan)
         while step is not None:
             self.taken.append((self.now_s, step))
-            if isinstance(step, steps.Give):
+            if isinstance(step, _bulk.Give):
                 given.append(step.chunk)
             reply = self._reply(step, source)
             try:
@@ -48,19 +49,19 @@ class World:
         """When the plan took steps of one kind."""
         return [moment for moment, step in self.taken if isinstance(step, kind)]
 
-    def _reply(self, step: steps.Step, source: Any) -> Any:
+    def _reply(self, step: _bulk.Step, source: Any) -> Any:
         match step:
             case Call():
                 return pb.ListModelsResponse(models=[pb.ModelInfo(name="default")])
-            case steps.Read(chunker):
+            case _bulk.Read(chunker):
                 return any(chunker.add(text) for text in source)
-            case steps.Send(request):
+            case _bulk.Send(request):
                 self.unanswered.append(request)
-            case steps.Open():
+            case _bulk.Open():
                 self.unanswered = []
-            case steps.Pause(seconds):
+            case _bulk.Pause(seconds):
                 self.now_s += seconds
-            case steps.Receive(timeout_s):
+            case _bulk.Receive(timeout_s):
                 found = self.answers(self) if timeout_s > 0 else None
                 self.now_s += 0 if found is not None else timeout_s
                 return found
@@ -70,7 +71,7 @@ class World:
 def answer(world: World) -> Any:
     """The answer to the oldest request."""
     if not world.unanswered:
-        return steps.END
+        return _bulk.END
     message = world.unanswered.pop(0)
     rows = [vector(text) for text in message.request.texts]
     matrix = pb.Matrix(data=b"".join(row.tobytes() for row in rows), rows=len(rows), columns=16)
@@ -89,8 +90,8 @@ def test_a_silent_stream_is_dropped_and_another_tried() -> None:
     world = World()
     with pytest.raises(UnavailableError, match="60 s"):
         world.run(numbered(20))
-    assert world.moments(steps.Drop) == [30.0]
-    assert world.moments(steps.Open) == [0.0, 30.1]
+    assert world.moments(_bulk.Drop) == [30.0]
+    assert world.moments(_bulk.Open) == [0.0, 30.1]
     assert world.now_s == 60.0
 
 
@@ -101,7 +102,7 @@ def test_the_time_of_the_caller_is_no_silence() -> None:
     assert len(given) == 10
     slow = World(lambda world: _later(world, 29.0), stream_s=1e9)
     assert len(slow.run(numbered(20))) == 10
-    assert len(slow.moments(steps.Open)) == 1
+    assert len(slow.moments(_bulk.Open)) == 1
 
 
 def _later(world: World, seconds: float) -> Any:
@@ -122,8 +123,8 @@ def test_a_delay_of_the_server_is_kept() -> None:
     world = World(busy)
     given = world.run(numbered(8))
     assert [chunk.start for chunk in given] == [0, 2, 4, 6]
-    assert world.moments(steps.Send) == [0.0] * 4 + [7.0]
-    numbers = [step.request.id for _, step in world.taken if isinstance(step, steps.Send)]
+    assert world.moments(_bulk.Send) == [0.0] * 4 + [7.0]
+    numbers = [step.request.id for _, step in world.taken if isinstance(step, _bulk.Send)]
     assert len(set(numbers)) == 5
 
 
@@ -145,7 +146,7 @@ def test_lost_streams_are_opened_again_ever_more_slowly() -> None:
     world = World(lost)
     with pytest.raises(UnavailableError, match="gone"):
         world.run(["a"])
-    opened = world.moments(steps.Open)
+    opened = world.moments(_bulk.Open)
     delays = [round(later - earlier, 3) for earlier, later in pairwise(opened)]
     assert delays[:7] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
     assert Pace(jitter=lambda: 0.0).delay_s(1) == 0.05
@@ -155,7 +156,7 @@ def test_an_old_stream_is_half_closed_before_the_next_is_opened() -> None:
     """After stream_s nothing more is sent on a stream; what it owes comes, and the next begins."""
     world = World(lambda world: _later(world, 10.0))
     assert len(world.run(numbered(40))) == 20
-    half_closed, opened = world.moments(steps.HalfClose), world.moments(steps.Open)
+    half_closed, opened = world.moments(_bulk.HalfClose), world.moments(_bulk.Open)
     assert len(opened) > 2
     ages = [end - begin for begin, end in zip(opened, half_closed, strict=True)]
     assert all(age >= 30 for age in ages[:-1])  # the last one ends with the work
@@ -165,4 +166,4 @@ def test_the_last_stream_ends_as_one_that_went_well() -> None:
     """At the end the stream is half-closed, and given a moment to end with OK."""
     world = World(answer)
     world.run(numbered(4))
-    assert [type(step) for _, step in world.taken[-2:]] == [steps.HalfClose, steps.Receive]
+    assert [type(step) for _, step in world.taken[-2:]] == [_bulk.HalfClose, _bulk.Receive]

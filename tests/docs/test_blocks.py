@@ -10,8 +10,9 @@ import grpc
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from isogloss_server import __main__ as program
-from isogloss_server import settings
+from isogloss_server import cli as program
+from isogloss_server.settings.declarations import Settings
+from isogloss_server.settings.sources import load
 
 from tests.docs import blocks
 from tests.docs.blocks import BLOCKS, FILES, Block, of_language
@@ -79,7 +80,7 @@ def test_commands_run(block: Block, command: str, server: ServerProcess, reader:
 def test_settings_load(block: Block, reader: Path) -> None:
     """A TOML file is one that the server takes."""
     _write_config(block.file, reader)
-    assert settings.load({"config": "isogloss.toml"}) != settings.Settings()
+    assert load({"config": "isogloss.toml"}) != Settings()
 
 
 @pytest.mark.parametrize("block", of_language("yaml"), ids=str)
@@ -104,10 +105,10 @@ def test_every_document_is_read() -> None:
     assert {block.language for block in BLOCKS} == LANGUAGES
 
 
-def _settings(arguments: list[str]) -> settings.Settings:
+def _settings(arguments: list[str]) -> Settings:
     flags = vars(program.parser().parse_args(arguments))
     del flags["verb"]
-    return settings.load(flags)
+    return load(flags)
 
 
 def _write_config(file: Path, folder: Path) -> None:

@@ -16,14 +16,14 @@ with atheris.instrument_imports(include=["isogloss_server"]):
     from google.protobuf.message import DecodeError
     from isogloss.v1 import embedding_pb2 as pb
     from isogloss_server.clock import SystemClock
+    from isogloss_server.engine.executor import Executor
     from isogloss_server.engine.pipeline import Pipeline
     from isogloss_server.engine.registry import Registry
-    from isogloss_server.engine.workers import Workers
     from isogloss_server.errors import DomainError
-    from isogloss_server.loading import load
-    from isogloss_server.rpc import messages
+    from isogloss_server.factory import load
+    from isogloss_server.rpc import codec
     from isogloss_server.rpc.status import MAX_DETAILS_BYTES, to_status
-    from isogloss_server.settings import Settings
+    from isogloss_server.settings.declarations import Settings
 
 from tests.fuzz.libfuzzer import Counts, run
 from tests.fuzz.seeds import EMBEDS, SIMILARITIES, STREAMED
@@ -33,7 +33,7 @@ class Target:
     """A pipeline without a wire."""
 
     def __init__(self, counts: Counts) -> None:
-        settings, clock, workers = Settings(), SystemClock(), Workers(1)
+        settings, clock, workers = Settings(), SystemClock(), Executor(1)
         self._counts = counts
         self._registry = Registry(["isogloss-static"])
         self._pipeline = Pipeline(self._registry, workers, clock)
@@ -68,12 +68,12 @@ class Target:
             self._counts.add(error.reason)
 
     async def _embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        job = messages.to_embed_job(request, math.inf, patient=False)
-        return messages.to_embed_response(await self._pipeline.embed(job))
+        job = codec.to_embed_request(request, math.inf, patient=False)
+        return codec.to_embed_response(await self._pipeline.embed(job))
 
     async def _similarity(self, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
-        job = messages.to_similarity_job(request, math.inf)
-        return messages.to_similarity_response(await self._pipeline.similarity(job))
+        job = codec.to_similarity_request(request, math.inf)
+        return codec.to_similarity_response(await self._pipeline.similarity(job))
 
 
 if __name__ == "__main__":

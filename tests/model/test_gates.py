@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from isogloss_server.models import weights
-from isogloss_server.models.base import Rows, Truncation
-from isogloss_server.models.openvino import load as packed
-from isogloss_server.models.parts import Parts
+from isogloss.wire.enums import Truncation
+from isogloss_server.models import model_folder
+from isogloss_server.models.interfaces import Rows
+from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.openvino import loader as packed
 
 from tests.support import texts
 
@@ -40,10 +41,10 @@ class Pair:
         self.library: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         self.expected: Rows = self.library.encode(TEXTS, batch_size=16, normalize_embeddings=True)
 
-    def packed(self, precision: Literal["f32", "bf16"]) -> Parts:
+    def packed(self, precision: Literal["f32", "bf16"]) -> LoadedModel:
         """Returns the packed model."""
         runtime = packed.Runtime(precision=precision, threads=1, graph_cache=None)
-        return packed.load(weights.locate(str(self.folder)), runtime)
+        return packed.load(model_folder.locate(str(self.folder)), runtime)
 
 
 @pytest.fixture(scope="module", params=["minilm", "multilingual"])
@@ -58,7 +59,7 @@ def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", 
     parts = pair.packed(precision)
     rows = np.concatenate(
         [
-            parts.model.forward(parts.tokens.encode(TEXTS[first : first + 10], Truncation.END).batch)
+            parts.model.forward(parts.tokenizer.encode(TEXTS[first : first + 10], Truncation.END).batch)
             for first in range(0, len(TEXTS), 10)
         ]
     ).astype(np.float64)
@@ -74,8 +75,8 @@ def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", 
 def test_tokens_are_those_of_the_library(pair: Pair) -> None:
     """Each text has the library's tokens: its limit, its special tokens, its truncation."""
     parts = pair.packed("f32")
-    assert parts.tokens.max_tokens == pair.library.max_seq_length
-    batch = parts.tokens.encode(TEXTS, Truncation.END).batch
+    assert parts.tokenizer.max_tokens == pair.library.max_seq_length
+    batch = parts.tokenizer.encode(TEXTS, Truncation.END).batch
     ours = np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
     for text, ids in zip(TEXTS, ours, strict=True):
         features = pair.library.preprocess([text])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isogloss_server.models.base import TokenBatch, Truncation
-from isogloss_server.models.openvino import load as packed
-from isogloss_server.models.openvino import reference
+from isogloss.wire.enums import Truncation
+from isogloss_server.models.interfaces import TokenBatch
+from isogloss_server.models.openvino import loader as packed
+from isogloss_server.models.openvino import numpy_reference
 from safetensors.numpy import load_file, save_file
 
 from tests.support import shapes, texts
@@ -90,7 +91,7 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
 
 def test_truncation_keeps_the_special_tokens(minilm: Path) -> None:
     """A long text keeps its first tokens, or its last, between [CLS] and [SEP], as many as the model reads."""
-    tokens = load(minilm).tokens
+    tokens = load(minilm).tokenizer
     long = " ".join(str(number) for number in range(1000))
     end = tokens.encode([long], Truncation.END)
     start = tokens.encode([long], Truncation.START)
@@ -150,7 +151,7 @@ def test_memory_stays_flat_over_ten_thousand_shapes(tmp_path: Path) -> None:
 
 def test_numpys_encoder_reads_nothing_of_the_graph() -> None:
     """What the graph is held against has nothing in common with it but the tensors and their names."""
-    imported = set(vars(reference))
+    imported = set(vars(numpy_reference))
     assert not imported & {"ov", "op", "openvino", "pack", "graph"}
 
 

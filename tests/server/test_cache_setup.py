@@ -4,12 +4,12 @@ import sys
 import traceback
 
 import pytest
-from isogloss_server import serve
+from isogloss_server import app
 from isogloss_server.clock import SystemClock
 from isogloss_server.errors import CacheSetupError
-from isogloss_server.settings import Settings
+from isogloss_server.settings.declarations import Settings
 
-MODULE = "isogloss_server.engine.cache.redis"
+MODULE = "isogloss_server.engine.redis_store"
 
 
 def forget_redis(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +20,7 @@ def forget_redis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(url: str) -> None:
-    serve._cache(Settings(cache_redis_url=url), SystemClock(), lambda state, detail: None)
+    app._cache(Settings(cache_redis_url=url), SystemClock(), lambda state, detail: None)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,5 +44,5 @@ def test_what_is_no_url_is_not_quoted(url: str) -> None:
 def test_nothing_of_redis_is_imported_without_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is told of no Redis needs no package for it."""
     forget_redis(monkeypatch)
-    serve._cache(Settings(), SystemClock(), lambda state, detail: None)
+    app._cache(Settings(), SystemClock(), lambda state, detail: None)
     assert MODULE not in sys.modules

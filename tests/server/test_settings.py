@@ -5,9 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from isogloss_server import settings
-from isogloss_server.__main__ import PROGRAM, main, parser
-from isogloss_server.settings import Settings, SettingsError, load
+from isogloss_server.cli import PROGRAM, main, parser
+from isogloss_server.cli.serve import add_flags
+from isogloss_server.settings.declarations import Settings, SettingsError
+from isogloss_server.settings.sources import load, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parse(*arguments: str) -> Settings:
     parser = argparse.ArgumentParser()
-    settings.add_flags(parser)
+    add_flags(parser)
     return load(vars(parser.parse_args(arguments)))
 
 
@@ -111,7 +112,7 @@ def test_unknown_variables_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable with our prefix that is no knob is told, with the knob it may have meant; the client's are not."""
     monkeypatch.setenv("ISOGLOSS_PROT", "1")
     monkeypatch.setenv("ISOGLOSS_SERVER", "localhost:1")
-    assert list(settings.unknown_variables()) == ["ISOGLOSS_PROT is no setting; did you mean ISOGLOSS_PORT?"]
+    assert list(unknown_variables()) == ["ISOGLOSS_PROT is no setting; did you mean ISOGLOSS_PORT?"]
 
 
 def test_settings_cannot_change() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from isogloss import AsyncClient, Client, ClientOptions, EmbeddedChunk
-from isogloss._plans import Pace
+from isogloss._bulk import Pace
 
 from tests.support.scripted_server import vector
 

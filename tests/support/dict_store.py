@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from isogloss_server.engine.cache.shared import StoreError
+from isogloss_server.engine.shared_cache import StoreError
 
 
 class DictStore:

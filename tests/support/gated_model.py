@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.models.base import Rows, TokenBatch, Urgency
+from isogloss_server.models.interfaces import Rows, TokenBatch, Urgency
 
 DIMENSIONS = 3
 WATCHDOG_S = 80.0  # so that one look of the watch is 10 s after the other

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from isogloss_server.models import comparison
+from isogloss_server.models import parity
 from safetensors.numpy import load_file, save_file
 
 from tests.support import shapes
@@ -59,7 +59,7 @@ def qwen_by_its_last_token(folder: Path) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=[end], initial_alphabet=letters, show_progress=False)
-    tokenizer.train_from_iterator(comparison.sentences(), trainer)
+    tokenizer.train_from_iterator(parity.sentences(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 0)])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "Qwen2Tokenizer", "padding_side": "left", "pad_token": end, "eos_token": end}

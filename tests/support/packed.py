@@ -4,26 +4,27 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from isogloss_server.models import weights
-from isogloss_server.models.base import Rows, TokenBatch, Truncation
-from isogloss_server.models.openvino import load as packed
-from isogloss_server.models.parts import Parts
+from isogloss.wire.enums import Truncation
+from isogloss_server.models import model_folder
+from isogloss_server.models.interfaces import Rows, TokenBatch
+from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.openvino import loader as packed
 
 Precision = Literal["auto", "f32", "bf16"]
 
 
-def load(folder: Path, precision: Precision = "auto", cache: Path | None = None) -> Parts:
+def load(folder: Path, precision: Precision = "auto", cache: Path | None = None) -> LoadedModel:
     """Returns a folder's packed model, for one thread."""
     runtime = packed.Runtime(precision=precision, threads=1, graph_cache=cache)
-    return packed.load(weights.locate(str(folder)), runtime)
+    return packed.load(model_folder.locate(str(folder)), runtime)
 
 
-def tokenized(parts: Parts, some: list[str]) -> list[np.ndarray]:
+def tokenized(parts: LoadedModel, some: list[str]) -> list[np.ndarray]:
     """Returns the tokens of each text."""
-    batch = parts.tokens.encode(some, Truncation.END).batch
+    batch = parts.tokenizer.encode(some, Truncation.END).batch
     return np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
 
 
-def forward(parts: Parts, ids: list[np.ndarray]) -> Rows:
+def forward(parts: LoadedModel, ids: list[np.ndarray]) -> Rows:
     """Returns the vectors of texts given as tokens, float32 [n, d]."""
     return parts.model.forward(TokenBatch(np.concatenate(ids), np.array([len(one) for one in ids])))

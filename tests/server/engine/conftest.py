@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from isogloss_server.clock import Clock
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.vitals import Reporter, to_nobody
-from isogloss_server.models.base import Model
+from isogloss_server.engine.monitoring import Reporter, to_nobody
+from isogloss_server.models.interfaces import Model
 
 from tests.support.gated_model import DIMENSIONS, WATCHDOG_S, OwnClock
 

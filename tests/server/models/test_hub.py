@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import pytest
 from huggingface_hub import constants, file_download
 from isogloss_server.errors import ModelFilesError
-from isogloss_server.models import catalog, hub, names, static, weights
-from isogloss_server.models.names import Wanted
+from isogloss_server.models import catalog, hub, model_folder, static
+from isogloss_server.models.catalog import HubModel
 
 from tests.support.fake_hub import COMMIT, FakeHub
 
@@ -48,7 +48,7 @@ def _point_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def said(source: str) -> str:
     """Returns the one line that a model that cannot be had ends in."""
     with pytest.raises(ModelFilesError) as raised:
-        weights.locate(source)
+        model_folder.locate(source)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -56,13 +56,13 @@ def said(source: str) -> str:
 @pytest.mark.parametrize("source", ["owner/model", f"owner/model@{COMMIT}"])
 def test_what_is_needed_is_fetched_once(fake: FakeHub, source: str) -> None:
     """Weights, tokenizer and configurations are fetched, nothing else is, and the second time nothing at all."""
-    folder = weights.locate(source)
+    folder = model_folder.locate(source)
     assert set(fake.fetched) == NEEDED
     assert max(Counter(fake.fetched).values()) == 1
     assert folder.revision == COMMIT
     assert static.load(folder).card.dimensions == (3,)
     asked = len(fake.agents)
-    assert weights.locate(source) == folder
+    assert model_folder.locate(source) == folder
     assert len(fake.agents) == asked
 
 
@@ -80,21 +80,21 @@ def test_a_known_model_comes_at_its_commit_with_its_row(fake: FakeHub, monkeypat
         prompts={"query": "q: "},
     )
     monkeypatch.setattr(catalog, "KNOWN", (row,))
-    assert weights.locate("model").known is row
-    assert weights.locate("owner/model").known is row
-    assert names.resolve("model") == Wanted("owner/model", COMMIT, "model", row)
+    assert model_folder.locate("model").known is row
+    assert model_folder.locate("owner/model").known is row
+    assert catalog.resolve("model") == HubModel("owner/model", COMMIT, "model", row)
 
 
 def test_a_pulled_model_is_found_without_a_hub(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was fetched is found when the hub cannot be reached any more."""
-    folder = weights.locate("owner/model")
+    folder = model_folder.locate("owner/model")
     _point_at(_nobody(), monkeypatch)
-    assert weights.locate("owner/model") == folder
+    assert model_folder.locate("owner/model") == folder
 
 
 def test_what_another_program_left_is_made_whole(fake: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot of which nothing says what is missing is completed, and taken as it is where nobody can be asked."""
-    weights.locate("owner/model")
+    model_folder.locate("owner/model")
     others = cache.with_name("others")
     shutil.copytree(cache, others, symlinks=True, ignore=shutil.ignore_patterns("trees"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(others))
@@ -102,9 +102,9 @@ def test_what_another_program_left_is_made_whole(fake: FakeHub, cache: Path, mon
     (snapshot / "1_Pooling" / "config.json").unlink()
     with monkeypatch.context() as alone:
         _point_at(_nobody(), alone)
-        assert weights.locate("owner/model").path == snapshot
+        assert model_folder.locate("owner/model").path == snapshot
     assert not (snapshot / "1_Pooling" / "config.json").exists()
-    assert weights.locate("owner/model").path == snapshot
+    assert model_folder.locate("owner/model").path == snapshot
     assert (snapshot / "1_Pooling" / "config.json").is_file()
 
 
@@ -113,12 +113,12 @@ def test_what_broke_off_goes_on(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # between the library's attempts
     fake.cut_at["tokenizer.json"] = 0
     assert said("owner/model").startswith("the download of owner/model broke off: start it again")
-    wanted = names.resolve("owner/model")
+    wanted = catalog.resolve("owner/model")
     assert wanted is not None
     assert hub.cached(wanted) is None
     fake.cut_at.clear()
     whole = NEEDED - {"tokenizer.json"}
-    assert weights.locate("owner/model").file("tokenizer.json").stat().st_size > 0
+    assert model_folder.locate("owner/model").file("tokenizer.json").stat().st_size > 0
     assert sorted(name for name in fake.fetched if name in whole) == sorted(whole)
 
 
@@ -166,7 +166,7 @@ def test_a_gated_model_wants_a_token(fake: FakeHub, monkeypatch: pytest.MonkeyPa
     assert line.startswith("owner/model is gated: accept its terms at http://127.0.0.1")
     assert "HF_TOKEN" in line
     monkeypatch.setenv("HF_TOKEN", "hf_something")
-    assert weights.locate("owner/model").revision == COMMIT
+    assert model_folder.locate("owner/model").revision == COMMIT
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_what_cannot_be_served_is_not_fetched(fake: FakeHub, name: str, line: st
 
 def test_no_telemetry(fake: FakeHub) -> None:
     """The hub learns the library and its version, and nothing of who asks or what else is installed."""
-    weights.locate("owner/model")
+    model_folder.locate("owner/model")
     assert constants.HF_HUB_DISABLE_TELEMETRY
     assert {agent.split("; ")[1].split("/")[0] for agent in fake.agents} == {"hf_hub"}
     assert not any("torch" in agent or "agent/" in agent for agent in fake.agents)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.cache.cache import Cache
+from isogloss_server.engine.cache import Cache
 
 from tests.support.changing_embedder import CARD, ChangingEmbedder
 from tests.support.in_process import ready_registry, serving

@@ -3,21 +3,22 @@
 import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss_server.engine.job import EmbedJob
-from isogloss_server.engine.limits import (
+from isogloss.wire.enums import ElementType
+from isogloss_server.engine.pipeline import EmbedResult, Timings
+from isogloss_server.engine.request import (
     NEIGHBOR_BYTES,
     RANKING_BYTES,
     ROW_ERROR_BYTES,
     ROW_OVERHEAD_BYTES,
+    EmbedRequest,
     answer_bytes,
     default_max_texts,
     rankings_bytes,
 )
-from isogloss_server.engine.pipeline import EmbedResult, Timings
-from isogloss_server.engine.vectors import ElementType, shape
+from isogloss_server.engine.vectors import shape
 from isogloss_server.errors import EmptyTextError, TextTooLongError, TextWithoutTokensError
-from isogloss_server.models.base import Embedded
-from isogloss_server.rpc.messages import to_embed_response
+from isogloss_server.models.interfaces import Embedded
+from isogloss_server.rpc.codec import to_embed_response
 
 GRPC_DEFAULT_BYTES = 4 * 1024 * 1024
 ROOM_BYTES = 1000  # model, space, timings: once an answer
@@ -33,7 +34,7 @@ def largest_response(rows: int, dimensions: int, element_type: ElementType, *, p
     kinds = (EmptyTextError, TextWithoutTokensError, TextTooLongError)
     long = "the text has at least 99999999 tokens; the model reads 99999999"
     faults = {
-        row: kinds[row % 3](long, actual=99_999_999, limit=99_999_999).at(EmbedJob.path, row) for row in range(rows)
+        row: kinds[row % 3](long, actual=99_999_999, limit=99_999_999).at(EmbedRequest.path, row) for row in range(rows)
     }
     matrix = shape(values, dimensions, normalize=True, element_type=element_type)
     result = EmbedResult(
@@ -74,8 +75,8 @@ def test_rankings_are_no_larger_than_said(queries: int, neighbors: int) -> None:
 def test_the_client_counts_as_the_server_does() -> None:
     """Client and server, which share no code but the stubs, say the same of sizes."""
     from isogloss._arguments import Nearest
-    from isogloss._plans.embed import ROW_ERROR_BYTES as CLIENTS_ROW_ERROR_BYTES
-    from isogloss._plans.embed import ROW_OVERHEAD_BYTES as CLIENTS_ROW_OVERHEAD_BYTES
+    from isogloss._embed import ROW_ERROR_BYTES as CLIENTS_ROW_ERROR_BYTES
+    from isogloss._embed import ROW_OVERHEAD_BYTES as CLIENTS_ROW_OVERHEAD_BYTES
 
     assert CLIENTS_ROW_ERROR_BYTES == ROW_ERROR_BYTES
     assert CLIENTS_ROW_OVERHEAD_BYTES == ROW_OVERHEAD_BYTES

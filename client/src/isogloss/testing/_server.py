@@ -1,17 +1,23 @@
-"""The fake server under way: its port, its start and stop, and what a test may do to it."""
+"""The fake server: its service, and stream."""
 
+import threading
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Self
+from queue import SimpleQueue
+from typing import Any, Self, TypeVar
 
 import grpc
 
-from isogloss.errors import error_class
+from isogloss._failures import REQUEST_ID_TRAILER
+from isogloss.errors import InternalError, IsoglossError, error_class
+from isogloss.testing._engine import Answers, Settings, abort, compare, refusal, to_status
 from isogloss.testing._script import Gate, Received, Script
-from isogloss.testing._service import Service
-from isogloss.testing._settings import Settings
-from isogloss.v1.embedding_pb2_grpc import add_EmbeddingServiceServicer_to_server
+from isogloss.v1 import embedding_pb2 as pb
+from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceServicer, add_EmbeddingServiceServicer_to_server
 
+WINDOW_REQUESTS = 32  # unanswered, before no more is read
 HOST = "127.0.0.1"
 CALLS_AT_ONCE = 256  # threads are made as they are needed
 OPTIONS = (
@@ -19,6 +25,155 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )
+
+
+class Stream:
+    """One stream. A thread reads it, and another one answers each message, so that one that is held stops no other.
+
+    Args:
+        requests: The messages of the caller, as grpc gives them.
+        context: grpc's, of the call.
+        arrive: Called with each message in order; what it raises ends the stream, after the answers to all before.
+        answer: Called with each message in a thread of its own; what it raises answers for that message alone.
+    """
+
+    def __init__(
+        self,
+        requests: Iterator[pb.EmbedStreamRequest],
+        context: Any,
+        arrive: Callable[[pb.EmbedStreamRequest], None],
+        answer: Callable[[pb.EmbedStreamRequest], pb.EmbedResponse],
+    ) -> None:
+        self._requests, self._context = requests, context
+        self._arrive, self._answer = arrive, answer
+        self._changed = threading.Condition()
+        self._in_flight: dict[int, threading.Thread] = {}
+        self._ready: SimpleQueue[pb.EmbedStreamResponse | IsoglossError | None] = SimpleQueue()
+
+    def responses(self) -> Iterator[pb.EmbedStreamResponse]:
+        """Yields the answers; raises the error that ends the stream."""
+        self._context.add_callback(self._wake)
+        threading.Thread(target=self._read, daemon=True).start()
+        while (found := self._ready.get()) is not None:
+            if isinstance(found, IsoglossError):
+                raise found
+            with self._changed:
+                del self._in_flight[found.id]  # before the caller sees the answer, and may use the id again
+                self._changed.notify_all()
+            yield found
+
+    def _read(self) -> None:
+        end: IsoglossError | None = None
+        try:
+            for request in self._requests:
+                try:
+                    self._arrive(request)
+                except IsoglossError as error:
+                    end = error
+                    break
+                self._take(request)
+        except IsoglossError as error:  # an id used twice: what is in flight stays unanswered
+            self._ready.put(error)
+            return
+        except grpc.RpcError:  # the caller is gone, or the server stops
+            pass
+        for thread in list(self._in_flight.values()):
+            thread.join()
+        self._ready.put(end)
+
+    def _take(self, request: pb.EmbedStreamRequest) -> None:
+        thread = threading.Thread(target=self._respond, args=(request,), daemon=True)
+        with self._changed:
+            if request.id in self._in_flight:
+                raise refusal("DUPLICATE_ID", "the id is still in flight", "id", id=request.id)
+            self._in_flight[request.id] = thread
+        thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._in_flight) < WINDOW_REQUESTS or not self._context.is_active())
+
+    def _respond(self, request: pb.EmbedStreamRequest) -> None:
+        response = pb.EmbedStreamResponse(id=request.id)
+        try:
+            response.response.CopyFrom(self._answer(request))
+        except IsoglossError as error:
+            response.error.CopyFrom(to_status(error))
+        except Exception as error:  # noqa: BLE001 - without an answer, the caller would wait for ever
+            response.error.CopyFrom(to_status(InternalError(f"the fake server failed: {error!r}", reason="INTERNAL")))
+        self._ready.put(response)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+Request = TypeVar("Request")
+
+
+Response = TypeVar("Response")
+
+
+class Service(EmbeddingServiceServicer):
+    """One method for each RPC."""
+
+    def __init__(self, settings: Settings, script: Script) -> None:
+        self._settings = settings
+        self._script = script
+        self._answers = Answers(settings)
+
+    def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802 - the contract's name
+        """Texts to one row vector each."""
+        return self._answer("Embed", request, context, self._answers.embed)
+
+    def EmbedStream(  # noqa: N802
+        self, request_iterator: Any, context: Any
+    ) -> Iterator[pb.EmbedStreamResponse]:
+        """Embed, many at a time on one stream. Each message is an Embed to gates and faults as well."""
+        trailers = _trailers(context)
+
+        def arrive(message: pb.EmbedStreamRequest) -> None:
+            """Takes a message down, and ends the stream where that was planned."""
+            self._script.record("EmbedStream", message, context)
+            self._script.act("EmbedStream", context)
+
+        def answer(message: pb.EmbedStreamRequest) -> pb.EmbedResponse:
+            """Returns the vectors of a message, within its own time."""
+            timeout_s = message.timeout.ToNanoseconds() / 1e9 if message.HasField("timeout") else None
+            self._script.act("Embed", context, timeout_s)
+            return self._answers.embed(message.request)
+
+        try:
+            yield from Stream(request_iterator, context, arrive, answer).responses()
+        except IsoglossError as error:
+            abort(context, error, trailers)
+
+    def Similarity(self, request: pb.SimilarityRequest, context: Any) -> pb.SimilarityResponse:  # noqa: N802
+        """Scores of queries against candidates."""
+        return self._answer("Similarity", request, context, lambda r: compare(self._settings, self._answers, r))
+
+    def Health(self, request: pb.HealthRequest, context: Any) -> pb.HealthResponse:  # noqa: N802
+        """How the model fares."""
+        return self._answer("Health", request, context, self._answers.health)
+
+    def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+        """What the model is."""
+        return self._answer("ListModels", request, context, self._answers.models)
+
+    def _answer(self, method: str, request: Request, context: Any, answer: Callable[[Request], Response]) -> Response:
+        trailers = _trailers(context)
+        try:
+            self._script.record(method, request, context)
+            self._script.act(method, context)
+            return answer(request)
+        except IsoglossError as error:
+            abort(context, error, trailers)
+
+
+def _trailers(context: Any) -> tuple[tuple[str, str], ...]:
+    """Returns the trailers of every call, and sets them for one that succeeds."""
+    given = {key: value for key, value in context.invocation_metadata()}  # noqa: C416 - pairs of grpc's own kind
+    trailers = ((REQUEST_ID_TRAILER, given.get(REQUEST_ID_TRAILER) or uuid.uuid4().hex),)
+    context.set_trailing_metadata(trailers)
+    return trailers
 
 
 @dataclass(kw_only=True, eq=False)

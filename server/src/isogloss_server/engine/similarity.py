@@ -7,12 +7,12 @@ of a large comparison can be merged by score.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
+from isogloss.wire.enums import Metric
 from numpy.typing import NDArray
 
-from isogloss_server.models.base import Rows
+from isogloss_server.models.interfaces import Rows
 
 BLOCK_PAIRS = 1 << 18  # scores held in float64 at a time: 2 MiB
 BLOCK_NUMBERS = 1 << 17  # differences held in float64 at a time: 1 MiB
@@ -20,15 +20,6 @@ BLOCK_NUMBERS = 1 << 17  # differences held in float64 at a time: 1 MiB
 CANCELLED = 1e-6
 
 Wide = NDArray[np.float64]
-
-
-class Metric(StrEnum):
-    """The measure of nearness; greater is nearer for all of them."""
-
-    COSINE = "cosine"
-    DOT = "dot"
-    EUCLIDEAN = "euclidean"
-    MANHATTAN = "manhattan"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,24 @@ were also held against the metadata that MTEB (github.com/embeddings-benchmark/m
 model's own files say wins over its row: modules.json over `modules` and `pooling`, isogloss.json over the rest.
 """
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ENCODER = ("Transformer", "Pooling")
 NORMALIZED = (*ENCODER, "Normalize")
+# "query: " and "passage: " for retrieval; "query: " for symmetric tasks, and where vectors are features: card, FAQ 1.
+E5_PROMPTS = {
+    "query": "query: ",
+    "document": "passage: ",
+    "similarity": "query: ",
+    "classification": "query: ",
+    "clustering": "query: ",
+}
+MAIN = "main"
+PROVIDER_NAMES = ("cohere", "openai")  # before a colon: the model runs at a provider, see providers.py
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +37,7 @@ class KnownModel:
     pooling: str  # mean or cls
     languages: tuple[str, ...]  # BCP 47
     license: str  # SPDX
-    prompts: Mapping[str, str] = field(default_factory=dict)  # role (as in models/base.py) -> prompt; others have none
+    prompts: Mapping[str, str] = field(default_factory=dict)  # input type -> prompt; other types have none
     backend: str = "openvino"  # or sentence-transformers, for what the packed engine has no graph of
     remark: str = ""  # what a user must know before choosing it
 
@@ -50,6 +63,8 @@ PARAPHRASE = _tags(
     pl pt pt-BR ro ru sk sl sq sr sv th tr uk ur vi zh-CN zh-TW
     """
 )
+
+
 # The list of languages at the head of the cards of the three multilingual-e5 models.
 XLM_ROBERTA = _tags(
     """
@@ -58,6 +73,8 @@ XLM_ROBERTA = _tags(
     so sq sr su sv sw ta te th tl tr ug uk ur uz vi xh yi zh
     """
 )
+
+
 # 109, those of the paper (arxiv.org/abs/2007.01852), as huggingface.co/setu4993/LaBSE lists them.
 LABSE = _tags(
     """
@@ -66,6 +83,8 @@ LABSE = _tags(
     pl pt ro ru rw si sk sl sm sn so sq sr st su sv sw ta te tg th tk tl tr tt ug uk ur uz vi wo xh yi yo zh zu
     """
 )
+
+
 # 74, at the head of the cards of the two arctic-embed v2.0 models.
 ARCTIC = _tags(
     """
@@ -73,14 +92,7 @@ ARCTIC = _tags(
     ko ky lo lt lv mk ml mn mr ms my ne nl pa pl pt qu ro ru si sk sl so sq sr sv sw ta te th tl tr uk ur vi yo zh
     """
 )
-# "query: " and "passage: " for retrieval; "query: " for symmetric tasks, and where vectors are features: card, FAQ 1.
-E5_PROMPTS = {
-    "query": "query: ",
-    "document": "passage: ",
-    "similarity": "query: ",
-    "classification": "query: ",
-    "clustering": "query: ",
-}
+
 
 KNOWN: tuple[KnownModel, ...] = (
     KnownModel(
@@ -232,3 +244,40 @@ KNOWN: tuple[KnownModel, ...] = (
 def find(name: str) -> KnownModel | None:
     """Returns the row of a name or hub id, if there is one."""
     return next((known for known in KNOWN if name in (known.name, known.hub_id)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model of the hub at a revision: what the name of a model stands for."""
+
+    hub_id: str
+    revision: str  # commit, tag or branch
+    source: str  # as it was asked for
+    known: KnownModel | None = None
+
+    def __str__(self) -> str:
+        return self.hub_id if self.revision == MAIN else f"{self.hub_id}@{self.revision}"
+
+
+def resolve(source: str) -> HubModel | None:
+    """Returns what `NAME` or `OWNER/NAME`, either with `@REVISION`, stands for, or None if it is no such thing.
+
+    A known model is wanted at its pinned commit, another at the main branch, unless the source tells a revision.
+    """
+    name, _, revision = source.partition("@")
+    known = find(name)
+    if known is not None:
+        return HubModel(known.hub_id, revision or known.revision, source, known)
+    return HubModel(name, revision or MAIN, source) if HUB_ID.fullmatch(name) else None
+
+
+def is_hosted(source: str) -> bool:
+    """Returns whether a model's source names a provider."""
+    host, colon, _ = source.partition(":")
+    return bool(colon) and host in PROVIDER_NAMES
+
+
+def closest_name(name: str) -> str:
+    """Returns the known name that is most like another, or nothing."""
+    known = {model.name.lower(): model.name for model in KNOWN}
+    return "".join(known[near] for near in difflib.get_close_matches(name.partition("@")[0].lower(), known, n=1))

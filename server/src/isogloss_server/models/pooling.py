@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isogloss_server.models.base import Rows
+from isogloss_server.models.interfaces import Rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,23 @@
 torch and the library are an extra: where they are not installed, this module cannot be imported, and says what to do.
 """
 
+import hashlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isogloss.wire.enums import Truncation
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
-from isogloss_server.models import layout, library_folders
-from isogloss_server.models.base import Rows, TokenBatch, Tolerance, Truncation
-from isogloss_server.models.parts import Parts
-from isogloss_server.models.tokens import Tokens
-from isogloss_server.models.weights import ModelFolder
+from isogloss_server.models import layout
+from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
+from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.model_folder import ModelFolder, fingerprint
+from isogloss_server.models.tokenizer import TextTokenizer
 
 try:
     import torch
@@ -29,17 +31,6 @@ except ModuleNotFoundError as error:
         "pip install 'isogloss-server[sentence-transformers]' (where there is no GPU, torch's build for CPUs first)"
     ) from error
 
-BACKEND = "sentence-transformers"
-TOLERANCES = {
-    "f32": Tolerance(known=1e-5, company=1e-5),
-    "bf16": Tolerance(known=3e-2, company=3e-2),
-    "f16": Tolerance(known=5e-3, company=5e-3),
-}
-PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-LONGEST_TOKENS = 8192  # of one text, where neither the library nor the model has a limit
-PROBE_TEXTS = ("Good morning", "Buenos días, ¿dónde está la estación?", "おはようございます")
-SERVED_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "modality"}
-SHORT_CHARACTERS = 200  # of a library's message that is passed on
 
 # Bars would stand between the lines of the log; so would reports of missing weights, for which see `_missing`.
 _logging: Any = transformers.utils.logging
@@ -48,8 +39,22 @@ _logging.disable_default_handler()
 _logging.enable_propagation()
 _logging.set_verbosity_error()
 
+BACKEND = "sentence-transformers"
+TOLERANCES = {
+    "f32": Tolerance(known=1e-5, batch_invariance=1e-5),
+    "bf16": Tolerance(known=3e-2, batch_invariance=3e-2),
+    "f16": Tolerance(known=5e-3, batch_invariance=5e-3),
+}
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+LONGEST_TOKENS = 8192  # of one text, where neither the library nor the model has a limit
+PROBE_TEXTS = ("Good morning", "Buenos días, ¿dónde está la estación?", "おはようございます")
+SERVED_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "modality"}
+SHORT_CHARACTERS = 200  # of a library's message that is passed on
+# The files that the vectors of a folder come from, in the folder of each module; what else lies there is not read.
+FILES = ("config.json", "sentence_*_config.json", "model*.safetensors", "tokenizer.json", "tokenizer_config.json")
 
-def load(folder: ModelFolder, device: str) -> Parts:
+
+def load(folder: ModelFolder, device: str) -> LoadedModel:
     """Returns the model of a folder on a device, which torch has a name for: cpu, cuda, cuda:1, mps.
 
     Raises:
@@ -57,27 +62,27 @@ def load(folder: ModelFolder, device: str) -> Parts:
         ModelFilesError: a file is missing or damaged.
         StartupError: there is no such device here.
     """
-    library_folders.check(folder)
-    place = layout.module_place(folder, 0)
-    config = layout.required_object(folder, f"{place}config.json")
+    check_folder(folder)
+    prefix = layout.module_prefix(folder, 0)
+    config = layout.required_object(folder, f"{prefix}config.json")
     if config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"model folder {folder.path}: the installed transformers has no architecture "
             f"{config.get('model_type')!r} of its own, and code that comes with a model is never run"
         )
-    model = TorchModules(folder.path, place, device)
+    model = TorchModules(folder.path, prefix, device)
     tokenizer = model.tokenizer()
     serialized = tokenizer.to_str()
-    tokens = Tokens(tokenizer, max_tokens=model.max_tokens or LONGEST_TOKENS, special=True)
+    tokens = TextTokenizer(tokenizer, max_tokens=model.max_tokens or LONGEST_TOKENS, special=True)
     for text in PROBE_TEXTS:
         if tokens.encode([text], Truncation.END).batch.ids.tolist() != model.token_ids(text):
             raise UnsupportedModelError(f"model folder {folder.path}: its tokenizer adds more than tokens around texts")
     own = [(text, row.tolist()) for text, row in zip(PROBE_TEXTS, model.encode(PROBE_TEXTS), strict=True)]
-    space_id = library_folders.space_id(folder, tokens, serialized)
+    space_id = library_space_id(folder, tokens, serialized)
     backend = BACKEND if model.precision == "f32" else f"{BACKEND}-{model.precision}"
-    return Parts(
+    return LoadedModel(
         model=model,
-        tokens=tokens,
+        tokenizer=tokens,
         card=layout.card(folder, backend, space_id, tokens, len(own[0][1])),
         prompts=layout.prompts(folder),
         probes=[(probe.text, probe.vector) for probe in folder.card.probes] or own,
@@ -90,8 +95,8 @@ def load(folder: ModelFolder, device: str) -> Parts:
 class TorchModules:
     """The modules of a folder on one device; torch spreads each pass over its own threads."""
 
-    def __init__(self, path: Path, place: str, device: str) -> None:
-        """Loads the modules of a folder, whose encoder lies at `place` in it.
+    def __init__(self, path: Path, prefix: str, device: str) -> None:
+        """Loads the modules of a folder, whose encoder lies at `prefix` in it.
 
         Raises:
             StartupError: there is no such device here.
@@ -105,7 +110,7 @@ class TorchModules:
                 str(path), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=dict(options)
             )
             encoder = library[0].model
-            self._missing = _missing(encoder, path / place, options)
+            self._missing = _missing(encoder, path / prefix, options)
         except Exception as error:  # whatever its many parts raise
             raise ModelFilesError(f"sentence-transformers cannot load {path}: {short(error)}") from error
         library.truncate_dim = None  # who wants fewer dimensions asks for them
@@ -248,3 +253,70 @@ def _first_position(encoder: Any) -> int:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def check_folder(folder: ModelFolder) -> None:
+    """Refuses what the library would do more for than compute, and what has more inputs than texts.
+
+    Raises:
+        UnsupportedModelError: the folder is such a one.
+        ModelFilesError: weights are pickled.
+    """
+    where = f"model folder {folder.path}"
+    names = layout.module_names(folder)
+    foreign = [name for name in names if "." in name]
+    if foreign:
+        raise UnsupportedModelError(f"{where}: {', '.join(foreign)} is code that comes with a model; none is ever run")
+    if names[:1] != ["Transformer"]:
+        raise UnsupportedModelError(f"{where} begins with {names[0] if names else 'nothing'}, not with a Transformer")
+    kind = layout.optional_object(folder, "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise UnsupportedModelError(f"{where} is a {kind}, not a model of one dense vector for each text")
+    for number, name in enumerate(names):
+        prefix = layout.module_prefix(folder, number)
+        if (folder.path / prefix / "adapter_config.json").is_file():
+            raise UnsupportedModelError(f"{where}: an adapter of another model; merge it into that, and save the whole")
+        if any((folder.path / prefix).glob("pytorch_model*.bin")) and not _has_safetensors(folder, prefix):
+            raise ModelFilesError(f"{where}: the weights in {prefix or '.'} are pickled; save them as safetensors")
+        if name == "Pooling" and layout.prompts(folder):
+            pooling = layout.required_object(folder, f"{prefix}config.json")
+            if not pooling.get("include_prompt", True):
+                raise UnsupportedModelError(f"{where}: a pooling that leaves the prompt out is not served")
+
+
+def _has_safetensors(folder: ModelFolder, prefix: str) -> bool:
+    return any((folder.path / prefix).glob("model*.safetensors"))
+
+
+def library_space_id(folder: ModelFolder, tokens: TextTokenizer, tokenizer: str) -> str:
+    """Returns what the packed engine calls the space where it could compute it, else a digest of all that matters.
+
+    `tokenizer` is the tokenizer itself, for folders that keep it in another form than tokenizer.json.
+    """
+    try:
+        plan = layout.transformer(folder)
+    except UnsupportedModelError:
+        pass  # the packed engine has no such modules
+    else:
+        packed = [f"{plan.prefix}model.safetensors", f"{plan.prefix}tokenizer.json"]
+        packed += [f"{dense.prefix}model.safetensors" for dense in plan.dense]
+        if all((folder.path / name).is_file() for name in packed):
+            return layout.space_id(folder, plan, [folder.digest(name) for name in packed], tokens.max_tokens)
+    found = {name: folder.digest(name) for name in _files(folder)}
+    if not any(name.endswith("tokenizer.json") for name in found):
+        found["tokenizer"] = hashlib.sha256(tokenizer.encode()).hexdigest()
+    return fingerprint(
+        architecture="sentence-transformers",
+        modules=layout.module_names(folder),
+        files=found,
+        max_tokens=tokens.max_tokens,
+        prompts={input_type.value: prompt for input_type, prompt in layout.prompts(folder).items()},
+    )
+
+
+def _files(folder: ModelFolder) -> Iterator[str]:
+    for number in range(len(folder.modules)):
+        prefix = layout.module_prefix(folder, number)
+        for pattern in FILES:
+            found = sorted((folder.path / prefix).rglob(pattern))
+            yield from (str(file.relative_to(folder.path)) for file in found)

@@ -8,8 +8,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from isogloss_server.engine.registry import Registry
-from isogloss_server.models.base import State
-from isogloss_server.rpc.calls import Context
+from isogloss_server.models.interfaces import State
+from isogloss_server.rpc.interceptor import Context
 
 READY = frozenset({State.SERVING, State.DEGRADED})
 Status = health_pb2.HealthCheckResponse

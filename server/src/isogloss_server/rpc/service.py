@@ -8,13 +8,13 @@ from isogloss.v1 import embedding_pb2_grpc
 
 from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.similarity import Rankings
-from isogloss_server.engine.workers import Workers
-from isogloss_server.rpc import messages
-from isogloss_server.rpc.calls import CURRENT_CALL, Context
-from isogloss_server.rpc.streams import EmbedStreams, Window
+from isogloss_server.rpc import codec
+from isogloss_server.rpc.interceptor import CURRENT_CALL, Context
+from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
 
 INLINE_RANKINGS = 256  # so many lists are written sooner than another thread could take them over
 
@@ -22,7 +22,9 @@ INLINE_RANKINGS = 256  # so many lists are written sooner than another thread co
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Answers isogloss.v1; domain errors leave to the interceptor, which makes statuses of them."""
 
-    def __init__(self, registry: Registry, pipeline: Pipeline, workers: Workers, clock: Clock, window: Window) -> None:
+    def __init__(
+        self, registry: Registry, pipeline: Pipeline, workers: Executor, clock: Clock, window: StreamWindow
+    ) -> None:
         self._registry = registry
         self._pipeline = pipeline
         self._workers = workers
@@ -44,28 +46,28 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         call = CURRENT_CALL.get()
         call.texts += len(request.texts)
         call.model = self._registry.get(request.model).name
-        result = await self._pipeline.embed(messages.to_embed_job(request, deadline_s, patient=patient))
+        result = await self._pipeline.embed(codec.to_embed_request(request, deadline_s, patient=patient))
         call.tokens += result.embedded.total_tokens
-        return messages.to_embed_response(result)
+        return codec.to_embed_response(result)
 
     async def Similarity(self, request: pb.SimilarityRequest, context: Context) -> pb.SimilarityResponse:
         """Scores of queries against candidates."""
         call = CURRENT_CALL.get()
         call.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
         call.model = self._registry.get(request.model).name
-        result = await self._pipeline.similarity(messages.to_similarity_job(request, call.deadline_s))
+        result = await self._pipeline.similarity(codec.to_similarity_request(request, call.deadline_s))
         call.tokens = result.total_tokens
         if isinstance(result.compared, Rankings) and len(result.compared.counts) > INLINE_RANKINGS:
-            return await self._workers.run(messages.to_similarity_response, result)
-        return messages.to_similarity_response(result)
+            return await self._workers.run(codec.to_similarity_response, result)
+        return codec.to_similarity_response(result)
 
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         """How the models are."""
         models = [self._registry.get(request.model)] if request.model else self._registry.models
         uptime_s = self._clock.monotonic_s() - self._started_s
-        return messages.to_health_response(self._registry, models, version=__version__, uptime_s=uptime_s)
+        return codec.to_health_response(self._registry, models, version=__version__, uptime_s=uptime_s)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """What the models that are loaded are, and what one request may ask of them."""
         models = self._registry.ready_models
-        return pb.ListModelsResponse(models=[messages.to_model_info(model) for model in models])
+        return pb.ListModelsResponse(models=[codec.to_model_info(model) for model in models])

@@ -1,17 +1,19 @@
-"""From flags, environment and file to settings: the only reader of the environment."""
+"""Reads settings from flags, environment and file. The only reader of the environment."""
 
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError as SourceError
 
-from isogloss_server.settings.file import SettingsError
-from isogloss_server.settings.knobs import PREFIX, Settings
+from isogloss_server.errors import ProviderSetupError
+from isogloss_server.settings.declarations import PREFIX, Settings, SettingsError
 
 CLIENT_VARIABLES = frozenset({"ISOGLOSS_SERVER", "ISOGLOSS_API_KEY"})
+KEY_VARIABLES = {"cohere": "CO_API_KEY", "openai": "OPENAI_API_KEY"}
 
 
 def load(flags: Mapping[str, Any]) -> Settings:
@@ -50,3 +52,31 @@ def _complaint(given: Mapping[str, Any], name: str, message: str, kind: str) -> 
     if source == variable and os.environ[variable].startswith("tcp://"):
         hint = " (Kubernetes sets this variable for a Service of that name; switch enableServiceLinks off)"
     return f"{source} must be {message}{hint}"
+
+
+def provider_key(provider: str, settings: Settings) -> SecretStr | None:
+    """Returns the key for "cohere" or "openai", if there is one.
+
+    Raises:
+        ProviderSetupError: its file cannot be read, or what is there is no key.
+    """
+    file: Path | None = {"cohere": settings.cohere_key_file, "openai": settings.openai_key_file}[provider]
+    source = KEY_VARIABLES[provider] if file is None else str(file)
+    try:
+        key = os.environ.get(source, "") if file is None else file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ProviderSetupError(f"cannot read the key in {source}: {type(error).__name__}") from None
+    key = key.strip()
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ProviderSetupError(f"what {source} holds is no key: it has characters that none has")
+    if file is not None and not key:
+        raise ProviderSetupError(f"{source} holds no key")
+    return SecretStr(key) if key else None
+
+
+def silence_grpc() -> None:
+    """Lets gRPC's core write nothing, unless GRPC_VERBOSITY says otherwise; to be called before it is loaded.
+
+    Its lines quote what callers say, line ends and all: whoever reaches the port could write lines into the log.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from openvino import opset16 as op
 
 from isogloss_server.models.openvino.architecture import Encoder
-from isogloss_server.models.tensors import Tensors
+from isogloss_server.models.safetensors_file import Tensors
 
 Node = Any  # OpenVINO types its nodes at run time
 

@@ -15,7 +15,7 @@ from typing import Any
 import openvino as ov
 
 from isogloss_server import logs
-from isogloss_server.models.mapped import MappedFile
+from isogloss_server.models.safetensors_file import MappedFile
 
 DIGEST_BYTES = 32
 DEVICE = "CPU"

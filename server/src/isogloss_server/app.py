@@ -1,0 +1,204 @@
+"""The composition root: builds the parts, announces ready, waits for a signal, drains, stops."""
+
+import asyncio
+import contextlib
+import gc
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from isogloss_server import factory, logs, metrics, system
+from isogloss_server.clock import Clock, SystemClock
+from isogloss_server.engine.cache import Cache
+from isogloss_server.engine.executor import Executor, WatchedExecutor
+from isogloss_server.engine.monitoring import from_threads
+from isogloss_server.engine.pipeline import Pipeline
+from isogloss_server.engine.registry import Registry
+from isogloss_server.engine.shared_cache import SharedCache
+from isogloss_server.errors import CacheSetupError, ListenError
+from isogloss_server.models.catalog import is_hosted
+from isogloss_server.models.interfaces import Report, State
+from isogloss_server.rpc.server import Server
+from isogloss_server.settings.declarations import Settings, model_name_and_source
+
+# A thread that waits for the interpreter gets it after so long: with Python's own 5 ms, a batch's numpy work on another
+# thread would hold up every call, health's among them.
+SWITCH_INTERVAL_S = 0.0005
+
+
+YOUNG_OBJECTS = 20_000  # made before the collector looks at them: a call makes hundreds, and few of them in cycles
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first asks to drain, the second to stop at once."""
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._receive, number)
+
+    def _receive(self, number: signal.Signals) -> None:
+        self.received.append(number)
+        (self.second if self.first.is_set() else self.first).set()
+
+
+async def serve(settings: Settings, clock: Clock | None = None) -> int:
+    """Serves until a signal, and returns the exit status: 0 when drained, 128 + signal when stopped at once.
+
+    Raises:
+        StartupError: the address cannot be listened on, or a model cannot be loaded.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    clock = clock or SystemClock()
+    began_s = clock.monotonic_s()
+    asyncio.get_running_loop().set_exception_handler(_log_stray_fault)
+    signals = StopSignals()
+    sources = dict(map(model_name_and_source, settings.model))
+    registry = Registry(tuple(sources))
+    report = from_threads(partial(_of_all, registry), asyncio.get_running_loop())("workers")
+    workers = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, report)
+    cache = _cache(settings, clock, _of_all(registry, "cache"))
+    server = Server(settings, registry, Pipeline(registry, workers, clock, cache), workers, clock)
+    port = await server.start()
+    logs.debug("listening", address=f"{settings.host}:{port}")
+    if settings.metrics_port is not None:
+        metrics.watch_tasks(asyncio.get_running_loop())
+        metrics_port = metrics.serve(settings.host, settings.metrics_port)
+        logs.info("metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
+    cache.start()
+    try:
+        loading = asyncio.ensure_future(_load(registry, sources, settings, workers, clock))
+        if not await _first_done(loading, signals.first):
+            logs.info("stopped while loading", signal=signals.received[0].name)
+            return 0
+        gc.collect()
+        gc.set_threshold(YOUNG_OBJECTS)
+        gc.freeze()  # what is loaded stays: the collector need not look through it again and again
+        with _port_file(settings.port_file, port):
+            start_s = round(clock.monotonic_s() - began_s, 3)
+            logs.info("serving", address=f"{settings.host}:{port}", start_s=start_s, memory_mb=system.resident_mb())
+            await signals.first.wait()
+            return await _drain(server, registry, settings, signals)
+    finally:
+        await server.stop(None)
+        registry.close()
+        await cache.close()
+        workers.close()
+
+
+async def _load(
+    registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Executor, clock: Clock
+) -> None:
+    with contextlib.closing(Executor(1)) as loader:  # the first models serve already while the last are loaded
+        for model in registry.models:
+            before_mb = system.anonymous_mb()
+            source = sources[model.name]
+            if is_hosted(source):
+                model.serve(await factory.connect(model, source, settings, loader, clock))
+            else:
+                reporter = from_threads(model.reporter, asyncio.get_running_loop())
+                model.serve(await loader.run(factory.load, source, settings, workers, clock, reporter))
+            card = model.ready.embedder.card
+            logs.info(
+                "model ready",
+                model=model.name,
+                backend=card.backend,
+                space=card.space_id,
+                dimensions=card.dimensions[0],
+                memory_mb=system.anonymous_mb() - before_mb,
+            )
+
+
+def _cache(settings: Settings, clock: Clock, report: Report) -> Cache:
+    """Returns the cache, with Redis behind it where one is named; that package is an extra, and imported only then.
+
+    Raises:
+        CacheSetupError: the package is missing, or the URL is none.
+    """
+    shared = None
+    if settings.cache_redis_url is not None:
+        try:
+            from isogloss_server.engine.redis_store import RedisStore  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "redis":
+                raise
+            extra = "pip install 'isogloss-server[redis]'"
+            raise CacheSetupError(f"Redis is reached by a package that is not installed: {extra}") from None
+        url, ttl_s = settings.cache_redis_url.get_secret_value(), settings.cache_redis_ttl_s
+        store = RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
+        shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, report=report)
+    return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
+
+
+def _of_all(registry: Registry, part: str) -> Report:
+    """Returns what a part that all models share tells its state by."""
+    reports = [model.reporter(part) for model in registry.models]
+
+    def tell(state: State, detail: str) -> None:
+        """Tells it of every model."""
+        for report in reports:
+            report(state, detail)
+
+    return tell
+
+
+async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
+    """Returns whether `work` was done before the event; raises what it raised."""
+    waiting = asyncio.ensure_future(event.wait())
+    both: set[asyncio.Future[Any]] = {work, waiting}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    for task in both:
+        task.cancel()
+    if work.done() and not work.cancelled():
+        work.result()
+    return work.done() and not event.is_set()
+
+
+async def _drain(server: Server, registry: Registry, settings: Settings, signals: StopSignals) -> int:
+    """Tells the balancers first, then takes no new calls, then lets calls in flight finish."""
+    logs.info("draining", signal=signals.received[0].name)
+    registry.drain()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(signals.second.wait(), settings.drain_delay_s)
+    stopping = asyncio.ensure_future(server.stop(settings.drain_s))
+    if not await _first_done(stopping, signals.second):
+        await server.stop(None)
+    cut = signals.second.is_set()
+    logs.info("stopped at once" if cut else "stopped")
+    return 128 + signals.received[-1] if cut else 0
+
+
+@contextlib.contextmanager
+def _port_file(file: Path | None, port: int) -> Iterator[None]:
+    """Holds the port in a file, written whole, for as long as calls are taken.
+
+    Raises:
+        ListenError: the file cannot be written.
+    """
+    if file is None:
+        yield
+        return
+    part, text = file.with_name(f"{file.name}.part"), f"{port}\n"
+    try:
+        part.write_text(text, encoding="ascii")
+        part.replace(file)
+    except OSError as error:
+        raise ListenError(f"cannot write the port file {file}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        try:
+            if file.read_text(encoding="ascii") == text:  # else another server has taken the file over
+                file.unlink()
+        except OSError as error:
+            logs.warning("the port file was not removed", file=file, why=error.strerror)
+
+
+def _log_stray_fault(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if error is not None:
+        logs.internal_error(error)

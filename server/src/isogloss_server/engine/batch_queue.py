@@ -1,0 +1,201 @@
+"""The texts of one lane that wait for a model: calls take turns, and the texts nearest in length go along."""
+
+import asyncio
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import accumulate, count
+from operator import itemgetter
+from typing import NamedTuple
+from weakref import ReferenceType, ref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isogloss_server.models.interfaces import Rows, TokenBatch
+
+_length = itemgetter(0)  # of a Text
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """What became of the n texts of a submission."""
+
+    rows: Rows  # [n, d], as the model scales them
+    spans: tuple[tuple[float, float], ...]  # of the batches that they were in: moments of the clock
+
+
+class Submission:
+    """What one caller has in the queue: its tokens, the rows that come of them, and how far they are."""
+
+    __slots__ = (
+        "__weakref__",
+        "deadline_s",
+        "ends",
+        "entries",
+        "future",
+        "gone",
+        "ids",
+        "lane",
+        "lengths",
+        "missing",
+        "rows",
+        "spans",
+        "texts",
+        "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, batch: TokenBatch, dimensions: int, deadline_s: float, future: "asyncio.Future[InferenceResult]"
+    ) -> None:
+        self.ids = batch.ids
+        self.lengths: list[int] = batch.lengths.tolist()
+        self.ends = list(accumulate(self.lengths))
+        self.rows: Rows = np.empty((len(self.lengths), dimensions), np.float32)
+        self.spans: list[tuple[float, float]] = []
+        self.deadline_s = deadline_s
+        self.future = future  # touched on its loop alone
+        self.missing = len(self.lengths)  # texts without a row yet
+        self.texts, self.tokens = len(self.lengths), len(self.ids)  # that wait
+        self.gone = False  # nobody waits for it any more
+        self.entries: deque[_Entry] = deque()  # its texts in order, some of which are out
+        self.lane: BatchQueue
+
+    def ids_of(self, row: int) -> NDArray[np.int32]:
+        """Returns the tokens of one text, int32 [its length]."""
+        end = self.ends[row]
+        return self.ids[end - self.lengths[row] : end]
+
+
+class QueuedText(NamedTuple):
+    """One text that was taken; they sort by length."""
+
+    length: int
+    row: int
+    submission: Submission
+
+
+class _Entry:
+    """One text that waits; `out` once it does no more."""
+
+    __slots__ = ("length", "out", "row", "submission")
+
+    def __init__(self, length: int, row: int, submission: Submission) -> None:
+        self.length = length
+        self.row = row
+        self.submission = submission
+        self.out = False
+
+
+class BatchQueue:
+    """One lane; to be touched by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.texts = 0
+        self.tokens = 0
+        self._turns: OrderedDict[Submission, None] = OrderedDict()  # the first's oldest text is the next batch's first
+        # A heap, which keeps nothing alive that has left; the number makes its entries comparable.
+        self._deadlines: list[tuple[float, int, ReferenceType[Submission]]] = []
+        self._numbers = count()
+        self._alike: dict[int, OrderedDict[_Entry, None]] = {}  # by length, in order of arrival; none empty
+        self._lengths: list[int] = []  # its keys, ascending
+
+    def put(self, submission: Submission) -> None:
+        """Lets every text of a submission wait."""
+        submission.lane = self
+        for row, length in enumerate(submission.lengths):
+            entry = _Entry(length, row, submission)
+            alike = self._alike.get(length)
+            if alike is None:
+                alike = self._alike[length] = OrderedDict()
+                insort(self._lengths, length)
+            alike[entry] = None
+            submission.entries.append(entry)
+        self._turns[submission] = None
+        if submission.deadline_s < math.inf:
+            heappush(self._deadlines, (submission.deadline_s, next(self._numbers), ref(submission)))
+        self.texts += submission.texts
+        self.tokens += submission.tokens
+
+    def drop(self, submission: Submission) -> None:
+        """Gives up what waits of a submission."""
+        submission.gone = True
+        for entry in [entry for entry in submission.entries if not entry.out]:
+            alike = self._alike[entry.length]
+            del alike[entry]
+            self._leaves(entry)
+            if not alike:
+                self._forget(entry.length)
+
+    def drop_all(self) -> list[Submission]:
+        """Gives up all that waits; returns the submissions."""
+        waiting = list(self._turns)
+        for submission in waiting:
+            self.drop(submission)
+        return waiting
+
+    def take(self, max_tokens: int, now_s: float) -> tuple[list[QueuedText], list[Submission]]:
+        """Returns the texts of the next batch, ascending by length, and the submissions whose time is up.
+
+        The oldest text of the submission whose turn it is is among them, however long it is; the others are those
+        nearest to it in length that fit.
+        """
+        expired = self._expired(now_s)
+        taken: list[QueuedText] = []
+        if self._turns:
+            submission = next(iter(self._turns))
+            self._turns.move_to_end(submission)
+            first = next(entry for entry in submission.entries if not entry.out)
+            del self._alike[first.length][first]
+            taken.append(self._leaves(first))
+            self._fill(taken, first.length, max_tokens - first.length)
+        taken.sort(key=_length)
+        return taken, expired
+
+    def _expired(self, now_s: float) -> list[Submission]:
+        expired: list[Submission] = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            submission = heappop(self._deadlines)[2]()
+            if submission is not None and submission.texts:
+                self.drop(submission)
+                expired.append(submission)
+        return expired
+
+    def _fill(self, taken: list[QueuedText], anchor: int, room: int) -> None:
+        """Takes texts, by the distance of their length from the anchor's, until there is no room for any."""
+        lengths, emptied = self._lengths, []
+        high = bisect_left(lengths, anchor)
+        low = high - 1
+        while low >= 0 or high < len(lengths):
+            upwards = low < 0 or (high < len(lengths) and lengths[high] - anchor <= anchor - lengths[low])
+            length = lengths[high if upwards else low]
+            alike = self._alike[length]
+            while alike and length <= room:
+                taken.append(self._leaves(alike.popitem(last=False)[0]))
+                room -= length
+            if not alike:
+                emptied.append(length)
+            if upwards:
+                high = high + 1 if length <= room else len(lengths)  # what is longer fits no better
+            else:
+                low = min(low - 1, bisect_right(lengths, room) - 1)
+        for length in emptied:
+            self._forget(length)
+
+    def _leaves(self, entry: _Entry) -> QueuedText:
+        submission, entry.out = entry.submission, True
+        submission.texts -= 1
+        submission.tokens -= entry.length
+        self.texts -= 1
+        self.tokens -= entry.length
+        while submission.entries and submission.entries[0].out:
+            submission.entries.popleft()
+        if not submission.texts:
+            del self._turns[submission]
+        return QueuedText(entry.length, entry.row, submission)
+
+    def _forget(self, length: int) -> None:
+        del self._alike[length]
+        del self._lengths[bisect_left(self._lengths, length)]

@@ -1,0 +1,261 @@
+"""Builds a served model from its source: a bundled name, a folder, a hub id, or a provider's model."""
+
+import ipaddress
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from isogloss_server import logs
+from isogloss_server.clock import Clock
+from isogloss_server.engine.admission import Admission
+from isogloss_server.engine.batcher import Batcher
+from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.lanes import QUEUED_BULK_JOBS
+from isogloss_server.engine.local_embedder import LocalEmbedder
+from isogloss_server.engine.monitoring import Reporter, to_nobody
+from isogloss_server.engine.registry import ReadyModel, ServedModel
+from isogloss_server.engine.request import Limits, default_max_texts
+from isogloss_server.errors import ModelFilesError, ProviderSetupError, StartupError, UnsupportedModelError
+from isogloss_server.models import layout, model_folder, static
+from isogloss_server.models.interfaces import ModelCard
+from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.model_folder import ModelFolder
+from isogloss_server.models.providers import catalog
+from isogloss_server.models.providers.catalog import HostedModel
+from isogloss_server.models.providers.embedder import ProviderEmbedder, ProviderLimits, probe
+from isogloss_server.models.providers.errors import (
+    LONG_TIMEOUT,
+    RATE_LIMIT,
+    TIMEOUT,
+    UNAVAILABLE,
+    UNREACHABLE,
+    ProviderCallError,
+)
+from isogloss_server.models.providers.interface import Provider
+from isogloss_server.settings.declarations import Settings
+from isogloss_server.settings.sources import KEY_VARIABLES, provider_key
+from isogloss_server.system import usable_cores
+
+T = TypeVar("T")
+START_BACKOFF_S = 1.0
+TRANSIENT = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
+
+
+def load(
+    source: str, settings: Settings, workers: Executor, clock: Clock, reporter: Reporter = to_nobody
+) -> ReadyModel:
+    """Returns a model ready to be asked: loaded, run once, and its vectors held against known ones.
+
+    What `reporter` gives is called from any thread.
+
+    Raises:
+        StartupError: it cannot be loaded, or does not compute what it should.
+    """
+    parts = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
+    batcher = None
+    if parts.batched:
+        batcher = Batcher(
+            parts.model,
+            dimensions=parts.card.dimensions[0],
+            threads=parts.threads or inference_threads(settings),
+            max_batch_tokens=settings.max_batch_tokens,
+            clock=clock,
+            watchdog_s=settings.watchdog_s,
+            reporter=reporter,
+        )
+    embedder = LocalEmbedder(
+        parts.model,
+        parts.tokenizer,
+        parts.card,
+        parts.prompts,
+        workers,
+        clock,
+        batcher=batcher,
+        tolerance=parts.tolerance,
+        reporter=reporter,
+    )
+    try:
+        _as_startup_error(source, lambda: embedder.verify(parts.probes))
+    except StartupError:
+        embedder.close()
+        raise
+    parts.release_pages()
+    return ReadyModel(
+        embedder,
+        request_limits(settings, parts.card),
+        bulk_jobs=QUEUED_BULK_JOBS if batcher else 1,
+        admission=build_admission(settings),
+    )
+
+
+def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
+    """Returns a folder's model in the runtime that computes it: static, else what `backend` says.
+
+    Raises:
+        StartupError: none does, or the files are damaged.
+    """
+    if layout.module_names(folder) in static.MODULES:
+        return static.load(folder)
+    if settings.backend == "sentence-transformers":
+        return _sentence_transformers(folder, settings)
+    try:
+        return _openvino(folder, settings)
+    except UnsupportedModelError as refused:
+        if settings.backend == "openvino":
+            raise
+        try:
+            return _sentence_transformers(folder, settings)
+        except ModelFilesError as second:
+            raise ModelFilesError(f"{refused}; {second}") from second
+
+
+def _as_startup_error(source: str, work: Callable[[], T]) -> T:
+    """Returns what `work` returns; what a library raises about a model becomes the one line that an operator reads."""
+    try:
+        return work()
+    except StartupError:
+        raise
+    except Exception as error:
+        logs.internal_error(error, model=source)
+        first = str(error).partition("\n")[0]
+        raise ModelFilesError(f"model {source} cannot be loaded: {type(error).__name__}: {first}") from error
+
+
+def inference_threads(settings: Settings) -> int:
+    """Returns how many batches of one model are computed at a time."""
+    return settings.inference_threads or usable_cores()
+
+
+# Each runtime is imported only where it is wanted: they take longer to import than the server to start.
+def _openvino(folder: ModelFolder, settings: Settings) -> LoadedModel:
+    from isogloss_server.models.openvino.loader import Runtime, load  # noqa: PLC0415
+
+    runtime = Runtime(
+        precision=settings.precision, threads=inference_threads(settings), graph_cache=settings.graph_cache_folder
+    )
+    return load(folder, runtime)
+
+
+def _sentence_transformers(folder: ModelFolder, settings: Settings) -> LoadedModel:
+    from isogloss_server.models.sentence_transformers import load  # noqa: PLC0415
+
+    return load(folder, settings.device)
+
+
+def build_admission(settings: Settings) -> Admission:
+    """Returns the room that one model's work has to wait in."""
+    return Admission(settings.max_queue_tokens, settings.max_queue_bytes)
+
+
+def request_limits(settings: Settings, card: ModelCard) -> Limits:
+    """Returns what one request of a model may ask for."""
+    return Limits(
+        max_texts=settings.max_texts or default_max_texts(card.dimensions[0]),
+        max_request_bytes=settings.max_request_bytes,
+        max_response_bytes=settings.max_response_bytes,
+        max_pairs=settings.max_pairs,
+    )
+
+
+async def connect(model: ServedModel, source: str, settings: Settings, loader: Executor, clock: Clock) -> ReadyModel:
+    """Returns a provider's model ready to be asked, after one small call.
+
+    A provider that cannot be reached at the moment does not keep a known model from being served: it starts degraded,
+    until a probe succeeds.
+
+    Raises:
+        ProviderSetupError: it cannot be served: no key, one that is refused, no such model, a wrong address.
+    """
+    hosted = catalog.resolve(source)
+    key = provider_key(hosted.kind, settings)
+    _check_key(hosted, key)
+    provider = await loader.run(_client, hosted, key)  # importing an SDK takes a second
+    try:
+        dimensions, fault = await _first_call(source, hosted, provider, settings, clock)
+    except BaseException:
+        await provider.close()
+        raise
+    card = hosted.card(dimensions)
+    embedder = ProviderEmbedder(
+        model.name, provider, card, _provider_limits(hosted, settings), clock, report=model.reporter("provider")
+    )
+    if fault is not None:
+        embedder.breaker.open(fault)
+    return ReadyModel(
+        embedder, request_limits(settings, card), bulk_jobs=settings.provider_calls, admission=build_admission(settings)
+    )
+
+
+async def _first_call(
+    source: str, hosted: HostedModel, provider: Provider, settings: Settings, clock: Clock
+) -> tuple[tuple[int, ...], ProviderCallError | None]:
+    """Returns the dimensions to offer, and what went wrong where that may pass; an unknown model is waited for."""
+    known = hosted.known.dimensions
+    until_s = clock.monotonic_s() + settings.provider_timeout_s
+    while True:
+        remaining_s = until_s - clock.monotonic_s()
+        try:
+            width = await probe(provider, timeout_s=remaining_s, columns=known[0] if known else 0)
+        except ProviderCallError as fault:
+            if known and fault.kind in TRANSIENT:
+                return known, fault
+            if fault.kind not in TRANSIENT or clock.monotonic_s() + START_BACKOFF_S >= until_s:
+                raise ProviderSetupError(f"model {source} cannot be served: {fault}") from fault
+            await clock.sleep(START_BACKOFF_S)
+        else:
+            return known or (width,), None
+
+
+def _provider_limits(hosted: HostedModel, settings: Settings) -> ProviderLimits:
+    return ProviderLimits(
+        max_texts=settings.provider_texts_per_call or hosted.max_texts,
+        max_bytes=hosted.provider.max_bytes,
+        calls=settings.provider_calls,
+        texts_per_minute=settings.provider_texts_per_minute or hosted.texts_per_minute,
+        timeout_s=settings.provider_timeout_s,
+    )
+
+
+def _check_key(hosted: HostedModel, key: SecretStr | None) -> None:
+    variable, flag = KEY_VARIABLES[hosted.kind], f"--{hosted.kind}-key-file"
+    if key is None and not hosted.url:
+        raise ProviderSetupError(
+            f"{hosted.title} needs a key for {hosted.model}: set {variable}, or name a file by {flag}"
+        )
+    if key is not None and hosted.url and not _is_private(hosted.url):
+        logs.warning("the key goes over the network in clear text", url=hosted.url, key=variable)
+
+
+def _is_private(url: str) -> bool:
+    """Returns whether nobody between can read what goes to the address."""
+    parts = urlsplit(url)
+    try:
+        return parts.scheme == "https" or ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.hostname == "localhost"
+
+
+# Each SDK is an extra, and imported only where it is wanted.
+def _client(hosted: HostedModel, key: SecretStr | None) -> Provider:
+    try:
+        if hosted.kind == "cohere":
+            from isogloss_server.models.providers.cohere import Cohere  # noqa: PLC0415
+
+            several = len(hosted.known.dimensions) > 1
+            return Cohere(
+                hosted.model,
+                hosted.address,
+                key,
+                dimensions=hosted.known.dimensions[0] if several else None,
+                title=hosted.title,
+            )
+        from isogloss_server.models.providers.openai import OpenAI  # noqa: PLC0415
+
+        return OpenAI(hosted.model, hosted.address, key, title=hosted.title)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != hosted.kind:
+            raise
+        extra = f"pip install 'isogloss-server[{hosted.kind}]'"
+        raise ProviderSetupError(f"{hosted.title} is reached by a package that is not installed: {extra}") from None

@@ -1,0 +1,1 @@
+"""Models that run at a provider: Cohere, OpenAI, and servers that speak the API of OpenAI."""

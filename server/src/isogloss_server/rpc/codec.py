@@ -1,0 +1,266 @@
+"""Converts protobuf messages to engine requests, and results to protobuf messages."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from google.protobuf import duration_pb2
+from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import (
+    UNSPECIFIED,
+    ContractEnum,
+    ElementType,
+    InputType,
+    Metric,
+    Priority,
+    ServingStatus,
+    Truncation,
+)
+
+from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
+from isogloss_server.engine.registry import Registry, ServedModel
+from isogloss_server.engine.request import (
+    AllPairs,
+    EmbedRequest,
+    Nearest,
+    Pairwise,
+    SimilarityRequest,
+    TextSide,
+    VectorSide,
+)
+from isogloss_server.engine.similarity import Rankings
+from isogloss_server.engine.vectors import BIT_PACKED, SCALED, WIRE_DTYPE, Quantised, bytes_per_row, quantise, widen
+from isogloss_server.errors import BadMatrixError, MissingFieldError, UnknownEnumError
+from isogloss_server.models.interfaces import Rows, State
+from isogloss_server.rpc.status import to_row_status
+from isogloss_server.settings.declarations import HIGHEST_MAX_TEXTS
+
+E = TypeVar("E", bound=ContractEnum)
+D = TypeVar("D", bound=ContractEnum | None)
+
+
+def read_enum(kind: type[E], number: int, path: str, *, default: D) -> E | D:
+    """Returns the member with `number`, or `default` if the number is UNSPECIFIED.
+
+    Raises:
+        UnknownEnumError: no member has this number.
+    """
+    if number == UNSPECIFIED:
+        return default
+    member = kind.from_number(number)
+    if member is None:
+        known = ", ".join(map(str, (UNSPECIFIED, *(member.number for member in kind))))
+        raise UnknownEnumError(f"unknown number {number}; known: {known}", field=path, actual=number, known=known)
+    return member
+
+
+def to_matrix(matrix: Quantised) -> pb.Matrix:
+    """Returns the message of n rows."""
+    return pb.Matrix(
+        data=matrix.elements.tobytes(),
+        rows=len(matrix.elements),
+        columns=matrix.columns,
+        element_type=matrix.element_type.number,
+        row_scales=matrix.row_scales.tolist(),
+    )
+
+
+def from_matrix(matrix: pb.Matrix, path: str) -> Rows:
+    """Returns float32 [n, d] of a matrix of numbers; `path` is its place in the request.
+
+    Raises:
+        BadMatrixError: bytes, rows, columns and scales disagree, a number is not finite, or numbers are needed and
+            the matrix holds bits.
+        UnknownEnumError: the element type is not the contract's.
+    """
+    element_type = _element_type(matrix.element_type, f"{path}.element_type")
+    if element_type in BIT_PACKED:
+        raise _bad(path, "element_type", f"numbers are needed, not {element_type.value}")
+    _check_size(matrix, element_type, path)
+    elements = np.frombuffer(matrix.data, dtype=WIRE_DTYPE[element_type]).reshape(matrix.rows, matrix.columns)
+    scales = np.array(matrix.row_scales, dtype=np.float32)
+    if not np.isfinite(scales).all():
+        raise _bad(path, "row_scales", "a scale is not finite")
+    with np.errstate(over="ignore"):
+        rows = widen(Quantised(elements, matrix.columns, element_type, scales))
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise _bad(path, "data", f"row {int(np.argmin(finite))} holds a number that is not finite")
+    return rows
+
+
+def _check_size(matrix: pb.Matrix, element_type: ElementType, path: str) -> None:
+    if not matrix.rows or not matrix.columns:
+        raise _bad(path, "rows" if not matrix.rows else "columns", "at least one row and one column are needed")
+    expected = matrix.rows * bytes_per_row(matrix.columns, element_type)
+    if len(matrix.data) != expected:
+        what = f"{matrix.rows} rows of {matrix.columns} columns in {element_type.value}"
+        raise _bad(path, "data", f"{what} take {expected} bytes, not {len(matrix.data)}")
+    scales = matrix.rows if element_type in SCALED else 0
+    if len(matrix.row_scales) != scales:
+        raise _bad(path, "row_scales", f"{scales} scales are needed, not {len(matrix.row_scales)}")
+
+
+def _bad(path: str, part: str, what: str) -> BadMatrixError:
+    return BadMatrixError(what, field=f"{path}.{part}")
+
+
+def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> EmbedRequest:
+    """Returns the job that an Embed asks for, on a stream a patient one; raises UnknownEnumError."""
+    return EmbedRequest(
+        texts=_texts(request.texts),
+        model=request.model,
+        input_type=_input_type(request.input_type, "input_type"),
+        dimensions=request.dimensions,
+        element_type=_element_type(request.element_type, "element_type"),
+        truncation=read_enum(Truncation, request.truncation, "truncation", default=None),
+        normalize=request.normalize if request.HasField("normalize") else True,
+        priority=read_enum(Priority, request.priority, "priority", default=Priority.INTERACTIVE),
+        allow_partial=request.allow_partial,
+        space_id=request.space_id,
+        deadline_s=deadline_s,
+        patient=patient,
+    )
+
+
+def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
+    """Returns the answer to an Embed."""
+    embedded = result.embedded
+    counts = embedded.token_counts
+    response = pb.EmbedResponse(
+        embeddings=to_matrix(result.matrix),
+        model=result.model,
+        space_id=result.space_id,
+        token_counts=None if counts is None else counts.tolist(),
+        truncated_rows=embedded.truncated_rows,
+        row_errors=[pb.RowError(row=row, status=to_row_status(fault)) for row, fault in result.faults.items()],
+        total_tokens=embedded.total_tokens,
+        per_text_counts=counts is not None,
+    )
+    _write_timings(result.timings, response.timings)
+    return response
+
+
+def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityRequest:
+    """Returns the job that a Similarity asks for; raises UnknownEnumError, BadMatrixError, MissingFieldError."""
+    return SimilarityRequest(
+        queries=_side(request.queries, "queries"),
+        candidates=_side(request.candidates, "candidates") if request.HasField("candidates") else None,
+        model=request.model,
+        metric=read_enum(Metric, request.metric, "metric", default=Metric.COSINE),
+        dimensions=request.dimensions,
+        truncation=read_enum(Truncation, request.truncation, "truncation", default=None),
+        priority=read_enum(Priority, request.priority, "priority", default=Priority.INTERACTIVE),
+        shape=_shape(request),
+        deadline_s=deadline_s,
+    )
+
+
+def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
+    """Returns the answer to a Similarity."""
+    response = pb.SimilarityResponse(
+        model=result.model,
+        space_id=result.space_id,
+        truncated_queries=result.truncated_queries,
+        truncated_candidates=result.truncated_candidates,
+    )
+    _write_timings(result.timings, response.timings)
+    if isinstance(result.compared, Rankings):
+        for rows, scores in result.compared.lists():
+            response.nearest.queries.add(rows=rows, scores=scores)
+    else:
+        response.scores.CopyFrom(to_matrix(quantise(result.compared, ElementType.FLOAT32)))
+    return response
+
+
+def to_health_response(
+    registry: Registry, models: Iterable[ServedModel], *, version: str, uptime_s: float
+) -> pb.HealthResponse:
+    """Returns how `models` are, and the worst of it."""
+    models = list(models)
+    response = pb.HealthResponse(
+        status=_status_number(max(registry.state(model) for model in models)),
+        version=version,
+        models=[
+            pb.ModelHealth(
+                model=model.name,
+                status=_status_number(registry.state(model)),
+                detail="the server is about to stop" if registry.draining else model.detail,
+                queued_texts=model.queued_texts,
+                embedded_texts=model.embedded_texts,
+            )
+            for model in models
+        ],
+    )
+    _write_seconds(uptime_s, response.uptime)
+    return response
+
+
+def to_model_info(model: ServedModel) -> pb.ModelInfo:
+    """Returns the description of a model; raises ModelNotReadyError while it loads."""
+    card, limits = model.ready.embedder.card, model.ready.limits
+    return pb.ModelInfo(
+        name=model.name,
+        space_id=card.space_id,
+        backend=card.backend,
+        revision=card.revision,
+        dimensions=card.dimensions,
+        max_tokens=card.max_tokens,
+        max_texts=limits.max_texts,
+        max_request_bytes=limits.max_request_bytes,
+        max_response_bytes=limits.max_response_bytes,
+        max_pairs=limits.max_pairs,
+        languages=card.languages,
+        has_roles=card.has_roles,
+        truncations=[truncation.number for truncation in card.truncations],
+        license=card.license,
+    )
+
+
+def _side(items: pb.Items, path: str) -> TextSide | VectorSide:
+    kind = items.WhichOneof("kind")
+    if kind == "texts":
+        input_type = _input_type(items.texts.input_type, f"{path}.texts.input_type")
+        return TextSide(f"{path}.texts.texts", _texts(items.texts.texts), input_type)
+    if kind == "vectors":
+        place, matrix = f"{path}.vectors", items.vectors.vectors
+        rows = from_matrix(matrix, f"{place}.vectors")
+        return VectorSide(place, rows, items.vectors.space_id, len(matrix.data) + 4 * len(matrix.row_scales))
+    raise MissingFieldError("texts or vectors are needed", field=path)
+
+
+def _input_type(number: int, path: str) -> InputType:
+    return read_enum(InputType, number, path, default=InputType.SIMILARITY)
+
+
+def _element_type(number: int, path: str) -> ElementType:
+    return read_enum(ElementType, number, path, default=ElementType.FLOAT32)
+
+
+def _status_number(state: State) -> Any:
+    return ServingStatus[state.name].number
+
+
+def _texts(given: Sequence[str]) -> Sequence[str]:
+    """Returns the texts of a message; of more than any limit admits, their number alone is looked at."""
+    return list(given) if len(given) <= HIGHEST_MAX_TEXTS else given
+
+
+def _shape(request: pb.SimilarityRequest) -> AllPairs | Pairwise | Nearest:
+    kind = request.WhichOneof("shape")
+    if kind == "nearest":
+        nearest = request.nearest
+        return Nearest(nearest.k, nearest.min_score if nearest.HasField("min_score") else None)
+    return Pairwise() if kind == "pairwise" else AllPairs()
+
+
+def _write_timings(timings: Timings, to: pb.Timings) -> None:
+    _write_seconds(timings.total_s, to.total)
+    _write_seconds(timings.tokenization_s, to.tokenization)
+    _write_seconds(timings.queue_s, to.queue)
+    _write_seconds(timings.inference_s, to.inference)
+    to.cached_rows = timings.cached_rows
+
+
+def _write_seconds(seconds: float, to: duration_pb2.Duration) -> None:
+    to.seconds, to.nanos = divmod(max(0, int(seconds * 1e9)), 1_000_000_000)

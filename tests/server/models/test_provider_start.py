@@ -1,0 +1,144 @@
+"""How a provider's model is taken into service: the key, the first call, and what keeps the server from starting."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isogloss.wire.enums import InputType, Truncation
+from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
+from isogloss_server.errors import ProviderSetupError
+from isogloss_server.factory import connect
+from isogloss_server.models.interfaces import State, Urgency
+from isogloss_server.settings.declarations import Settings
+from isogloss_server.settings.sources import provider_key
+
+from tests.support.fake_provider import FakeProvider
+from tests.support.fake_provider_script import Scripted, changed
+from tests.support.own_time import OwnTime
+from tests.support.provider import KEY, LIGHT, SMALL
+
+LOCAL = "openai:all-MiniLM-L6-v2"
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    fake: FakeProvider, source: str, clock: OwnTime, key: Path, **settings: Any
+) -> AsyncIterator[tuple[ServedModel, ReadyModel]]:
+    """Takes a model into service as the server does."""
+    address = fake.address + ("/v1" if source.startswith("openai") else "")
+    model = Registry(["m"]).get("m")
+    chosen = Settings(cohere_key_file=key, openai_key_file=key, **settings)
+    with contextlib.closing(Executor(1)) as loader:
+        ready = await clock.fly(connect(model, f"{source}@{address}", chosen, loader, clock), at_most_s=100)
+    model.serve(ready)
+    try:
+        yield model, ready
+    finally:
+        embedder: Any = ready.embedder
+        embedder.close()
+        await embedder._closing
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    return file
+
+
+@pytest.mark.parametrize(("source", "columns"), [(LIGHT, 384), (SMALL, 1536), (LOCAL, 384)])
+async def test_one_small_call_takes_a_model_into_service(key: Path, source: str, columns: int) -> None:
+    """At the start one short text is embedded; where the width is not known it is learnt from that."""
+    with FakeProvider(key=KEY) as fake:
+        async with connected(fake, source, OwnTime(), key) as (model, ready):
+            assert (model.state, ready.embedder.card.dimensions[0]) == (State.SERVING, columns)
+    assert [len(request.texts) for request in fake.requests] == [1]
+
+
+@pytest.mark.parametrize("source", [LIGHT, SMALL])
+async def test_a_known_model_whose_provider_is_down_starts_degraded(key: Path, source: str) -> None:
+    """It is taken into service with the reason, sends nothing, and is well once a probe has succeeded."""
+    clock = OwnTime()
+    with FakeProvider(key=KEY) as fake:
+        fake.always = Scripted(status=503)
+        async with connected(fake, source, clock, key) as (model, ready):
+            assert (model.state, "503" in model.detail, len(fake.requests)) == (State.DEGRADED, True, 1)
+            with pytest.raises(Exception, match="503") as raised:
+                await ready.embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())
+            assert (getattr(raised.value, "reason", ""), len(fake.requests)) == ("PROVIDER_UNAVAILABLE", 1)
+            fake.always = None
+            embedder: Any = ready.embedder
+            await clock.fly(embedder.breaker._probing, at_most_s=100)
+            assert (model.state, model.detail) == (State.SERVING, "")
+            assert len((await embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())).rows) == 1
+
+
+async def test_a_model_of_unknown_width_is_waited_for(key: Path) -> None:
+    """A server of one's own that is not up yet is asked again until it answers."""
+    clock = OwnTime()
+    with FakeProvider(key=KEY) as fake:
+        fake.script.extend([Scripted(status=503)] * 4)
+        async with connected(fake, LOCAL, clock, key) as (model, _):
+            assert model.state is State.SERVING
+    assert len(fake.requests) == 5
+
+
+async def test_a_model_of_unknown_width_is_not_waited_for_without_end(key: Path) -> None:
+    """After the provider's time the start ends with the reason."""
+    clock = OwnTime()
+    with FakeProvider(key=KEY) as fake:
+        fake.always = Scripted(status=503)
+        with pytest.raises(ProviderSetupError, match="503"):
+            async with connected(fake, LOCAL, clock, key, provider_timeout_s=10):
+                pass
+    assert clock.now_s <= 1010
+    assert len(fake.requests) > 2
+
+
+@pytest.mark.parametrize(
+    ("scripted", "word"),
+    [
+        (Scripted(status=401), "key"),
+        (Scripted(status=403), "key"),
+        (Scripted(status=404), "model"),
+        (changed(lambda rows: rows[:, :-1]), "383"),
+        (Scripted(body=b"<html>"), "of no use"),
+        (Scripted(status=400), "refuses"),
+    ],
+)
+async def test_what_no_waiting_helps_ends_the_start(key: Path, scripted: Scripted, word: str) -> None:
+    """A refused key, an unknown model and vectors of another width end the start at the first call."""
+    clock = OwnTime()
+    with FakeProvider(key=KEY) as fake:
+        fake.always = scripted
+        with pytest.raises(ProviderSetupError, match=word):
+            async with connected(fake, LIGHT, clock, key):
+                pass
+    assert (len(fake.requests), clock.slept_s) == (1, [])
+
+
+@pytest.mark.parametrize("bad", [f"{KEY}\nsecond line", f"{KEY}\x07", f"{KEY} ü", " \n"])
+def test_what_is_no_key_is_not_told(tmp_path: Path, bad: str) -> None:
+    """A file with what no header may hold is refused by its name, without a word of what is in it."""
+    file = tmp_path / "key"
+    file.write_text(bad, encoding="utf-8")
+    with pytest.raises(ProviderSetupError) as raised:
+        provider_key("cohere", Settings(cohere_key_file=file))
+    assert str(file) in str(raised.value)
+    assert KEY[:8] not in str(raised.value)
+
+
+def test_a_file_goes_before_the_variable(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the file is taken, without the line's end; without a file the variable's; neither is ever shown."""
+    monkeypatch.setenv("OPENAI_API_KEY", "of-the-variable")
+    of_file = provider_key("openai", Settings(openai_key_file=key))
+    of_variable = provider_key("openai", Settings())
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert of_file is not None
+    assert of_variable is not None
+    assert (of_file.get_secret_value(), of_variable.get_secret_value()) == (KEY, "of-the-variable")
+    assert provider_key("openai", Settings()) is None
+    assert KEY not in repr(of_file) + str(of_file)
