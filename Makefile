@@ -32,6 +32,7 @@ check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs curre
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
 # live asks real providers, so that only who wants it runs it: pytest -m live.
