@@ -84,31 +84,31 @@ test-redis: .venv/.development .redis/.ready
 	NEED_REDIS=1 $(COUNTED) -m redis tests/redis
 
 RESULTS := benchmarks/results
-WORKS := single batch bulk trickle
+WORKLOADS := single batch bulk trickle
 
-bench: .venv/.development ## the benchmarks, peers included, in about two hours; results under benchmarks/results/
+bench: .venv/.development ## all benchmarks, with other systems, in about two hours; results in benchmarks/results/
 	$(BIN)/python -m benchmarks --work bundled --json $(RESULTS)/bundled.json
-	for work in provider overload cache; do \
-		$(BIN)/python -m benchmarks --work $$work --json $(RESULTS)/$$work.json || exit 1; \
+	for name in provider overload cache; do \
+		$(BIN)/python -m benchmarks --work $$name --json $(RESULTS)/$$name.json || exit 1; \
 	done
-	for work in $(WORKS); do \
-		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --json $(RESULTS)/minilm-$$work.json \
-			--plot $(RESULTS)/minilm-$$work.png && \
-		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --model multilingual-shape \
-			--json $(RESULTS)/multilingual-$$work.json --plot $(RESULTS)/multilingual-$$work.png || exit 1; \
+	for name in $(WORKLOADS); do \
+		$(BIN)/python -m benchmarks --work $$name --limit-s 12 --json $(RESULTS)/minilm-$$name.json && \
+		$(BIN)/python -m benchmarks --work $$name --limit-s 12 --model multilingual-shape \
+			--json $(RESULTS)/multilingual-$$name.json || exit 1; \
 	done
+	$(BIN)/python -m benchmarks --plot $(RESULTS)/speed.svg
 
 MINUTES ?= 10
 
-soak: .venv/.runtime ## everything at once for MINUTES (10); fails where something was lost, or memory grows
+soak: .venv/.development ## all kinds of calls at once for MINUTES (10); fails on wrong responses or growing memory
 	$(BIN)/python -m benchmarks --work soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
 proto: .venv-proto/.ready ## the stubs
-	.venv-proto/bin/python proto/contract.py stubs
+	.venv-proto/bin/python tools/contract.py stubs
 
 docs: .venv/.runtime .venv-proto/.ready ## the generated pages of docs/, and the picture
-	$(BIN)/python -m docs.generate
-	$(BIN)/python -m docs.picture
+	$(BIN)/python -m tools.generate_docs
+	$(BIN)/python -m tools.heat_map
 
 # The folder that training leaves; without it, the card of the model that is bundled is written anew.
 BUNDLED := server/src/isogloss_server/bundled

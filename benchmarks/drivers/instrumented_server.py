@@ -1,6 +1,6 @@
-"""isogloss-server that also tells, on its standard output, what its heaps hold: a JSON line for each line it is sent.
+"""isogloss-server that reports its heap usage: writes one JSON line for each line on standard input.
 
-python -m benchmarks.peers.watched [ARGUMENT OF isogloss-server...]
+python -m benchmarks.drivers.instrumented_server [ARGUMENT OF isogloss-server...]
 """
 
 import ctypes
@@ -8,15 +8,15 @@ import gc
 import json
 import sys
 import threading
-from pathlib import Path
 
 import grpc
+import psutil
 from isogloss_server import metrics
 from isogloss_server.cli import main
 
 
 class Mallinfo2(ctypes.Structure):
-    """What glibc tells of all its arenas; <malloc.h>."""
+    """Allocation statistics of glibc over all arenas; see mallinfo(3)."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -36,7 +36,7 @@ class Mallinfo2(ctypes.Structure):
 
 
 def heaps() -> dict[str, int]:
-    """Returns the bytes in use of C's heap, the blocks in use of Python's, and the objects that it may collect."""
+    """Returns the bytes in use on the C heap, the allocated Python blocks, and the objects tracked by the collector."""
     library = ctypes.CDLL(None)
     library.mallinfo2.restype = Mallinfo2
     gc.collect()
@@ -48,14 +48,14 @@ def heaps() -> dict[str, int]:
     }
 
 
-def tell() -> None:
-    """Answers each line until there are no more."""
+def report_heaps() -> None:
+    """Writes one report for each line of standard input, until it ends."""
     for _ in sys.stdin:
         tasks = int(metrics.REGISTRY.get_sample_value("isogloss_tasks") or 0)
-        others = {"tasks": tasks, "fds": len(list(Path("/proc/self/fd").iterdir())), "grpcio": grpc.__version__}
-        print(json.dumps({**heaps(), **others}), flush=True)
+        counts = {"tasks": tasks, "fds": psutil.Process().num_fds(), "grpcio": grpc.__version__}
+        print(json.dumps({**heaps(), **counts}), flush=True)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=report_heaps, daemon=True).start()
     sys.exit(main(sys.argv[1:]))

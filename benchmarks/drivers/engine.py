@@ -1,6 +1,6 @@
-"""isogloss-server's engine in process: its queue, tokenizer and model as the server loads them, without gRPC.
+"""Driver for the engine of isogloss-server in process: batch queue, tokenizer and model without gRPC.
 
-python -m benchmarks.peers.engine FOLDER PRECISION THREADS
+python -m benchmarks.drivers.engine FOLDER PRECISION THREADS
 """
 
 import gc
@@ -15,26 +15,25 @@ from isogloss_server.engine.executor import Executor
 from isogloss_server.models.interfaces import Rows, Urgency
 from isogloss_server.settings.declarations import Settings
 
-from benchmarks.peers.in_process import Concurrent
-from benchmarks.turns import obey
+from benchmarks.drivers.driver import AsyncLibraryDriver, serve_runner
 
 
 async def main(folder: str, precision: str, threads: int) -> None:
-    """Drives the engine until the runner has no more orders."""
+    """Drives the engine until the runner closes standard input."""
     settings = Settings.model_validate({"precision": precision, "inference_threads": threads})
-    workers = Executor(settings.worker_threads)
+    executor = Executor(settings.worker_threads)
     try:
-        ready = factory.load(folder, settings, workers, SystemClock())
+        ready = factory.load("m", folder, settings, executor, SystemClock())
         gc.collect()
-        gc.freeze()  # as the server does
+        gc.freeze()  # the server does the same after loading
 
         async def embed(texts: Sequence[str]) -> Rows:
-            """Returns what the engine's Embedder gives."""
+            """Returns float32 [n, d] for n texts."""
             return (await ready.embedder.embed(texts, InputType.SIMILARITY, Truncation.END, Urgency())).rows
 
-        await obey(Concurrent(embed))
+        await serve_runner(AsyncLibraryDriver(embed))
     finally:
-        workers.close()
+        executor.close()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Draws docs/heat-map.svg: what a real server with the bundled model says of the demo's sentences.
+"""Draws docs/heat-map.svg: the similarity of each pair of the demo's sentences under the bundled model.
 
-    python -m docs.picture
+    python -m tools.heat_map
 
-Every sentence against every other, in the colours of the command line. The background is part of the picture, so that
-it looks the same on a light page and on a dark one.
+The scores are from a real server, and the colours are those of the command line. The picture has a background of its
+own, so that it looks the same on light and dark pages.
 """
 
 import sys
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from examples.demo import ENGLISH, LANGUAGES, SAID, running_server
 
-FILE = Path(__file__).parent / "heat-map.svg"
+FILE = Path(__file__).parents[1] / "docs" / "heat-map.svg"
 CELL, GAP, MARGIN = 17, 4, 24
 LANGUAGE_WIDTH, LABEL_WIDTH = 76, 206
 HEAD_HEIGHT, FOOT_HEIGHT = 64, 44
 LEFT, TOP = MARGIN + LANGUAGE_WIDTH + LABEL_WIDTH, MARGIN + HEAD_HEIGHT
-LEVELS = (0, 95, 135, 175, 215, 255)  # of red, green and blue in the cube that colours 16 to 231 of a terminal are
+# Levels of red, green and blue in the terminal colours 16 to 231, which are a cube of 6 x 6 x 6.
+LEVELS = (0, 95, 135, 175, 215, 255)
 FONTS = "system-ui, 'Noto Sans', 'Noto Sans Arabic', 'Noto Sans Devanagari', 'Noto Sans CJK SC', sans-serif"
 STYLE = f"""\
 text {{ font-family: {FONTS}; font-size: 12px; fill: #1f2328; }}
@@ -37,7 +38,7 @@ text {{ font-family: {FONTS}; font-size: 12px; fill: #1f2328; }}
 
 
 def svg(scores: NDArray[np.float32], meanings: tuple[tuple[str, ...], ...]) -> str:
-    """Returns the picture of the scores [n, n] of all sentences, which are grouped by what they mean."""
+    """Returns the picture of the scores float32 [n, n]; the sentences are grouped by meaning."""
     side = place(len(scores) - 1) + CELL
     width, height = LEFT + side + MARGIN, TOP + side + FOOT_HEIGHT + MARGIN
     what = f"{len(meanings)} sentences in {len(LANGUAGES)} languages, each compared with all the others"
@@ -57,30 +58,30 @@ def svg(scores: NDArray[np.float32], meanings: tuple[tuple[str, ...], ...]) -> s
 
 
 def place(number: int) -> int:
-    """Returns how far from the first row or column the row or column `number` is."""
+    """Returns the distance in pixels from the first row or column to the row or column `number`."""
     return number * CELL + number // len(LANGUAGES) * GAP
 
 
 def heads(meanings: tuple[tuple[str, ...], ...]) -> Iterator[str]:
-    """Yields the English sentence above each group of columns."""
+    """Yields the heading of each group of columns: the English sentence."""
     for group, said in enumerate(meanings):
         middle = LEFT + place(group * len(LANGUAGES)) + len(LANGUAGES) * CELL // 2
         yield f'<text class="head" x="{middle}" y="{TOP - 10}">{escape(said[ENGLISH], quote=False)}</text>'
 
 
 def labels(meanings: tuple[tuple[str, ...], ...]) -> Iterator[str]:
-    """Yields the language and the sentence before each row."""
+    """Yields the labels of each row: the language and the sentence."""
     for row, sentence in enumerate(sentence for said in meanings for sentence in said):
         y = TOP + place(row) + CELL - 4
         right_to_left = any(bidirectional(character) in {"R", "AL"} for character in sentence)
-        # The end of a line that runs from right to left is its left one: it is its start that lies beside the cells.
+        # Right-to-left text starts at its right edge, next to the cells; other text ends there.
         flow = 'direction="rtl"' if right_to_left else 'class="end"'
         yield f'<text class="faint" x="{MARGIN}" y="{y}">{LANGUAGES[row % len(LANGUAGES)]}</text>'
         yield f'<text {flow} x="{LEFT - 8}" y="{y}">{escape(sentence, quote=False)}</text>'
 
 
 def cells(scores: NDArray[np.float32]) -> Iterator[str]:
-    """Yields a path for each colour: neighbours in a row that have the same one are a single rectangle."""
+    """Yields a path for each colour; neighbours of one colour in a row are a single rectangle."""
     share = (scores - scores.min()) / (scores.max() - scores.min())
     steps = np.minimum(len(RAMP) - 1, (share * len(RAMP)).astype(int))
     paths: dict[int, str] = {}
@@ -94,7 +95,7 @@ def cells(scores: NDArray[np.float32]) -> Iterator[str]:
 
 
 def scale(low: float, high: float, y: int) -> Iterator[str]:
-    """Yields the ramp of colours between the least and the greatest score."""
+    """Yields the legend: the ramp of colours between the lowest and the highest score."""
     yield f'<text class="faint end" x="{LEFT - 8}" y="{y + 12}">cosine similarity {signed(low)}</text>'
     for step, number in enumerate(RAMP):
         yield f'<rect x="{LEFT + step * 20}" y="{y}" width="20" height="{CELL}" fill="{colour(number)}"/>'
@@ -102,19 +103,19 @@ def scale(low: float, high: float, y: int) -> Iterator[str]:
 
 
 def signed(score: float) -> str:
-    """Returns a score as print has it, with a minus and not a hyphen."""
+    """Returns a score with two decimals and a minus sign instead of a hyphen."""
     return f"{score:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def colour(number: int) -> str:
-    """Returns one of the 256 colours of terminals, of the cube that numbers 16 to 231 are, as SVG writes it."""
+    """Returns the terminal colour `number`, from 16 to 231, in the notation of SVG."""
     red, rest = divmod(number - 16, 36)
     green, blue = divmod(rest, 6)
     return f"#{LEVELS[red]:02x}{LEVELS[green]:02x}{LEVELS[blue]:02x}"
 
 
 def main() -> int:
-    """Asks a server, and writes the file."""
+    """Scores the sentences with a server and writes the picture; returns the exit status."""
     with running_server() as address, Client(address) as client:
         scores = client.similarity([sentence for said in SAID for sentence in said]).values
     FILE.write_text(svg(scores, SAID), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The reference for the wire: a server on the same gRPC stack that answers every call with the same ready bytes.
+"""Reference for the cost of gRPC: a grpc.aio server that returns the same bytes for every Embed call.
 
-python -m benchmarks.echo PORT_FILE ANSWER_BYTES
+python -m benchmarks.drivers.echo_server PORT_FILE RESPONSE_BYTES
 """
 
 import asyncio
@@ -12,12 +12,12 @@ import grpc
 import uvloop
 
 
-async def main(port_file: Path, answer_bytes: int) -> None:
-    """Answers /isogloss.v1.EmbeddingService/Embed until SIGTERM; neither reads nor makes a message."""
-    answer = bytes(answer_bytes)
+async def main(port_file: Path, response_bytes: int) -> None:
+    """Serves until SIGTERM, without parsing or building messages."""
+    response = bytes(response_bytes)
 
     async def embed(_request: bytes, _context: object) -> bytes:
-        return answer
+        return response
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     handlers = {"Embed": grpc.unary_unary_rpc_method_handler(embed)}
@@ -27,9 +27,9 @@ async def main(port_file: Path, answer_bytes: int) -> None:
     await server.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    part = port_file.with_suffix(".part")
-    part.write_text(str(port))
-    part.replace(port_file)
+    partial = port_file.with_suffix(".part")
+    partial.write_text(str(port))
+    partial.replace(port_file)
     await stop.wait()
     await server.stop(None)
 

@@ -1,6 +1,8 @@
-"""grpc.aio alone, under the service's names: handlers that sleep as long as a model may take; watched as watched.py.
+"""Reference for the memory that grpc.aio itself leaks: a grpc.aio server whose handlers only sleep.
 
-python -m benchmarks.peers.sleeper --port-file FILE
+It has the method names of the service and reports its heaps like instrumented_server.py.
+
+python -m benchmarks.drivers.bare_grpc_server --port-file FILE
 """
 
 import asyncio
@@ -16,37 +18,37 @@ from grpc_health.v1 import health_pb2
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server import metrics
 
-from benchmarks.peers.watched import tell
+from benchmarks.drivers.instrumented_server import report_heaps
 
-LONGEST_S = 0.016  # as long as a short call of the multilingual shape: many are given up before, some after
+MAX_SLEEP_S = 0.016  # the time of a short call of the multilingual model, so that some cancellations come during it
 
 
-async def _work() -> None:
-    await asyncio.sleep(random.uniform(0, LONGEST_S))  # noqa: S311 - nothing secret
+async def _sleep() -> None:
+    await asyncio.sleep(random.uniform(0, MAX_SLEEP_S))  # noqa: S311 - not for cryptography
 
 
 async def embed(_request: bytes, _context: Any) -> bytes:
-    """Answers after a while."""
-    await _work()
+    """Responds after a random delay."""
+    await _sleep()
     return pb.EmbedResponse(model="sleeper").SerializeToString()
 
 
 async def embed_stream(requests: Any, _context: Any) -> Any:
-    """Answers each request after a while."""
+    """Responds to each request after a random delay."""
     async for request in requests:
-        await _work()
-        answer = pb.EmbedStreamResponse(id=pb.EmbedStreamRequest.FromString(request).id, response=pb.EmbedResponse())
-        yield answer.SerializeToString()
+        await _sleep()
+        number = pb.EmbedStreamRequest.FromString(request).id
+        yield pb.EmbedStreamResponse(id=number, response=pb.EmbedResponse()).SerializeToString()
 
 
 async def watch(_request: bytes, _context: Any) -> Any:
-    """Answers once, then never."""
+    """Sends one status and keeps the stream open."""
     yield health_pb2.HealthCheckResponse(status=1).SerializeToString()
     await asyncio.Event().wait()
 
 
 async def main(port_file: Path) -> None:
-    """Serves until it is terminated."""
+    """Serves until the process is terminated."""
     server = grpc.aio.server()
     embedding = {
         "Embed": grpc.unary_unary_rpc_method_handler(embed),
@@ -62,12 +64,12 @@ async def main(port_file: Path) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     metrics.watch_tasks(asyncio.get_running_loop())
-    part = port_file.with_suffix(".part")  # whole at once: somebody waits for the file
-    part.write_text(str(port), encoding="ascii")
-    part.replace(port_file)
+    partial = port_file.with_suffix(".part")  # renamed when complete, because the runner polls for the file
+    partial.write_text(str(port), encoding="ascii")
+    partial.replace(port_file)
     await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=report_heaps, daemon=True).start()
     uvloop.run(main(Path(sys.argv[-1])))
