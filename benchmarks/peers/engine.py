@@ -11,7 +11,7 @@ import uvloop
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import factory
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.models.interfaces import Rows, Urgency
 from isogloss_server.settings.declarations import Settings
 
@@ -22,7 +22,7 @@ from benchmarks.turns import obey
 async def main(folder: str, precision: str, threads: int) -> None:
     """Drives the engine until the runner has no more orders."""
     settings = Settings.model_validate({"precision": precision, "inference_threads": threads})
-    workers = Workers(settings.worker_threads)
+    workers = Executor(settings.worker_threads)
     try:
         ready = factory.load(folder, settings, workers, SystemClock())
         gc.collect()

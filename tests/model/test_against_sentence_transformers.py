@@ -29,7 +29,7 @@ def test_vectors_are_those_of_sentence_transformers() -> None:
     folder = model_folder.locate(model_folder.BUNDLED)
     reference = SentenceTransformer(str(folder.path), device="cpu", local_files_only=True).float()
     parts = static.load(folder)
-    rows = parts.model.forward(parts.tokens.encode(TEXTS, Truncation.END).batch)
+    rows = parts.model.forward(parts.tokenizer.encode(TEXTS, Truncation.END).batch)
     expected = reference.encode(TEXTS, normalize_embeddings=False)
     assert rows.dtype == expected.dtype == np.float32
     assert np.abs(rows - expected).max() <= 1e-6

@@ -59,7 +59,7 @@ def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", 
     parts = pair.packed(precision)
     rows = np.concatenate(
         [
-            parts.model.forward(parts.tokens.encode(TEXTS[first : first + 10], Truncation.END).batch)
+            parts.model.forward(parts.tokenizer.encode(TEXTS[first : first + 10], Truncation.END).batch)
             for first in range(0, len(TEXTS), 10)
         ]
     ).astype(np.float64)
@@ -75,8 +75,8 @@ def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", 
 def test_tokens_are_those_of_the_library(pair: Pair) -> None:
     """Each text has the library's tokens: its limit, its special tokens, its truncation."""
     parts = pair.packed("f32")
-    assert parts.tokens.max_tokens == pair.library.max_seq_length
-    batch = parts.tokens.encode(TEXTS, Truncation.END).batch
+    assert parts.tokenizer.max_tokens == pair.library.max_seq_length
+    batch = parts.tokenizer.encode(TEXTS, Truncation.END).batch
     ours = np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
     for text, ids in zip(TEXTS, ours, strict=True):
         features = pair.library.preprocess([text])

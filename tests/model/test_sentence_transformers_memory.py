@@ -24,4 +24,4 @@ def test_memory_that_does_not_suffice_is_told_as_such(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(model, "_library", full)
     with pytest.raises(MemoryError):
-        model.forward(parts.tokens.encode(["one"], Truncation.END).batch)
+        model.forward(parts.tokenizer.encode(["one"], Truncation.END).batch)

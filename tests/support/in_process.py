@@ -10,9 +10,9 @@ from isogloss.v1 import embedding_pb2_grpc
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
-from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.engine.request import Limits
 from isogloss_server.errors import RowFaults, TextWithoutTokensError
 from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
@@ -51,7 +51,7 @@ class CountingEmbedder:
 def ready_registry(embedder: CountingEmbedder, *, bulk_jobs: int = 1) -> Registry:
     """Returns a registry that serves the embedder as model "test"."""
     registry = Registry(["test"])
-    registry.get("test").serve(Ready(embedder, LIMITS, bulk_jobs))
+    registry.get("test").serve(ReadyModel(embedder, LIMITS, bulk_jobs))
     return registry
 
 
@@ -60,7 +60,7 @@ async def serving_until(
     registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
     """Serves a registry on a free port; gives the stub (its channel as `stub.channel`) and what stops the server."""
-    clock, workers = clock or SystemClock(), Workers(2)
+    clock, workers = clock or SystemClock(), Executor(2)
     server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock, cache), workers, clock)
     port = await server.start()
     try:

@@ -21,7 +21,7 @@ def load(folder: Path, precision: Precision = "auto", cache: Path | None = None)
 
 def tokenized(parts: LoadedModel, some: list[str]) -> list[np.ndarray]:
     """Returns the tokens of each text."""
-    batch = parts.tokens.encode(some, Truncation.END).batch
+    batch = parts.tokenizer.encode(some, Truncation.END).batch
     return np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
 
 

@@ -50,11 +50,11 @@ async def test_a_failing_batch_fails_its_own_calls_alone(
     model.go(4)
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(result).__name__ for result in results] == [
-        "Computed",
+        "InferenceResult",
         "BatchError",
         "BatchError",
-        "Computed",
-        "Computed",
+        "InferenceResult",
+        "InferenceResult",
     ]
     failures = [result for result in results if isinstance(result, BatchError)]
     assert failures[0] is not failures[1]

@@ -75,8 +75,8 @@ async def test_what_one_server_computed_another_has(store: DictStore) -> None:
 async def test_a_large_call_asks_in_parts(store: DictStore) -> None:
     """No look-up is so large that a store that is well could not answer in time."""
     server = await Server(store).start()
-    await server.ask(*(f"{n}" for n in range(2 * module.ASKED_ROWS + 1)))
-    assert store.asked == [module.ASKED_ROWS, module.ASKED_ROWS, 1]
+    await server.ask(*(f"{n}" for n in range(2 * module.LOOKUP_BATCH_ROWS + 1)))
+    assert store.asked == [module.LOOKUP_BATCH_ROWS, module.LOOKUP_BATCH_ROWS, 1]
     await server.cache.close()
 
 

@@ -7,7 +7,7 @@ import pytest
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import SystemClock, covered_s
 from isogloss_server.engine import local_embedder
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.errors import ModelFilesError, RowFaults
 from isogloss_server.models import model_folder, static
@@ -17,7 +17,7 @@ from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance, Urgen
 def embedder(folder: Path, **prompts: str) -> LocalEmbedder:
     parts = static.load(model_folder.locate(str(folder)))
     by_input_type = {InputType(input_type): prompt for input_type, prompt in prompts.items()}
-    return LocalEmbedder(parts.model, parts.tokens, parts.card, by_input_type, Workers(2), SystemClock())
+    return LocalEmbedder(parts.model, parts.tokenizer, parts.card, by_input_type, Executor(2), SystemClock())
 
 
 async def test_a_prompt_goes_before_the_texts_of_its_role(static_folder: Path) -> None:
@@ -84,7 +84,7 @@ class Harmed:
 def test_a_model_that_computes_nonsense_is_not_served(static_folder: Path, kind: str, expected: str) -> None:
     """Vectors that are no numbers, all zeros, all alike, or depend on their company are found before it serves."""
     parts = static.load(model_folder.locate(str(static_folder)))
-    model = LocalEmbedder(Harmed(kind), parts.tokens, parts.card, {}, Workers(1), SystemClock())
+    model = LocalEmbedder(Harmed(kind), parts.tokenizer, parts.card, {}, Executor(1), SystemClock())
     with pytest.raises(ModelFilesError, match=expected):
         model.verify([("one", (1.0, 1.0, 1.0))] if kind == "alike" else [])
 
@@ -104,7 +104,13 @@ def test_how_far_a_vector_may_be_off_is_the_models(static_folder: Path, toleranc
     """A number may miss the known one by the tolerance, as a share of the vector's length."""
     parts = static.load(model_folder.locate(str(static_folder)))
     model = LocalEmbedder(
-        parts.model, parts.tokens, parts.card, {}, Workers(1), SystemClock(), tolerance=Tolerance(tolerance, tolerance)
+        parts.model,
+        parts.tokenizer,
+        parts.card,
+        {},
+        Executor(1),
+        SystemClock(),
+        tolerance=Tolerance(tolerance, tolerance),
     )
     probes = [("two", (7.0, 8.0, 9.0 + 1.5e-3 * float(np.linalg.norm([7, 8, 9]))))]
     if served:

@@ -81,6 +81,6 @@ def test_what_is_no_name_of_the_hub(source: str) -> None:
 
 def test_a_name_that_is_nearly_right() -> None:
     """A slip finds the known name that was meant; something else finds none."""
-    assert catalog.like("labse") == "LaBSE"
-    assert catalog.like("paraphrase-multilingual-minilm-l12-v2@main") == "paraphrase-multilingual-MiniLM-L12-v2"
-    assert catalog.like("zzz") == ""
+    assert catalog.closest_name("labse") == "LaBSE"
+    assert catalog.closest_name("paraphrase-multilingual-minilm-l12-v2@main") == "paraphrase-multilingual-MiniLM-L12-v2"
+    assert catalog.closest_name("zzz") == ""

@@ -13,7 +13,7 @@ from isogloss_server import metrics
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.in_process import CARD, LIMITS, CountingEmbedder, serving
@@ -44,7 +44,7 @@ class GatedEmbedder(CountingEmbedder):
 
 def registry_of(embedder: CountingEmbedder, admission: Admission) -> Registry:
     registry = Registry(["test"])
-    registry.get("test").serve(Ready(embedder, LIMITS, bulk_jobs=100, admission=admission))
+    registry.get("test").serve(ReadyModel(embedder, LIMITS, bulk_jobs=100, admission=admission))
     return registry
 
 

@@ -10,7 +10,7 @@ from isogloss_server.engine.request import (
     RANKING_BYTES,
     ROW_ERROR_BYTES,
     ROW_OVERHEAD_BYTES,
-    EmbedJob,
+    EmbedRequest,
     answer_bytes,
     default_max_texts,
     rankings_bytes,
@@ -34,7 +34,7 @@ def largest_response(rows: int, dimensions: int, element_type: ElementType, *, p
     kinds = (EmptyTextError, TextWithoutTokensError, TextTooLongError)
     long = "the text has at least 99999999 tokens; the model reads 99999999"
     faults = {
-        row: kinds[row % 3](long, actual=99_999_999, limit=99_999_999).at(EmbedJob.path, row) for row in range(rows)
+        row: kinds[row % 3](long, actual=99_999_999, limit=99_999_999).at(EmbedRequest.path, row) for row in range(rows)
     }
     matrix = shape(values, dimensions, normalize=True, element_type=element_type)
     result = EmbedResult(

@@ -68,7 +68,7 @@ def show(flags: Mapping[str, Any]) -> int:
         return 0
     wanted = catalog.resolve(source)
     if wanted is None:
-        raise model_folder.unknown(source)
+        raise model_folder.unknown_model(source)
     _say_facts(
         {
             **(_known_facts(wanted.known) if wanted.known else {}),
@@ -97,13 +97,13 @@ def verify(flags: Mapping[str, Any]) -> int:
     folder = model_folder.locate(source)
     parts = factory.read(folder, load({}))
     self_test.verify(
-        lambda texts: parts.tokens.encode(texts, Truncation.END).batch,
+        lambda texts: parts.tokenizer.encode(texts, Truncation.END).batch,
         parts.model.forward,
         parts.probes,
         parts.tolerance,
     )
     say(f"{source}: {parts.card.backend}, space {parts.card.space_id}: the server's own checks passed")
-    if not parity.is_possible():
+    if not parity.is_available():
         say("sentence-transformers is not installed: its vectors were not compared")
         return 0
     found = list(parity.compare(folder, parts))
@@ -188,7 +188,7 @@ def _folder_facts(folder: ModelFolder) -> dict[str, object]:
         "folder": folder.path,
         "files": "\n".join(
             f"{folder.digest(name)}  {folder.file(name).stat().st_size:>13,} bytes  {name}"
-            for name in filter(hub.is_of_the_layout, held)
+            for name in filter(hub.is_model_file, held)
         ),
     }
     return {name: fact for name, fact in facts.items() if fact}

@@ -33,7 +33,7 @@ class Tolerance:
     """By how much a number of a vector may differ, as a share of the vector's length."""
 
     known: float  # from a known vector's
-    company: float  # from the same text's vector, alone or beside others
+    batch_invariance: float  # from the same text's vector, alone or beside others
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Comparison:
         )
 
 
-def is_possible() -> bool:
+def is_available() -> bool:
     """Returns whether sentence-transformers is installed."""
     return importlib.util.find_spec(LIBRARY) is not None
 
@@ -60,11 +60,11 @@ def compare(folder: ModelFolder, parts: LoadedModel) -> Iterator[Comparison]:
     texts = sentences()
     for prompt in dict.fromkeys(parts.prompts.get(input_type, "") for input_type in InputType):
         theirs = library.encode(texts, prompt=prompt, normalize_embeddings=False, show_progress_bar=False)
-        batch = parts.tokens.encode([prompt + text for text in texts], Truncation.END).batch
-        yield compared(prompt, parts.model.forward(batch), np.asarray(theirs, dtype=np.float32), parts.card.backend)
+        batch = parts.tokenizer.encode([prompt + text for text in texts], Truncation.END).batch
+        yield compare_rows(prompt, parts.model.forward(batch), np.asarray(theirs, dtype=np.float32), parts.card.backend)
 
 
-def compared(prompt: str, ours: Rows, theirs: Rows, backend: str) -> Comparison:
+def compare_rows(prompt: str, ours: Rows, theirs: Rows, backend: str) -> Comparison:
     """Returns how near `ours` come to `theirs`, both float32 [n, d]."""
     least, mean = GATES.get(backend.rpartition("-")[2], F32_GATE)
     lengths = np.linalg.norm(theirs, axis=1)

@@ -19,7 +19,15 @@ from isogloss.wire.enums import (
 
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
 from isogloss_server.engine.registry import Registry, ServedModel
-from isogloss_server.engine.request import AllPairs, EmbedJob, Nearest, Pairwise, SimilarityJob, TextSide, VectorSide
+from isogloss_server.engine.request import (
+    AllPairs,
+    EmbedRequest,
+    Nearest,
+    Pairwise,
+    SimilarityRequest,
+    TextSide,
+    VectorSide,
+)
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.engine.vectors import BIT_PACKED, SCALED, WIRE_DTYPE, Quantised, bytes_per_row, quantise, widen
 from isogloss_server.errors import BadMatrixError, MissingFieldError, UnknownEnumError
@@ -97,9 +105,9 @@ def _bad(path: str, part: str, what: str) -> BadMatrixError:
     return BadMatrixError(what, field=f"{path}.{part}")
 
 
-def to_embed_job(request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> EmbedJob:
+def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> EmbedRequest:
     """Returns the job that an Embed asks for, on a stream a patient one; raises UnknownEnumError."""
-    return EmbedJob(
+    return EmbedRequest(
         texts=_texts(request.texts),
         model=request.model,
         input_type=_input_type(request.input_type, "input_type"),
@@ -133,9 +141,9 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
     return response
 
 
-def to_similarity_job(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityJob:
+def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityRequest:
     """Returns the job that a Similarity asks for; raises UnknownEnumError, BadMatrixError, MissingFieldError."""
-    return SimilarityJob(
+    return SimilarityRequest(
         queries=_side(request.queries, "queries"),
         candidates=_side(request.candidates, "candidates") if request.HasField("candidates") else None,
         model=request.model,

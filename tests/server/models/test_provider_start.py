@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from isogloss.wire.enums import InputType, Truncation
-from isogloss_server.engine.executor import Workers
-from isogloss_server.engine.registry import Ready, Registry, ServedModel
+from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.errors import ProviderSetupError
 from isogloss_server.factory import connect
 from isogloss_server.models.interfaces import State, Urgency
@@ -18,7 +18,7 @@ from isogloss_server.settings.sources import provider_key
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted, changed
 from tests.support.own_time import OwnTime
-from tests.support.remote import KEY, LIGHT, SMALL
+from tests.support.provider import KEY, LIGHT, SMALL
 
 LOCAL = "openai:all-MiniLM-L6-v2"
 
@@ -26,12 +26,12 @@ LOCAL = "openai:all-MiniLM-L6-v2"
 @contextlib.asynccontextmanager
 async def connected(
     fake: FakeProvider, source: str, clock: OwnTime, key: Path, **settings: Any
-) -> AsyncIterator[tuple[ServedModel, Ready]]:
+) -> AsyncIterator[tuple[ServedModel, ReadyModel]]:
     """Takes a model into service as the server does."""
     address = fake.address + ("/v1" if source.startswith("openai") else "")
     model = Registry(["m"]).get("m")
     chosen = Settings(cohere_key_file=key, openai_key_file=key, **settings)
-    with contextlib.closing(Workers(1)) as loader:
+    with contextlib.closing(Executor(1)) as loader:
         ready = await clock.fly(connect(model, f"{source}@{address}", chosen, loader, clock), at_most_s=100)
     model.serve(ready)
     try:

@@ -15,7 +15,7 @@ from isogloss_server.models.interfaces import Urgency
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Ending, Scripted, changed
 from tests.support.own_time import OwnTime
-from tests.support.remote import KEY, LIGHT, SMALL, failure, remote
+from tests.support.provider import KEY, LIGHT, SMALL, failure, remote
 
 TIMEOUT_S = 30.0
 BEFORE_THE_FIRST_PROBE_S = 4.0  # one that is cut short while shaking hands leaves its socket to the garbage collector
