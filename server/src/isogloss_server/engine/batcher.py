@@ -154,11 +154,11 @@ class Batcher:
     def submit(self, batch: TokenBatch, urgency: Urgency) -> "asyncio.Future[InferenceResult]":
         """Lets the texts of `batch`, at least one, wait from now on; returns the future of their rows, in order.
 
-        It is no coroutine, since that would let nothing wait before the caller first awaits. Whoever cancels the
-        future takes out of the queue what is not computed yet. The future fails with DeadlineExceededError where the
-        deadline passes before the last text is taken, with DrainingError where the batcher closes, with
-        BatchError where the model fails, with OutOfMemoryError where memory does not suffice for one of the texts
-        alone, with ModelStalledError where the model hangs, with WorkerDiedError where the thread dies.
+        Not a coroutine: the texts must be queued at the call, not at the first await. Cancelling the future removes
+        from the queue what is not computed yet. The future fails with DeadlineExceededError if the deadline passes
+        before the last text is taken, DrainingError if the batcher closes, BatchError if the model fails,
+        OutOfMemoryError if memory does not suffice for a single text, ModelStalledError if the batch stalls, and
+        WorkerDiedError if the thread dies.
 
         Raises:
             DrainingError: the batcher is closed.

@@ -39,7 +39,7 @@ class OpenAI:
         truncation: Truncation,  # noqa: ARG002
         timeout_s: float,
     ) -> ProviderResponse:
-        """Makes one HTTP call; see `providers.interface.Provider`. The API has no input types and no truncation."""
+        """Makes one HTTP call; see `models.remote.embedder.Provider`. The API knows neither roles nor truncation."""
         try:
             answer = await self._client.embeddings.create(
                 model=self._model, input=list(texts), encoding_format="base64", timeout=timeout_s
