@@ -12,6 +12,7 @@ import numpy as np
 from isogloss.enums import ElementType, InputType, Metric, Priority, Truncation
 from isogloss.errors import FieldViolation, InvalidArgumentError, SpaceMismatchError
 from isogloss.results import Embeddings, Vectors
+from isogloss.wire.sizes import rankings_bytes, scores_bytes
 
 YEAR_S = 365 * 86_400.0  # a deadline much further away is past for gRPC, whose clock wraps
 LARGEST_UINT32 = 2**32 - 1
@@ -207,7 +208,7 @@ class AllPairs:
 
     def response_bytes(self, queries: int, candidates: int) -> int:
         """Returns the most bytes that the answer can take."""
-        return 4 * queries * candidates
+        return scores_bytes(queries * candidates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ class Pairwise:
 
     def response_bytes(self, queries: int, _candidates: int) -> int:
         """Returns the most bytes that the answer can take."""
-        return 4 * queries
+        return scores_bytes(queries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +236,8 @@ class Nearest:
         return queries * candidates
 
     def response_bytes(self, queries: int, candidates: int) -> int:
-        """Returns the most bytes that the answer can take.
-
-        A row of up to 5 and a score of 4 for each neighbour, and 20 for each query that they are listed under.
-        """
-        return queries * (20 + 9 * min(self.k, candidates))
+        """Returns the most bytes that the answer can take."""
+        return rankings_bytes(queries, min(self.k, candidates))
 
 
 Shape = AllPairs | Pairwise | Nearest

@@ -23,7 +23,6 @@ from isogloss._messages import (
     read_embed,
     read_health,
     read_models,
-    row_bytes,
 )
 from isogloss.errors import (
     DeadlineExceededError,
@@ -33,12 +32,11 @@ from isogloss.errors import (
     SpaceMismatchError,
 )
 from isogloss.results import Embeddings, HealthReport, ModelInfo, Timings, read_only
+from isogloss.wire.sizes import embed_response_bytes
 
 UNLIMITED = sys.maxsize
 SMALL_BYTES = 1 << 20
 REASONS = frozenset({"TOO_MANY_TEXTS", "REQUEST_TOO_LARGE", "RESPONSE_TOO_LARGE"})
-ROW_OVERHEAD_BYTES = 20  # the most that a row takes beside its numbers: scale, token count, truncated row
-ROW_ERROR_BYTES = 240  # the most that a row's error takes
 TEXT_PATH = re.compile(r"\btexts\[(\d+)\]")
 
 
@@ -194,11 +192,7 @@ def embed(known: KnownModels, arguments: EmbedArguments, side: TextSide, path: s
 def most_texts(arguments: EmbedArguments, limits: Limits) -> int:
     """Returns how many texts one request may hold, by its own size and by its answer's."""
     columns = arguments.dimensions or limits.dimensions
-    answer_row = (
-        row_bytes(arguments.element_type, columns)
-        + ROW_OVERHEAD_BYTES
-        + (ROW_ERROR_BYTES if arguments.allow_partial else 0)
-    )
+    answer_row = embed_response_bytes(1, columns, arguments.element_type, allow_partial=arguments.allow_partial)
     return min(limits.max_texts, limits.max_response_bytes // answer_row)
 
 

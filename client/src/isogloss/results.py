@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isogloss.enums import ElementType, ServingStatus, Truncation
 from isogloss.errors import InvalidArgumentError
+from isogloss.wire.matrix import Elements, dequantize
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -98,7 +99,7 @@ class Embeddings:
         FLOAT16 is widened, INT8 and UINT8 take their row's scale, and the two binary types read as +1 and -1. Rows
         have unit length where normalize was set and the element type is exact (FLOAT32; nearly so FLOAT16).
         """
-        return read_only(_widened(self.elements, self.element_type, self.row_scales, self.dimensions))
+        return read_only(dequantize(Elements(self.elements, self.dimensions, self.element_type, self.row_scales)))
 
     def __len__(self) -> int:
         return len(self.elements)
@@ -171,27 +172,6 @@ def _matrix(array: ArrayLike) -> NDArray[np.float32]:
         message = f"vectors must have two dimensions [n, d], not {given.ndim}"
         raise InvalidArgumentError(message, reason="BAD_MATRIX")
     return matrix
-
-
-def _widened(
-    elements: NDArray[np.generic], element_type: ElementType, scales: NDArray[np.float32], dimensions: int
-) -> NDArray[np.float32]:
-    match element_type:
-        case ElementType.FLOAT32 | ElementType.FLOAT16:
-            return elements.astype(np.float32, copy=False)
-        case ElementType.INT8:
-            return elements.astype(np.float32) * scales[:, np.newaxis]
-        case ElementType.UINT8:
-            return (elements.astype(np.float32) - np.float32(128)) * scales[:, np.newaxis]
-        case ElementType.UBINARY:
-            return _signs(elements.view(np.uint8), dimensions)
-        case ElementType.BINARY:
-            return _signs(elements.view(np.uint8) ^ np.uint8(0x80), dimensions)  # adds back the 128, modulo 256
-
-
-def _signs(packed: NDArray[np.uint8], dimensions: int) -> NDArray[np.float32]:
-    bits = np.unpackbits(packed, axis=1, count=dimensions)
-    return bits.astype(np.float32) * np.float32(2) - np.float32(1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,36 +10,37 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 import numpy as np
 from google.protobuf import duration_pb2
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 from numpy.typing import NDArray
 
 from isogloss import __version__
-from isogloss._failures import DETAILS_TRAILER, PUSHBACK_TRAILER
-from isogloss._messages import DTYPES, PACKED, SCALED, from_matrix, row_bytes
 from isogloss.enums import ElementType, InputType, Metric, Priority, ServingStatus, Truncation
 from isogloss.errors import (
     RETRYABLE_CODES,
     FieldViolation,
-    InternalError,
     InvalidArgumentError,
     IsoglossError,
     NotFoundError,
     SpaceMismatchError,
 )
-from isogloss.results import Embeddings
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import UNSPECIFIED, ContractEnum
+from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize, to_elements, unit_length
+from isogloss.wire.sizes import (
+    MAX_VIOLATIONS,
+    embed_response_bytes,
+    matrix_bytes,
+    rankings_bytes,
+    scores_bytes,
+    utf8_bytes,
+)
+from isogloss.wire.status import NO_RETRY, ErrorDetails, Trailer, build, build_row_error, trailers
 
 MEBIBYTE = 2**20
-DOMAIN = "isogloss"
-MAX_VIOLATIONS = 16
-ROW_OVERHEAD_BYTES = 20  # of an answer's row beside its numbers, as the server counts it
 # A number is +SHARED or -SHARED as the group has it, and within OWN of that as the text itself has it. So a vector's
 # angle to its group's is at most asin(OWN / SHARED), in any number of first columns, and that of two texts of a group
 # at most twice that: their cosine is at least 0.92.
 SHARED, OWN = 1000, 200
-NEIGHBOR_BYTES = 9  # a row number and a score
 
 
 @dataclass(kw_only=True, eq=False)
@@ -106,39 +107,40 @@ def refusal(reason: str, message: str, *fields: str, **figures: object) -> Inval
 
 
 def to_status(error: IsoglossError) -> status_pb2.Status:
-    """Returns `error` with its details."""
-    details: list[Message] = []
-    if error.reason:
-        details.append(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    if error.violations:
-        violation = error_details_pb2.BadRequest.FieldViolation
-        fields = [violation(field=v.field, description=v.description) for v in error.violations]
-        details.append(error_details_pb2.BadRequest(field_violations=fields))
-    if error.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(_milliseconds(error.retry_after_s))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    code: int = grpc.StatusCode[error.code].value[0]
-    status = status_pb2.Status(code=code, message=error.message)
-    for detail in details:
-        status.details.add().Pack(detail)
-    return status
+    """Returns the google.rpc.Status of `error`."""
+    return build(_code_number(error), error.message, _details(error))
 
 
-def abort(context: Any, error: IsoglossError, trailers: tuple[tuple[str, str], ...]) -> NoReturn:
-    """Ends the call with `error`."""
+def to_row_status(error: IsoglossError) -> status_pb2.Status:
+    """Returns the google.rpc.Status of one failed row."""
+    return build_row_error(_code_number(error), error.message, _details(error))
+
+
+def _code_number(error: IsoglossError) -> int:
+    number: int = grpc.StatusCode[error.code].value[0]
+    return number
+
+
+def _details(error: IsoglossError) -> ErrorDetails:
+    return ErrorDetails(
+        reason=error.reason,
+        metadata=error.metadata,
+        violations=[(violation.field, violation.description) for violation in error.violations],
+        retry_after_s=error.retry_after_s,
+    )
+
+
+def abort(context: Any, error: IsoglossError, extra: tuple[Trailer, ...]) -> NoReturn:
+    """Ends the call with `error`; the trailers are its details and `extra`."""
+    status = to_status(error)
     if error.code in RETRYABLE_CODES and not error.retryable:
-        trailers = (*trailers, (PUSHBACK_TRAILER, "-1"))
-    elif error.retry_after_s is not None:
-        trailers = (*trailers, (PUSHBACK_TRAILER, str(_milliseconds(error.retry_after_s))))
-    status = (DETAILS_TRAILER, to_status(error).SerializeToString())
-    context.set_trailing_metadata([*trailers, status])
+        extra = (*extra, NO_RETRY, *trailers(status, None, math.inf))
+    else:
+        remaining_s = context.time_remaining()
+        extra = (*extra, *trailers(status, error.retry_after_s, math.inf if remaining_s is None else remaining_s))
+    context.set_trailing_metadata(extra)
     context.abort(grpc.StatusCode[error.code], error.message)
-    raise AssertionError("abort returns never")
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
+    raise AssertionError("abort never returns")
 
 
 Error = TypeVar("Error", bound=IsoglossError)
@@ -149,7 +151,7 @@ def read_enum(default: Member, number: int, path: str) -> Member:
     """Returns the member with `number`, `default` for 0; raises InvalidArgumentError, reason UNKNOWN_ENUM."""
     if number == UNSPECIFIED:
         return default
-    found = type(default).from_number(number)
+    found = type(default).by_number.get(number)
     if found is None:
         raise refusal("UNKNOWN_ENUM", f"the contract has no {number} here", path, actual=number)
     return found
@@ -201,16 +203,6 @@ def columns_of(settings: Settings, dimensions: int) -> int:
     return dimensions or offered[0]
 
 
-def answer_bytes(texts: int, columns: int, element_type: ElementType) -> int:
-    """Returns the bytes that vectors take in an answer at most."""
-    return texts * (row_bytes(element_type, columns) + ROW_OVERHEAD_BYTES)
-
-
-def utf8_bytes(texts: Sequence[str]) -> int:
-    """Returns the bytes that `texts` take."""
-    return sum(len(text.encode()) for text in texts)
-
-
 def text_faults(
     texts: Sequence[str], counts: Sequence[int], truncation: Truncation, max_tokens: int, path: str
 ) -> dict[int, InvalidArgumentError]:
@@ -252,49 +244,18 @@ def raw_rows(texts: Sequence[str], kin: Mapping[str, str], space_id: str, column
     return np.array(rows, np.int64).reshape(len(texts), columns)
 
 
-def shaped(raw: NDArray[np.int64], *, normalize: bool) -> Rows:
-    """Returns float32 [n, d], of unit length where `normalize`. Sums of whole numbers are exact on every machine."""
-    lengths = np.sqrt((raw**2).sum(axis=1)) if normalize else np.full(len(raw), float(SHARED))
-    return (raw / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
+def float_rows(raw: NDArray[np.int64], *, normalize: bool) -> Rows:
+    """Returns float32 [n, d]: whole numbers if they are to be normalized, whose sums are exact on every machine."""
+    return raw.astype(np.float32) if normalize else (raw / SHARED).astype(np.float32)
 
 
-def to_matrix(rows: Rows, element_type: ElementType) -> pb.Matrix:
-    """Returns float32 [n, d] as a message of elements of `element_type`."""
-    count, columns = rows.shape
-    scales = np.zeros(0, np.float32)
-    if element_type in SCALED:
-        scales = (np.abs(rows).max(axis=1) / np.float32(127)).astype(np.float32)
-        steps = np.rint(rows / np.where(scales > 0, scales, np.float32(1))[:, None])
-        elements = steps + (128 if element_type is ElementType.UINT8 else 0)
-    elif element_type in PACKED:
-        bits = np.packbits(rows > 0, axis=1).astype(np.int16)
-        elements = bits - (128 if element_type is ElementType.BINARY else 0)
-    else:
-        elements = rows
-    data = elements.astype(DTYPES[element_type]).tobytes()
-    kind = element_type.number
-    return pb.Matrix(data=data, rows=count, columns=columns, element_type=kind, row_scales=scales.tolist())
-
-
-def read_matrix(matrix: pb.Matrix, path: str) -> Rows:
+def read_matrix(message: pb.Matrix, path: str) -> Rows:
     """Returns float32 [n, d] of a request's matrix; raises InvalidArgumentError, reason BAD_MATRIX."""
+    element_type = read_enum(ElementType.FLOAT32, message.element_type, f"{path}.element_type")
     try:
-        elements = from_matrix(matrix, matrix.rows)
-    except InternalError:
-        raise _bad(path, "rows, columns, scales and bytes disagree") from None
-    if elements.element_type in PACKED or not elements.array.size:
-        raise _bad(path, "at least one row and one column of numbers are needed, not of bits")
-    rows = Embeddings(
-        elements=elements.array,
-        element_type=elements.element_type,
-        row_scales=elements.scales,
-        dimensions=elements.columns,
-        model="",
-        space_id="",
-    ).vectors
-    if not np.isfinite(rows).all():
-        raise _bad(path, "a number is not finite")
-    return rows
+        return decode_numbers(message, element_type)
+    except MatrixError as error:
+        raise refusal("BAD_MATRIX", str(error), f"{path}.{error.part}") from None
 
 
 def _numbers(text: str, head: str, space_id: str, columns: int) -> NDArray[np.int64]:
@@ -306,10 +267,6 @@ def _hashed(columns: int, *seed: str) -> NDArray[np.int64]:
     """Returns whole numbers from 0 to 65,535; the first ones of many are those of few."""
     digest = hashlib.shake_128("\0".join(seed).encode()).digest(2 * columns)
     return np.frombuffer(digest, "<u2").astype(np.int64)
-
-
-def _bad(path: str, what: str) -> InvalidArgumentError:
-    return refusal("BAD_MATRIX", what, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,21 +300,24 @@ class Answers:
         if request.space_id:
             check_space(settings, request.space_id, "space_id")
         columns = columns_of(settings, request.dimensions)
-        check_response_bytes(settings, answer_bytes(len(texts), columns, element_type), "texts")
+        size = embed_response_bytes(len(texts), columns, element_type, allow_partial=request.allow_partial)
+        check_response_bytes(settings, size, "texts")
         read = self.read(texts, columns, truncation, "texts")
         if read.faults and not request.allow_partial:
             raise merged(read.faults)
         normalize = request.normalize if request.HasField("normalize") else True
-        return pb.EmbedResponse(
-            embeddings=to_matrix(shaped(read.raw, normalize=normalize), element_type),
+        response = pb.EmbedResponse(
             model=settings.model,
             space_id=settings.space_id,
             token_counts=read.token_counts,
             truncated_rows=read.truncated,
-            row_errors=[pb.RowError(row=row, status=to_status(fault)) for row, fault in read.faults.items()],
+            row_errors=[pb.RowError(row=row, status=to_row_status(fault)) for row, fault in read.faults.items()],
             total_tokens=sum(read.token_counts),
             per_text_counts=True,
         )
+        rows = float_rows(read.raw, normalize=normalize)
+        encode(to_elements(rows, columns, normalize=normalize, element_type=element_type), response.embeddings)
+        return response
 
     def read(self, texts: Sequence[str], columns: int, truncation: Truncation, path: str) -> Read:
         """Returns `texts` as the model reads them; rows that cannot be embedded are zeros."""
@@ -443,12 +403,12 @@ def compare(settings: Settings, answers: Answers, request: pb.SimilarityRequest)
     shape = request.WhichOneof("shape")
     if shape == "pairwise":
         found = _scores(rows[0][:, None], rows[-1][:, None], metric)[:, 0, 0]
-        response.scores.CopyFrom(to_matrix(found[None], ElementType.FLOAT32))
+        _write_scores(found[None], response.scores)
     elif shape == "nearest":
         found = _scores(rows[0], rows[-1], metric)
         response.nearest.queries.extend(_nearest(row, request.nearest) for row in found)
     else:
-        response.scores.CopyFrom(to_matrix(_scores(rows[0], rows[-1], metric), ElementType.FLOAT32))
+        _write_scores(_scores(rows[0], rows[-1], metric), response.scores)
     return response
 
 
@@ -463,7 +423,7 @@ def _side(settings: Settings, items: pb.Items, path: str) -> Side:
             matrix = items.vectors.vectors
             rows = read_matrix(matrix, f"{path}.vectors.vectors")
             check_space(settings, items.vectors.space_id, f"{path}.vectors.space_id")
-            return Side(f"{path}.vectors", (), rows, len(matrix.data) + 4 * len(matrix.row_scales))
+            return Side(f"{path}.vectors", (), rows, matrix_bytes(matrix))
         case _:
             raise refusal("MISSING_FIELD", "texts or vectors are needed", path)
 
@@ -478,9 +438,9 @@ def _check_shape(settings: Settings, request: pb.SimilarityRequest, queries: int
     if shape == "nearest" and math.isnan(nearest.min_score):
         raise refusal("BAD_MIN_SCORE", "min_score is not a number", "nearest.min_score")
     pairs = queries if shape == "pairwise" else queries * candidates
-    neighbors = queries * min(nearest.k, candidates)
     check_pairs(settings, pairs)
-    check_response_bytes(settings, neighbors * NEIGHBOR_BYTES if shape == "nearest" else 4 * pairs, "candidates")
+    size = rankings_bytes(queries, min(nearest.k, candidates)) if shape == "nearest" else scores_bytes(pairs)
+    check_response_bytes(settings, size, "nearest.k" if shape == "nearest" else "candidates")
 
 
 def _columns(settings: Settings, request: pb.SimilarityRequest, sides: list[Side]) -> int:
@@ -503,7 +463,7 @@ def _vectors(answers: Answers, side: Side, columns: int, truncation: Truncation)
     read = answers.read(side.texts, columns, truncation, side.path)
     if read.faults:
         raise merged(read.faults)
-    return shaped(read.raw, normalize=True), read.truncated
+    return unit_length(read.raw.astype(np.float32)), read.truncated
 
 
 def _scores(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
@@ -521,6 +481,10 @@ def _scores(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
             axis=-2,
         )
     return (np.clip(scores, -1.0, 1.0) if metric is Metric.COSINE else scores).astype(np.float32)
+
+
+def _write_scores(scores: Rows, message: pb.Matrix) -> None:
+    encode(quantize(scores, ElementType.FLOAT32), message)
 
 
 def _directions(rows: NDArray[np.float64]) -> NDArray[np.float64]:

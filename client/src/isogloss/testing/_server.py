@@ -10,12 +10,12 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from isogloss._failures import REQUEST_ID_TRAILER
 from isogloss.errors import InternalError, IsoglossError, error_class
 from isogloss.testing._engine import Answers, Settings, abort, compare, refusal, to_status
 from isogloss.testing._script import Gate, Received, Script
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceServicer, add_EmbeddingServiceServicer_to_server
+from isogloss.wire.status import REQUEST_ID_TRAILER
 
 WINDOW_REQUESTS = 32  # unanswered, before no more is read
 HOST = "127.0.0.1"

@@ -7,9 +7,9 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 from isogloss.wire.enums import InputType
+from isogloss.wire.matrix import Elements, to_elements, unit_length
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine import vectors
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.lanes import Turn
@@ -49,7 +49,7 @@ class Timings:
 class EmbedResult:
     """The answer to an EmbedRequest: the shaped matrix, and what became of the texts on the way to it."""
 
-    matrix: vectors.Quantised
+    matrix: Elements
     model: str
     space_id: str
     embedded: Embedded
@@ -96,7 +96,7 @@ class Pipeline:
             else:
                 embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.input_type), job)
             turn.take_note(embedded, len(faults))
-            shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
+            shape = partial(to_elements, columns=columns, normalize=job.normalize, element_type=job.element_type)
             matrix = await self._run(embedded.rows.size, shape, embedded.rows)
         return EmbedResult(
             matrix=matrix,
@@ -143,7 +143,7 @@ class Pipeline:
         if isinstance(side, VectorSide):
             return side.rows, Embedded(rows=side.rows, token_counts=None)
         embedded = await self._embed_all(model, side, job)
-        rows = await self._run(embedded.rows.size, lambda: vectors.unit_length(embedded.rows[:, :columns]))
+        rows = await self._run(embedded.rows.size, lambda: unit_length(embedded.rows[:, :columns]))
         return rows, embedded
 
     async def _compare(self, job: SimilarityRequest, queries: Rows, candidates: Rows) -> Rows | Rankings:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
+from isogloss.wire.status import REQUEST_ID_TRAILER
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
@@ -18,7 +19,6 @@ from isogloss_server.errors import DomainError, InternalError, MalformedRequestE
 from isogloss_server.rpc.status import to_status
 
 T = TypeVar("T")
-REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID_CHARACTERS = 128
 
 
@@ -132,7 +132,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         deadline_s = math.inf if remaining_s is None else began_s + remaining_s
         call = CallContext(method, _request_id(context.invocation_metadata()), deadline_s)
         CURRENT_CALL.set(call)
-        identity = (REQUEST_ID, call.request_id)
+        identity = (REQUEST_ID_TRAILER, call.request_id)
         code = "OK"
         context.set_trailing_metadata((identity,))
         try:
@@ -159,6 +159,6 @@ async def _parsed_one_by_one(read: Callable[[bytes], Any], requests: AsyncIterat
 
 def _request_id(metadata: Any) -> str:
     """Returns the caller's id for the call where it is fit to be logged, else a new one."""
-    given = next((value for key, value in metadata or () if key == REQUEST_ID), "")
+    given = next((value for key, value in metadata or () if key == REQUEST_ID_TRAILER), "")
     fit = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
     return given if fit and given.isascii() and given.isprintable() else secrets.token_hex(16)
