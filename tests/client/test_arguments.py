@@ -56,7 +56,7 @@ def test_a_wrong_argument_is_named(
 
 def test_an_unknown_word_lists_the_known(client: Client) -> None:
     """The message says what is allowed."""
-    with pytest.raises(InvalidArgumentError, match="cosine, dot, euclidean, manhattan; not 'l2'"):
+    with pytest.raises(InvalidArgumentError, match="cosine, dot, euclidean, manhattan, not 'l2'"):
         client.similarity(["a"], metric="l2")
 
 

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from isogloss import (
     UnavailableError,
 )
-from isogloss._bulk import Pace
+from isogloss._bulk import BulkTiming
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.bulk import Found, Many, asynchronous, blocking, check_rows, check_whole, numbered
@@ -134,7 +134,7 @@ def test_a_stream_that_ends_is_replaced(many: Many, scripted: Running) -> None:
 
 def test_a_stream_is_not_kept_for_ever(many: Many, scripted: Running) -> None:
     """A stream that is old is half-closed and replaced, and no vector is lost or twice."""
-    check_whole(many(numbered(60), chunk_texts=3, window_chunks=4, pace=Pace(stream_s=0.0)), numbered(60))
+    check_whole(many(numbered(60), chunk_texts=3, window_chunks=4, timing=BulkTiming(max_stream_age_s=0.0)), numbered(60))
     assert scripted.script.methods().count("EmbedStream") > 5
     assert scripted.script.methods().count("Embed") == 20
 
@@ -143,8 +143,8 @@ def test_a_server_that_stays_away_ends_the_work(many: Many, scripted: Running) -
     """Patience without any answer ends in UnavailableError, after the chunks that were answered."""
     scripted.script.streams = [ends_after(1, UNAVAILABLE), *[ends_after(0, UNAVAILABLE)] * 1000]
     moments = count(step=5)
-    pace = Pace(clock=lambda: next(moments), first_delay_s=0.001, longest_delay_s=0.001)
-    chunks, error = many(numbered(20), chunk_texts=10, pace=pace)
+    timing = BulkTiming(clock=lambda: next(moments), first_delay_s=0.001, max_delay_s=0.001)
+    chunks, error = many(numbered(20), chunk_texts=10, timing=timing)
     assert isinstance(error, UnavailableError)
     assert "60 s" in error.message
     check_rows(chunks, numbered(10))
@@ -153,9 +153,9 @@ def test_a_server_that_stays_away_ends_the_work(many: Many, scripted: Running) -
 def test_nobody_listens() -> None:
     """Where no server can be reached, patience ends in UnavailableError."""
     moments = count(step=20)
-    pace = Pace(clock=lambda: next(moments), first_delay_s=0.001, longest_delay_s=0.001)
+    timing = BulkTiming(clock=lambda: next(moments), first_delay_s=0.001, max_delay_s=0.001)
     for client in (blocking, asynchronous):
-        chunks, error = client("127.0.0.1:1", ["a"], pace=pace)
+        chunks, error = client("127.0.0.1:1", ["a"], timing=timing)
         assert not chunks
         assert isinstance(error, UnavailableError)
 

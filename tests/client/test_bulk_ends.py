@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from isogloss import AsyncClient, CallCancelledError, Client, FailedPreconditionError, InvalidArgumentError
-from isogloss.client import THREAD
+from isogloss.client import THREAD_NAME
 
 from tests.support.bulk import check_rows, numbered
 from tests.support.scripted_server import Running, Script
@@ -43,7 +43,7 @@ next(chunks)
 def join_threads() -> None:
     """Waits for the threads of streams; grpc's own are named after what they run."""
     for thread in threading.enumerate():
-        if thread.name == THREAD or "consume_request_iterator" in thread.name:
+        if thread.name == THREAD_NAME or "consume_request_iterator" in thread.name:
             thread.join(30)
             assert not thread.is_alive()
 

@@ -9,8 +9,8 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from isogloss import ResourceExhaustedError, UnavailableError, _bulk
 from isogloss._arguments import bulk_arguments, embed_arguments
-from isogloss._bulk import Bulk, Pace
-from isogloss._embed import Call, KnownModels
+from isogloss._bulk import BulkEmbed, BulkTiming
+from isogloss._embed import Call, KnownLimits
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.bulk import numbered
@@ -20,23 +20,23 @@ from tests.support.scripted_server import vector
 class World:
     """Takes the steps of a plan; time passes only where the plan waits. `answers` says what a wait brings, or None."""
 
-    def __init__(self, answers: Callable[["World"], Any] = lambda world: None, **pace: Any) -> None:
+    def __init__(self, answers: Callable[["World"], Any] = lambda world: None, **timing: Any) -> None:
         self.now_s = 0.0
         self.answers = answers
         self.taken: list[tuple[float, _bulk.Step]] = []
         self.unanswered: list[Any] = []
-        self.pace = Pace(clock=lambda: self.now_s, jitter=lambda: 1.0, **pace)
+        self.timing = BulkTiming(clock=lambda: self.now_s, jitter=lambda: 1.0, **timing)
 
     def run(self, texts: list[str], **arguments: Any) -> list[Any]:
         """Returns the chunks that the plan gives."""
         bulk = bulk_arguments(**{"chunk_texts": 2, "window_chunks": 4, "patience_s": 60.0, **arguments})
         words = {"model": "", "input_type": "query", "element_type": "float32", "truncation": "end", "space_id": ""}
         about = embed_arguments(**words, dimensions=0, normalize=True, priority="bulk", allow_partial=False)
-        plan, source, given = Bulk(KnownModels(), about, bulk, self.pace).steps(), iter(texts), []
+        plan, source, given = BulkEmbed(KnownLimits(), about, bulk, self.timing).steps(), iter(texts), []
         step = next(plan)
         while step is not None:
             self.taken.append((self.now_s, step))
-            if isinstance(step, _bulk.Give):
+            if isinstance(step, _bulk.Emit):
                 given.append(step.chunk)
             reply = self._reply(step, source)
             try:
@@ -59,7 +59,7 @@ class World:
                 self.unanswered.append(request)
             case _bulk.Open():
                 self.unanswered = []
-            case _bulk.Pause(seconds):
+            case _bulk.Sleep(seconds):
                 self.now_s += seconds
             case _bulk.Receive(timeout_s):
                 found = self.answers(self) if timeout_s > 0 else None
@@ -71,7 +71,7 @@ class World:
 def answer(world: World) -> Any:
     """The answer to the oldest request."""
     if not world.unanswered:
-        return _bulk.END
+        return _bulk.END_OF_STREAM
     message = world.unanswered.pop(0)
     rows = [vector(text) for text in message.request.texts]
     matrix = pb.Matrix(data=b"".join(row.tobytes() for row in rows), rows=len(rows), columns=16)
@@ -90,17 +90,17 @@ def test_a_silent_stream_is_dropped_and_another_tried() -> None:
     world = World()
     with pytest.raises(UnavailableError, match="60 s"):
         world.run(numbered(20))
-    assert world.moments(_bulk.Drop) == [30.0]
+    assert world.moments(_bulk.Cancel) == [30.0]
     assert world.moments(_bulk.Open) == [0.0, 30.1]
     assert world.now_s == 60.0
 
 
 def test_the_time_of_the_caller_is_no_silence() -> None:
     """A caller that takes hours over a chunk, or over its texts, loses nothing."""
-    world = World(answer, stream_s=1e9)
+    world = World(answer, max_stream_age_s=1e9)
     given = world.run(numbered(20))
     assert len(given) == 10
-    slow = World(lambda world: _later(world, 29.0), stream_s=1e9)
+    slow = World(lambda world: _later(world, 29.0), max_stream_age_s=1e9)
     assert len(slow.run(numbered(20))) == 10
     assert len(slow.moments(_bulk.Open)) == 1
 
@@ -149,7 +149,7 @@ def test_lost_streams_are_opened_again_ever_more_slowly() -> None:
     opened = world.moments(_bulk.Open)
     delays = [round(later - earlier, 3) for earlier, later in pairwise(opened)]
     assert delays[:7] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
-    assert Pace(jitter=lambda: 0.0).delay_s(1) == 0.05
+    assert BulkTiming(jitter=lambda: 0.0).backoff_s(1) == 0.05
 
 
 def test_an_old_stream_is_half_closed_before_the_next_is_opened() -> None:

@@ -192,7 +192,7 @@ def test_an_error_of_a_part_names_the_callers_field(client: Client, script: Scri
     texts = {"queries": QUERIES, "candidates": CANDIDATES, side: ["a", "b", "bad"]}
     with pytest.raises(InvalidArgumentError) as raised:
         client.similarity(texts["queries"], texts["candidates"])
-    assert [violation.field for violation in raised.value.violations] == [f"{side}.texts.texts[2]"]
+    assert [violation.field for violation in raised.value.violations] == [f"{side}[2]"]
 
 
 def test_a_fault_of_no_text_keeps_its_field(client: Client, script: Script) -> None:

@@ -110,7 +110,7 @@ def test_parts_share_one_deadline(client: Client, script: Script, monkeypatch: p
         nonlocal now
         now += 10
 
-    monkeypatch.setattr("isogloss._embed.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("isogloss._base_client.time", SimpleNamespace(monotonic=lambda: now))
     script.limits["max_texts"] = 1
     script.on_embed = pass_time
     with pytest.raises(DeadlineExceededError):

@@ -221,7 +221,7 @@ def test_one_text_larger_than_grpc_takes_is_refused_with_the_limit(client: Clien
     assert raised.value.metadata["limit"] == "1000"
     with pytest.raises(InvalidArgumentError) as raised:
         client.nearest("x" * 2_000_000, ["a"])
-    assert raised.value.violations[0].field == "queries.texts.texts[0]"
+    assert raised.value.violations[0].field == "query"
     assert set(script.methods()) == {"ListModels"}
 
 

@@ -6,23 +6,23 @@ from typing import Any
 
 import numpy as np
 from isogloss import AsyncClient, Client, ClientOptions, EmbeddedChunk
-from isogloss._bulk import Pace
+from isogloss._bulk import BulkTiming
 
 from tests.support.scripted_server import vector
 
 ONCE = ClientOptions(attempts=1)
-AT_ONCE = Pace(first_delay_s=0.0)
+NO_BACKOFF = BulkTiming(first_delay_s=0.0)
 Many = Callable[..., "Found"]
 Found = tuple[list[EmbeddedChunk], BaseException | None]
 
 
 def blocking(
-    address: str, texts: Any, pace: Pace = AT_ONCE, each: Callable[[Any], Any] = id, **arguments: Any
+    address: str, texts: Any, timing: BulkTiming = NO_BACKOFF, each: Callable[[Any], Any] = id, **arguments: Any
 ) -> Found:
     """Returns the chunks, and the error at last; `each` is called with every chunk."""
     found: list[EmbeddedChunk] = []
     with Client(address, options=ONCE) as client:
-        client._pace = pace
+        client._bulk_timing = timing
         try:
             for chunk in client.embed_many(texts, **arguments):
                 found.append(chunk)
@@ -33,7 +33,7 @@ def blocking(
 
 
 def asynchronous(
-    address: str, texts: Any, pace: Pace = AT_ONCE, each: Callable[[Any], Any] = id, **arguments: Any
+    address: str, texts: Any, timing: BulkTiming = NO_BACKOFF, each: Callable[[Any], Any] = id, **arguments: Any
 ) -> Found:
     """Returns the chunks, and the error at last; `each` is called with every chunk."""
     found: list[EmbeddedChunk] = []
@@ -41,7 +41,7 @@ def asynchronous(
     async def run() -> None:
         """Iterates in a loop of its own, which is to be left without tasks."""
         async with AsyncClient(address, options=ONCE) as client:
-            client._pace = pace
+            client._bulk_timing = timing
             async for chunk in client.embed_many(texts, **arguments):
                 found.append(chunk)
                 each(chunk)
