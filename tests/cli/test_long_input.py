@@ -175,4 +175,4 @@ def test_a_bad_candidate_is_named_by_its_row(run: Run, server: FakeServer) -> No
     """An error about a later chunk names the row of the whole."""
     server.max_tokens = 2
     _, _, err = run([*LINES[:6], "one two three"], "nearest", "q", "--truncation", "error")
-    assert "candidates.texts.texts[6]" in err
+    assert "candidates[6]" in err

@@ -134,7 +134,8 @@ def test_a_stream_that_ends_is_replaced(many: Many, scripted: Running) -> None:
 
 def test_a_stream_is_not_kept_for_ever(many: Many, scripted: Running) -> None:
     """A stream that is old is half-closed and replaced, and no vector is lost or twice."""
-    check_whole(many(numbered(60), chunk_texts=3, window_chunks=4, timing=BulkTiming(max_stream_age_s=0.0)), numbered(60))
+    found = many(numbered(60), chunk_texts=3, window_chunks=4, timing=BulkTiming(max_stream_age_s=0.0))
+    check_whole(found, numbered(60))
     assert scripted.script.methods().count("EmbedStream") > 5
     assert scripted.script.methods().count("Embed") == 20
 

@@ -9,7 +9,7 @@ from isogloss._arguments import seconds
 from isogloss._bulk import BulkTiming
 from isogloss._channel import metadata
 from isogloss._embed import KnownLimits
-from isogloss.errors import CallCancelledError, DeadlineExceededError, FailedPreconditionError
+from isogloss.errors import CallCancelledError, DeadlineExceededError, FailedPreconditionError, IsoglossError
 from isogloss.options import ClientOptions
 
 
@@ -57,11 +57,10 @@ class BaseClient:
         self._check_open()
         self._check_process()
 
-    def _check_still_usable(self) -> None:
-        """Raises the error of a call of several steps if the client was closed, or the process forked, since."""
+    def _interrupted(self) -> IsoglossError:
+        """Returns the error of a running call after the client was closed or the process forked."""
         self._check_process()
-        if self._closed:
-            raise self._closed_during_call()
+        return self._closed_during_call()
 
     def _check_open(self) -> None:
         if self._closed:

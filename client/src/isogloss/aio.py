@@ -1,6 +1,7 @@
 """The asyncio client."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Never, Self
@@ -448,7 +449,8 @@ class AsyncClient(BaseClient):
 
     async def _execute(self, step: _bulk.Step, stream: "_EmbedStream", texts: Source) -> Any:  # noqa: PLR0911 - a table
         """Executes one step and returns the reply for the plan."""
-        self._check_still_usable()
+        if self._closed or os.getpid() != self._process:
+            raise self._interrupted()
         match step:
             case Call():
                 return await self._send(step, self._options.timeout_s)
@@ -479,7 +481,8 @@ class AsyncClient(BaseClient):
         try:
             return self._connected().EmbedStream(requests, metadata=self._metadata)
         except grpc.aio.UsageError:  # raised by grpc for a closed channel
-            self._check_still_usable()
+            if self._closed:
+                raise self._closed_during_call() from None
             raise
 
 

@@ -1,5 +1,6 @@
 """The blocking client."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -431,7 +432,8 @@ class Client(BaseClient):
 
     def _execute(self, step: _bulk.Step, stream: "_EmbedStream", texts: Iterator[str]) -> Any:  # noqa: PLR0911 - a table
         """Executes one step and returns the reply for the plan."""
-        self._check_still_usable()
+        if self._closed or os.getpid() != self._process:
+            raise self._interrupted()
         match step:
             case Call():
                 return self._send(step, self._options.timeout_s)
@@ -454,7 +456,8 @@ class Client(BaseClient):
         try:
             return self._stub.EmbedStream(requests, metadata=self._metadata)
         except ValueError:  # raised by grpc for a closed channel
-            self._check_still_usable()
+            if self._closed:
+                raise self._closed_during_call() from None
             raise
 
 
