@@ -134,5 +134,5 @@ def report(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 def run(rounds: int) -> dict[str, Any]:
     """Returns the report of `rounds` rounds."""
-    texts, tokens = sample(), load(model_folder.locate(model_folder.BUNDLED)).tokens
+    texts, tokens = sample(), load(model_folder.locate(model_folder.BUNDLED)).tokenizer
     return report([measure_round(texts, tokens) for _ in range(rounds)])

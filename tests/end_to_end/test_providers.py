@@ -17,7 +17,7 @@ from isogloss.v1 import embedding_pb2_grpc
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.fake_provider_wire import vectors_of
-from tests.support.remote import KEY, told
+from tests.support.provider import KEY, told
 from tests.support.server_process import ServerProcess
 from tests.support.wire import array_of, error_of
 

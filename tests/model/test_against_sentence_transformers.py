@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder, static
-from isogloss_server.models.interfaces import Truncation
 
 pytestmark = pytest.mark.sentence_transformers
 
@@ -29,7 +29,7 @@ def test_vectors_are_those_of_sentence_transformers() -> None:
     folder = model_folder.locate(model_folder.BUNDLED)
     reference = SentenceTransformer(str(folder.path), device="cpu", local_files_only=True).float()
     parts = static.load(folder)
-    rows = parts.model.forward(parts.tokens.encode(TEXTS, Truncation.END).batch)
+    rows = parts.model.forward(parts.tokenizer.encode(TEXTS, Truncation.END).batch)
     expected = reference.encode(TEXTS, normalize_embeddings=False)
     assert rows.dtype == expected.dtype == np.float32
     assert np.abs(rows - expected).max() <= 1e-6

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder
-from isogloss_server.models.interfaces import Rows, Truncation
+from isogloss_server.models.interfaces import Rows
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.openvino import loader as packed
 
@@ -58,7 +59,7 @@ def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", 
     parts = pair.packed(precision)
     rows = np.concatenate(
         [
-            parts.model.forward(parts.tokens.encode(TEXTS[first : first + 10], Truncation.END).batch)
+            parts.model.forward(parts.tokenizer.encode(TEXTS[first : first + 10], Truncation.END).batch)
             for first in range(0, len(TEXTS), 10)
         ]
     ).astype(np.float64)
@@ -74,8 +75,8 @@ def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", 
 def test_tokens_are_those_of_the_library(pair: Pair) -> None:
     """Each text has the library's tokens: its limit, its special tokens, its truncation."""
     parts = pair.packed("f32")
-    assert parts.tokens.max_tokens == pair.library.max_seq_length
-    batch = parts.tokens.encode(TEXTS, Truncation.END).batch
+    assert parts.tokenizer.max_tokens == pair.library.max_seq_length
+    batch = parts.tokenizer.encode(TEXTS, Truncation.END).batch
     ours = np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
     for text, ids in zip(TEXTS, ours, strict=True):
         features = pair.library.preprocess([text])

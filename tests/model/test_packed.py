@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isogloss_server.models.interfaces import TokenBatch, Truncation
+from isogloss.wire.enums import Truncation
+from isogloss_server.models.interfaces import TokenBatch
 from isogloss_server.models.openvino import loader as packed
 from isogloss_server.models.openvino import numpy_reference
 from safetensors.numpy import load_file, save_file
@@ -90,7 +91,7 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
 
 def test_truncation_keeps_the_special_tokens(minilm: Path) -> None:
     """A long text keeps its first tokens, or its last, between [CLS] and [SEP], as many as the model reads."""
-    tokens = load(minilm).tokens
+    tokens = load(minilm).tokenizer
     long = " ".join(str(number) for number in range(1000))
     end = tokens.encode([long], Truncation.END)
     start = tokens.encode([long], Truncation.START)

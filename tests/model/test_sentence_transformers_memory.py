@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder, sentence_transformers
-from isogloss_server.models.interfaces import Truncation
 
 from tests.support.library_folders import bert
 
@@ -24,4 +24,4 @@ def test_memory_that_does_not_suffice_is_told_as_such(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(model, "_library", full)
     with pytest.raises(MemoryError):
-        model.forward(parts.tokens.encode(["one"], Truncation.END).batch)
+        model.forward(parts.tokenizer.encode(["one"], Truncation.END).batch)

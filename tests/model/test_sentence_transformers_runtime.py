@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import model_folder, parity, sentence_transformers
-from isogloss_server.models.interfaces import Rows, TokenBatch, Truncation
+from isogloss_server.models.interfaces import Rows, TokenBatch
 from isogloss_server.models.layout import LoadedModel
 
 from tests.support.library_folders import (
@@ -34,7 +35,7 @@ def load(folder: Path) -> LoadedModel:
 
 
 def batch_of(parts: LoadedModel, texts: list[str]) -> TokenBatch:
-    return parts.tokens.encode(texts, Truncation.END).batch
+    return parts.tokenizer.encode(texts, Truncation.END).batch
 
 
 def encoded(folder: Path, texts: list[str], **options: object) -> Rows:
@@ -56,7 +57,7 @@ def test_vectors_are_those_of_the_library(kind: Callable[[Path], Path], tmp_path
     batch = batch_of(parts, texts)
     rows = parts.model.forward(batch)
     assert rows.dtype == np.float32
-    assert batch.lengths.max() == parts.tokens.max_tokens == 128
+    assert batch.lengths.max() == parts.tokenizer.max_tokens == 128
     assert difference(rows, encoded(tmp_path / "model", texts)) <= 1e-5
     assert parts.card.dimensions == (rows.shape[1],)
 
@@ -214,4 +215,4 @@ def test_the_real_model_gives_what_the_library_gives() -> None:
     parts = load(folder)
     texts = parity.sentences()
     assert difference(parts.model.forward(batch_of(parts, texts)), encoded(folder, texts)) <= 1e-5
-    assert parts.tokens.max_tokens == 256
+    assert parts.tokenizer.max_tokens == 256

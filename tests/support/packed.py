@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder
-from isogloss_server.models.interfaces import Rows, TokenBatch, Truncation
+from isogloss_server.models.interfaces import Rows, TokenBatch
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.openvino import loader as packed
 
@@ -20,7 +21,7 @@ def load(folder: Path, precision: Precision = "auto", cache: Path | None = None)
 
 def tokenized(parts: LoadedModel, some: list[str]) -> list[np.ndarray]:
     """Returns the tokens of each text."""
-    batch = parts.tokens.encode(some, Truncation.END).batch
+    batch = parts.tokenizer.encode(some, Truncation.END).batch
     return np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
 
 

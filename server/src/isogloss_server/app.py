@@ -13,7 +13,7 @@ from typing import Any
 from isogloss_server import factory, logs, metrics, system
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.executor import WatchedWorkers, Workers
+from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.monitoring import from_threads
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
@@ -60,27 +60,27 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
     report = from_threads(partial(_of_all, registry), asyncio.get_running_loop())("workers")
-    workers = WatchedWorkers(settings.worker_threads, settings.watchdog_s, clock, report)
+    workers = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, report)
     cache = _cache(settings, clock, _of_all(registry, "cache"))
     server = Server(settings, registry, Pipeline(registry, workers, clock, cache), workers, clock)
     port = await server.start()
-    logs.detail("listening", address=f"{settings.host}:{port}")
+    logs.debug("listening", address=f"{settings.host}:{port}")
     if settings.metrics_port is not None:
         metrics.watch_tasks(asyncio.get_running_loop())
         metrics_port = metrics.serve(settings.host, settings.metrics_port)
-        logs.event("metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
+        logs.info("metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
     cache.start()
     try:
         loading = asyncio.ensure_future(_load(registry, sources, settings, workers, clock))
         if not await _first_done(loading, signals.first):
-            logs.event("stopped while loading", signal=signals.received[0].name)
+            logs.info("stopped while loading", signal=signals.received[0].name)
             return 0
         gc.collect()
         gc.set_threshold(YOUNG_OBJECTS)
         gc.freeze()  # what is loaded stays: the collector need not look through it again and again
         with _port_file(settings.port_file, port):
             start_s = round(clock.monotonic_s() - began_s, 3)
-            logs.event("serving", address=f"{settings.host}:{port}", start_s=start_s, memory_mb=system.resident_mb())
+            logs.info("serving", address=f"{settings.host}:{port}", start_s=start_s, memory_mb=system.resident_mb())
             await signals.first.wait()
             return await _drain(server, registry, settings, signals)
     finally:
@@ -91,9 +91,9 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
 
 
 async def _load(
-    registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Workers, clock: Clock
+    registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Executor, clock: Clock
 ) -> None:
-    with contextlib.closing(Workers(1)) as loader:  # the first models serve already while the last are loaded
+    with contextlib.closing(Executor(1)) as loader:  # the first models serve already while the last are loaded
         for model in registry.models:
             before_mb = system.anonymous_mb()
             source = sources[model.name]
@@ -103,7 +103,7 @@ async def _load(
                 reporter = from_threads(model.reporter, asyncio.get_running_loop())
                 model.serve(await loader.run(factory.load, source, settings, workers, clock, reporter))
             card = model.ready.embedder.card
-            logs.event(
+            logs.info(
                 "model ready",
                 model=model.name,
                 backend=card.backend,
@@ -160,7 +160,7 @@ async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> boo
 
 async def _drain(server: Server, registry: Registry, settings: Settings, signals: StopSignals) -> int:
     """Tells the balancers first, then takes no new calls, then lets calls in flight finish."""
-    logs.event("draining", signal=signals.received[0].name)
+    logs.info("draining", signal=signals.received[0].name)
     registry.drain()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(signals.second.wait(), settings.drain_delay_s)
@@ -168,7 +168,7 @@ async def _drain(server: Server, registry: Registry, settings: Settings, signals
     if not await _first_done(stopping, signals.second):
         await server.stop(None)
     cut = signals.second.is_set()
-    logs.event("stopped at once" if cut else "stopped")
+    logs.info("stopped at once" if cut else "stopped")
     return 128 + signals.received[-1] if cut else 0
 
 
@@ -201,4 +201,4 @@ def _port_file(file: Path | None, port: int) -> Iterator[None]:
 def _log_stray_fault(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     if error is not None:
-        logs.fault(error)
+        logs.internal_error(error)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from isogloss_server.clock import Clock
 from isogloss_server.errors import ProviderUnavailableError
 from isogloss_server.models.interfaces import Report, State
-from isogloss_server.models.providers.errors import ProviderFault
+from isogloss_server.models.providers.errors import ProviderCallError
 
 FAULTS_TO_BYPASS = 3  # one after the other; a single late answer is nothing
 FIRST_PAUSE_S = 0.5  # doubled after each probe in vain
@@ -75,7 +75,7 @@ class Breaker:
     """Open: no call goes out but probes, one after the other, in the background. Closed: all do."""
 
     def __init__(self, clock: Clock, probe: Callable[[], Awaitable[None]], report: Report) -> None:
-        """Takes `probe`, which makes one small call or raises ProviderFault."""
+        """Takes `probe`, which makes one small call or raises ProviderCallError."""
         self._clock = clock
         self._probe = probe
         self._report = report
@@ -105,16 +105,16 @@ class Breaker:
         if self._probing is None:
             self._tell("")
 
-    def failed(self, fault: ProviderFault) -> None:
+    def failed(self, fault: ProviderCallError) -> None:
         """Takes note of a fault; after some of the provider's, one after the other, the breaker opens."""
-        if fault.kind.misset:
+        if fault.kind.misconfigured:
             self._tell(str(fault))
-        if fault.kind.ill:
+        if fault.kind.counts_as_failure:
             self._faults += 1
             if self._faults >= FAULTS_TO_OPEN:
                 self.open(fault)
 
-    def open(self, fault: ProviderFault) -> None:
+    def open(self, fault: ProviderCallError) -> None:
         """Lets no call out until a probe succeeds."""
         if self._probing is None:
             self._tell(str(fault))
@@ -132,7 +132,7 @@ class Breaker:
             await self._clock.sleep(wait_s)
             try:
                 await self._probe()
-            except ProviderFault as fault:
+            except ProviderCallError as fault:
                 self._tell(str(fault))
                 wait_s = min(2 * wait_s, LAST_PROBE_S)
             else:

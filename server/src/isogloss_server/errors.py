@@ -15,10 +15,10 @@ DomainError
 ├── ExhaustedError             more is asked for than there is at the moment
 │   └── OverloadedError  OutOfMemoryError  ProviderRateLimitError
 ├── UnavailableError           another moment or another server may answer
-│   ├── ModelNotReadyError  DrainingError  ModelStuckError  WorkerDiedError
-│   └── ProviderUnavailableError  ProviderAnswerError
-├── TimeUpError                nobody waits for the answer any more
-└── UnforeseenError            a fault of the server
+│   ├── ModelNotReadyError  DrainingError  ModelStalledError  WorkerDiedError
+│   └── ProviderUnavailableError  ProviderResponseError
+├── DeadlineExceededError                nobody waits for the answer any more
+└── InternalError            a fault of the server
 
 StartupError                   the server cannot start; one line says why
 ├── ModelFilesError
@@ -84,13 +84,13 @@ class ExhaustedError(DomainError):
     """More is asked for than there is at the moment."""
 
 
-class TimeUpError(DomainError):
+class DeadlineExceededError(DomainError):
     """The caller's deadline has passed."""
 
     reason = "DEADLINE_EXCEEDED"
 
 
-class UnforeseenError(DomainError):
+class InternalError(DomainError):
     """A fault of the server; its id stands in the log."""
 
     reason = "INTERNAL"
@@ -245,7 +245,7 @@ class DrainingError(UnavailableError):
     reason = "DRAINING"
 
 
-class ModelStuckError(UnavailableError):
+class ModelStalledError(UnavailableError):
     """The model does not come to an end with what it computes."""
 
     reason = "MODEL_STUCK"
@@ -299,7 +299,7 @@ class ProviderUnavailableError(UnavailableError):
     reason = "PROVIDER_UNAVAILABLE"
 
 
-class ProviderAnswerError(UnavailableError):
+class ProviderResponseError(UnavailableError):
     """The provider answered with what cannot be vectors of these texts."""
 
     reason = "PROVIDER_ANSWER"

@@ -11,11 +11,11 @@ from isogloss_server import logs
 from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.lanes import QUEUED_BULK_JOBS
 from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.engine.monitoring import Reporter, to_nobody
-from isogloss_server.engine.registry import Ready, ServedModel
+from isogloss_server.engine.registry import ReadyModel, ServedModel
 from isogloss_server.engine.request import Limits, default_max_texts
 from isogloss_server.errors import ModelFilesError, ProviderSetupError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout, model_folder, static
@@ -23,15 +23,15 @@ from isogloss_server.models.interfaces import ModelCard
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder
 from isogloss_server.models.providers import catalog
-from isogloss_server.models.providers.catalog import Hosted
-from isogloss_server.models.providers.embedder import RemoteEmbedder, Terms, probe
+from isogloss_server.models.providers.catalog import HostedModel
+from isogloss_server.models.providers.embedder import ProviderEmbedder, ProviderLimits, probe
 from isogloss_server.models.providers.errors import (
     LONG_TIMEOUT,
     RATE_LIMIT,
     TIMEOUT,
     UNAVAILABLE,
     UNREACHABLE,
-    ProviderFault,
+    ProviderCallError,
 )
 from isogloss_server.models.providers.interface import Provider
 from isogloss_server.settings.declarations import Settings
@@ -40,10 +40,12 @@ from isogloss_server.system import usable_cores
 
 T = TypeVar("T")
 START_BACKOFF_S = 1.0
-MAY_PASS = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
+TRANSIENT = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
 
 
-def load(source: str, settings: Settings, workers: Workers, clock: Clock, reporter: Reporter = to_nobody) -> Ready:
+def load(
+    source: str, settings: Settings, workers: Executor, clock: Clock, reporter: Reporter = to_nobody
+) -> ReadyModel:
     """Returns a model ready to be asked: loaded, run once, and its vectors held against known ones.
 
     What `reporter` gives is called from any thread.
@@ -51,7 +53,7 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock, report
     Raises:
         StartupError: it cannot be loaded, or does not compute what it should.
     """
-    parts = _told(source, lambda: read(model_folder.locate(source), settings))
+    parts = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
     batcher = None
     if parts.batched:
         batcher = Batcher(
@@ -65,7 +67,7 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock, report
         )
     embedder = LocalEmbedder(
         parts.model,
-        parts.tokens,
+        parts.tokenizer,
         parts.card,
         parts.prompts,
         workers,
@@ -75,16 +77,16 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock, report
         reporter=reporter,
     )
     try:
-        _told(source, lambda: embedder.verify(parts.probes))
+        _as_startup_error(source, lambda: embedder.verify(parts.probes))
     except StartupError:
         embedder.close()
         raise
-    parts.give_back()
-    return Ready(
+    parts.release_pages()
+    return ReadyModel(
         embedder,
-        limits_of(settings, parts.card),
+        request_limits(settings, parts.card),
         bulk_jobs=QUEUED_BULK_JOBS if batcher else 1,
-        admission=admission_of(settings),
+        admission=build_admission(settings),
     )
 
 
@@ -109,14 +111,14 @@ def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
             raise ModelFilesError(f"{refused}; {second}") from second
 
 
-def _told(source: str, work: Callable[[], T]) -> T:
+def _as_startup_error(source: str, work: Callable[[], T]) -> T:
     """Returns what `work` returns; what a library raises about a model becomes the one line that an operator reads."""
     try:
         return work()
     except StartupError:
         raise
     except Exception as error:
-        logs.fault(error, model=source)
+        logs.internal_error(error, model=source)
         first = str(error).partition("\n")[0]
         raise ModelFilesError(f"model {source} cannot be loaded: {type(error).__name__}: {first}") from error
 
@@ -142,12 +144,12 @@ def _sentence_transformers(folder: ModelFolder, settings: Settings) -> LoadedMod
     return load(folder, settings.device)
 
 
-def admission_of(settings: Settings) -> Admission:
+def build_admission(settings: Settings) -> Admission:
     """Returns the room that one model's work has to wait in."""
     return Admission(settings.max_queue_tokens, settings.max_queue_bytes)
 
 
-def limits_of(settings: Settings, card: ModelCard) -> Limits:
+def request_limits(settings: Settings, card: ModelCard) -> Limits:
     """Returns what one request of a model may ask for."""
     return Limits(
         max_texts=settings.max_texts or default_max_texts(card.dimensions[0]),
@@ -157,7 +159,7 @@ def limits_of(settings: Settings, card: ModelCard) -> Limits:
     )
 
 
-async def connect(model: ServedModel, source: str, settings: Settings, loader: Workers, clock: Clock) -> Ready:
+async def connect(model: ServedModel, source: str, settings: Settings, loader: Executor, clock: Clock) -> ReadyModel:
     """Returns a provider's model ready to be asked, after one small call.
 
     A provider that cannot be reached at the moment does not keep a known model from being served: it starts degraded,
@@ -176,19 +178,19 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: W
         await provider.close()
         raise
     card = hosted.card(dimensions)
-    embedder = RemoteEmbedder(
-        model.name, provider, card, _terms(hosted, settings), clock, report=model.reporter("provider")
+    embedder = ProviderEmbedder(
+        model.name, provider, card, _provider_limits(hosted, settings), clock, report=model.reporter("provider")
     )
     if fault is not None:
         embedder.breaker.open(fault)
-    return Ready(
-        embedder, limits_of(settings, card), bulk_jobs=settings.provider_calls, admission=admission_of(settings)
+    return ReadyModel(
+        embedder, request_limits(settings, card), bulk_jobs=settings.provider_calls, admission=build_admission(settings)
     )
 
 
 async def _first_call(
-    source: str, hosted: Hosted, provider: Provider, settings: Settings, clock: Clock
-) -> tuple[tuple[int, ...], ProviderFault | None]:
+    source: str, hosted: HostedModel, provider: Provider, settings: Settings, clock: Clock
+) -> tuple[tuple[int, ...], ProviderCallError | None]:
     """Returns the dimensions to offer, and what went wrong where that may pass; an unknown model is waited for."""
     known = hosted.known.dimensions
     until_s = clock.monotonic_s() + settings.provider_timeout_s
@@ -196,18 +198,18 @@ async def _first_call(
         remaining_s = until_s - clock.monotonic_s()
         try:
             width = await probe(provider, timeout_s=remaining_s, columns=known[0] if known else 0)
-        except ProviderFault as fault:
-            if known and fault.kind in MAY_PASS:
+        except ProviderCallError as fault:
+            if known and fault.kind in TRANSIENT:
                 return known, fault
-            if fault.kind not in MAY_PASS or clock.monotonic_s() + START_BACKOFF_S >= until_s:
+            if fault.kind not in TRANSIENT or clock.monotonic_s() + START_BACKOFF_S >= until_s:
                 raise ProviderSetupError(f"model {source} cannot be served: {fault}") from fault
             await clock.sleep(START_BACKOFF_S)
         else:
             return known or (width,), None
 
 
-def _terms(hosted: Hosted, settings: Settings) -> Terms:
-    return Terms(
+def _provider_limits(hosted: HostedModel, settings: Settings) -> ProviderLimits:
+    return ProviderLimits(
         max_texts=settings.provider_texts_per_call or hosted.max_texts,
         max_bytes=hosted.provider.max_bytes,
         calls=settings.provider_calls,
@@ -216,7 +218,7 @@ def _terms(hosted: Hosted, settings: Settings) -> Terms:
     )
 
 
-def _check_key(hosted: Hosted, key: SecretStr | None) -> None:
+def _check_key(hosted: HostedModel, key: SecretStr | None) -> None:
     variable, flag = KEY_VARIABLES[hosted.kind], f"--{hosted.kind}-key-file"
     if key is None and not hosted.url:
         raise ProviderSetupError(
@@ -236,7 +238,7 @@ def _is_private(url: str) -> bool:
 
 
 # Each SDK is an extra, and imported only where it is wanted.
-def _client(hosted: Hosted, key: SecretStr | None) -> Provider:
+def _client(hosted: HostedModel, key: SecretStr | None) -> Provider:
     try:
         if hosted.kind == "cohere":
             from isogloss_server.models.providers.cohere import Cohere  # noqa: PLC0415

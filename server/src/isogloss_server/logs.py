@@ -51,12 +51,12 @@ def call(fields: CallFields, code: str, milliseconds: float) -> None:
     )
 
 
-def event(message: str, **fields: object) -> None:
+def info(message: str, **fields: object) -> None:
     """Writes a line about the server itself."""
     _events.info(message, extra={"fields": fields})
 
 
-def detail(message: str, **fields: object) -> None:
+def debug(message: str, **fields: object) -> None:
     """Writes a line that only somebody looking closely wants."""
     _events.debug(message, extra={"fields": fields})
 
@@ -66,7 +66,7 @@ def warning(message: str, **fields: object) -> None:
     _events.warning(message, extra={"fields": fields})
 
 
-def fault(error: BaseException, **fields: object) -> None:
+def internal_error(error: BaseException, **fields: object) -> None:
     """Writes where an unforeseen error came from: types and places alone, for its message may quote a text."""
     chain: list[str] = []
     link: BaseException | None = error

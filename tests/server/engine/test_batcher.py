@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Priority
 from isogloss_server.engine.batcher import BULK_SHARE, Batcher, BatchError
-from isogloss_server.errors import TimeUpError
-from isogloss_server.models.interfaces import Priority, Rows, Urgency
+from isogloss_server.errors import DeadlineExceededError
+from isogloss_server.models.interfaces import Rows, Urgency
 
 from tests.support.gated_model import GatedModel, OwnClock, batch_of, busy, row_of
 
@@ -99,7 +100,7 @@ async def test_a_call_cancelled_half_way_computes_no_more(make: Callable[..., Ba
 
 
 async def test_what_is_late_is_not_computed(make: Callable[..., Batcher]) -> None:
-    """A call whose deadline passes while it waits fails with TimeUpError, and nothing more of it is computed."""
+    """A call that expires in the queue fails with DeadlineExceededError, and nothing more of it is computed."""
     model, clock = GatedModel(gated=True), OwnClock()
     batcher = make(model, clock, tokens=4)
     first = await busy(batcher, model)
@@ -110,7 +111,7 @@ async def test_what_is_late_is_not_computed(make: Callable[..., Batcher]) -> Non
     clock.now_s += 5
     model.go(2)
     for future in late:
-        with pytest.raises(TimeUpError):
+        with pytest.raises(DeadlineExceededError):
             await future
     await asyncio.gather(first, in_time)
     assert model.batches == [[[0]], [[8, 8]]]
@@ -149,7 +150,7 @@ async def test_a_storm_of_callers_loses_nothing(make: Callable[..., Batcher]) ->
                 future.cancel()
             try:
                 computed = await future
-            except (asyncio.CancelledError, TimeUpError, BatchError) as error:
+            except (asyncio.CancelledError, DeadlineExceededError, BatchError) as error:
                 outcome = type(error).__name__
             else:
                 outcome = "right"
@@ -157,7 +158,7 @@ async def test_a_storm_of_callers_loses_nothing(make: Callable[..., Batcher]) ->
             outcomes[f"{kind} {outcome}"] = outcomes.get(f"{kind} {outcome}", 0) + 1
 
     await asyncio.gather(*(caller(number) for number in range(120)))
-    assert outcomes["late TimeUpError"] == outcomes["poisoned BatchError"] == 240
+    assert outcomes["late DeadlineExceededError"] == outcomes["poisoned BatchError"] == 240
     assert outcomes["fine right"] > 0
     assert {outcome for outcome in outcomes if outcome.startswith("fine")} <= {"fine right", "fine BatchError"}
     assert sum(outcomes.values()) == 120 * 12

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server.clock import SystemClock
-from isogloss_server.errors import RowFaults, TimeUpError
-from isogloss_server.models.interfaces import Embedded, Priority, Role, Truncation, Urgency
+from isogloss_server.errors import DeadlineExceededError, RowFaults
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.cache_line import Line
 from tests.support.changing_embedder import ChangingEmbedder, settle
@@ -76,11 +77,13 @@ async def test_when_the_one_who_computes_leaves_one_takes_over(line: Line) -> No
 
 async def test_a_shorter_deadline_is_the_computing_callers_alone() -> None:
     """Where the one who computes runs out of time, those who have more of it get their row."""
-    late = TimeUpError("no time")
+    late = DeadlineExceededError("no time")
 
     class Impatient(ChangingEmbedder):
-        async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
-            embedded = await super().embed(texts, role, truncation, urgency)
+        async def embed(
+            self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        ) -> Embedded:
+            embedded = await super().embed(texts, input_type, truncation, urgency)
             if urgency.deadline_s < 1e9:
                 raise late
             return embedded
@@ -90,7 +93,7 @@ async def test_a_shorter_deadline_is_the_computing_callers_alone() -> None:
     others = [line.ask("a") for _ in range(3)]
     await settle()
     line.embedder.go(2)
-    with pytest.raises(TimeUpError):
+    with pytest.raises(DeadlineExceededError):
         await short
     assert len({(await other).rows.tobytes() for other in others}) == 1
     assert len(line.embedder.calls) == 2
@@ -177,11 +180,11 @@ async def test_bulk_waits_for_both(line: Line) -> None:
 
 
 async def test_a_waiters_own_deadline_ends_its_wait_alone(line: Line) -> None:
-    """When its time is up a waiter gets TimeUpError, and the computation goes on for the others."""
+    """When its time is up a waiter gets DeadlineExceededError, and the computation goes on for the others."""
     first = line.ask("a")
     await settle()
     now_s = SystemClock().monotonic_s()
-    with pytest.raises(TimeUpError):
+    with pytest.raises(DeadlineExceededError):
         await line.ask("a", urgency=Urgency(deadline_s=now_s))
     line.embedder.go()
     assert (await first).rows.shape == (1, 16)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.own_time import OwnTime
-from tests.support.remote import KEY
+from tests.support.provider import KEY
 
 
 @pytest.fixture

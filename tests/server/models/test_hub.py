@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants, file_download
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import catalog, hub, model_folder, static
-from isogloss_server.models.catalog import Wanted
+from isogloss_server.models.catalog import HubModel
 
 from tests.support.fake_hub import COMMIT, FakeHub
 
@@ -82,7 +82,7 @@ def test_a_known_model_comes_at_its_commit_with_its_row(fake: FakeHub, monkeypat
     monkeypatch.setattr(catalog, "KNOWN", (row,))
     assert model_folder.locate("model").known is row
     assert model_folder.locate("owner/model").known is row
-    assert catalog.resolve("model") == Wanted("owner/model", COMMIT, "model", row)
+    assert catalog.resolve("model") == HubModel("owner/model", COMMIT, "model", row)
 
 
 def test_a_pulled_model_is_found_without_a_hub(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

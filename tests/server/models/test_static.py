@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import model_folder, static
-from isogloss_server.models.interfaces import Role, Truncation
 from isogloss_server.models.layout import LoadedModel
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ def load(folder: Path) -> LoadedModel:
 def test_a_vector_is_the_mean_of_its_tokens(folder: Path) -> None:
     """The vector of a text is the mean of the table's rows of its tokens, unknown words among them."""
     parts = load(folder)
-    tokens = parts.tokens.encode(["one two", "four", "zzz one one"], Truncation.END)
+    tokens = parts.tokenizer.encode(["one two", "four", "zzz one one"], Truncation.END)
     rows = parts.model.forward(tokens.batch)
     np.testing.assert_array_equal(rows, np.array([[5.5, 6.5, 7.5], [13, 14, 15], [3, 4, 5]], np.float32))
     assert rows.dtype == np.float32
@@ -40,9 +40,9 @@ def test_a_vector_is_the_same_in_any_company() -> None:
     rng = np.random.default_rng(0)
     words = ["bonjour", "le", "monde", "wie", "geht", "es", "dir", "今日は", "123", "where", "is", "the", "station"]
     texts = [" ".join(rng.choice(words, rng.integers(1, 60))) for _ in range(300)]
-    together = parts.model.forward(parts.tokens.encode(texts, Truncation.END).batch)
+    together = parts.model.forward(parts.tokenizer.encode(texts, Truncation.END).batch)
     for row in rng.integers(0, 300, 40):
-        alone = parts.model.forward(parts.tokens.encode([texts[row]], Truncation.END).batch)
+        alone = parts.model.forward(parts.tokenizer.encode([texts[row]], Truncation.END).batch)
         np.testing.assert_array_equal(alone[0], together[row])
 
 
@@ -51,18 +51,18 @@ def test_truncation_keeps_one_end_or_refuses(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(2)
     tokenizer.save(str(folder / "tokenizer.json"))
-    tokens = load(folder).tokens
+    tokens = load(folder).tokenizer
     texts = ["one", "one two three"]
     assert tokens.encode(texts, Truncation.END).batch.ids.tolist() == [1, 1, 2]
     assert tokens.encode(texts, Truncation.START).batch.ids.tolist() == [1, 2, 3]
     assert tokens.encode(texts, Truncation.START).truncated_rows == (1,)
-    fault = tokens.encode(texts, Truncation.ERROR).faults[1]
+    fault = tokens.encode(texts, Truncation.ERROR).row_errors[1]
     assert (fault.reason, fault.figures) == ("TEXT_TOO_LONG", {"actual": "3", "limit": "2"})
 
 
 def test_a_text_without_tokens_is_at_fault(folder: Path) -> None:
     """What the tokenizer leaves nothing of is no zero vector but a fault."""
-    faults = load(folder).tokens.encode(["one", "!!!"], Truncation.END).faults
+    faults = load(folder).tokenizer.encode(["one", "!!!"], Truncation.END).row_errors
     assert {row: fault.reason for row, fault in faults.items()} == {1: "TEXT_WITHOUT_TOKENS"}
 
 
@@ -73,27 +73,27 @@ def test_a_normalize_module_makes_unit_length(folder: Path) -> None:
     modules.append({"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"})
     (folder / "modules.json").write_text(json.dumps(modules))
     parts = load(folder)
-    rows = parts.model.forward(parts.tokens.encode(["one two"], Truncation.END).batch)
+    rows = parts.model.forward(parts.tokenizer.encode(["one two"], Truncation.END).batch)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     assert parts.card.space_id != before
 
 
 def test_prompts_are_roles(folder: Path) -> None:
-    """Prompts of the folder belong to roles and to the space."""
+    """Prompts of the folder belong to input types, and the space depends on them."""
     before = load(folder).card
     (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "two ", "document": ""}}')
     parts = load(folder)
-    assert parts.prompts == {Role.QUERY: "two "}
+    assert parts.prompts == {InputType.QUERY: "two "}
     assert (before.has_roles, parts.card.has_roles) == (False, True)
     assert parts.card.space_id != before.space_id
 
 
 def test_a_default_prompt_belongs_to_the_roles_that_have_none(folder: Path) -> None:
-    """As in sentence-transformers, a role without a prompt of its own has the default one; an empty one is its own."""
+    """As in sentence-transformers, an input type without a prompt has the default one; an empty prompt is a prompt."""
     config = {"prompts": {"query": "two ", "document": ""}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
     prompts = load(folder).prompts
-    assert prompts == {role: "two " for role in Role if role is not Role.DOCUMENT}
+    assert prompts == {input_type: "two " for input_type in InputType if input_type is not InputType.DOCUMENT}
 
 
 LONG = {
@@ -109,16 +109,16 @@ LONG = {
 def test_a_long_text_is_cut_as_if_all_of_it_had_been_tokenised(kind: str, truncation: Truncation) -> None:
     """Of a long text only so much is tokenised as the model reads, and the tokens kept are those of the whole."""
     parts = static.load(model_folder.locate(model_folder.BUNDLED))
-    tokens = parts.tokens
+    tokens = parts.tokenizer
     tokens.max_tokens = 1000
-    tokens._piece = 16_384
+    tokens._max_piece_characters = 16_384
     seen: list[int] = []
-    encoded = tokens._encoded
-    tokens._encoded = lambda texts: (seen.extend(map(len, texts)), encoded(texts))[1]  # type: ignore[method-assign]
+    encoded = tokens._encode_texts
+    tokens._encode_texts = lambda texts: (seen.extend(map(len, texts)), encoded(texts))[1]  # type: ignore[method-assign]
     bounded = tokens.encode([LONG[kind]], truncation)
     if kind != "few tokens":
         assert max(seen) <= 2 * 16_384
-    tokens._piece = 10**9
+    tokens._max_piece_characters = 10**9
     whole = tokens.encode([LONG[kind]], truncation)
     np.testing.assert_array_equal(bounded.batch.ids, whole.batch.ids)
     assert bounded.truncated_rows == whole.truncated_rows
@@ -126,10 +126,10 @@ def test_a_long_text_is_cut_as_if_all_of_it_had_been_tokenised(kind: str, trunca
 
 def test_a_long_text_that_is_refused_tells_what_was_counted() -> None:
     """Where not all of a text was tokenised, the error says that it has at least so many tokens."""
-    tokens = static.load(model_folder.locate(model_folder.BUNDLED)).tokens
+    tokens = static.load(model_folder.locate(model_folder.BUNDLED)).tokenizer
     tokens.max_tokens = 1000
-    tokens._piece = 16_384
-    fault = tokens.encode(["7" * 40_000], Truncation.ERROR).faults[0]
+    tokens._max_piece_characters = 16_384
+    fault = tokens.encode(["7" * 40_000], Truncation.ERROR).row_errors[0]
     assert "at least" in fault.message
     assert int(fault.figures["actual"]) > 1000
 

@@ -13,7 +13,7 @@ from isogloss_server._version import __version__
 from isogloss_server.cli.serve import add_flags
 from isogloss_server.errors import StartupError
 from isogloss_server.settings.declarations import SettingsError
-from isogloss_server.settings.sources import load, quieten_grpc, unknown_variables
+from isogloss_server.settings.sources import load, silence_grpc, unknown_variables
 
 PROGRAM = "isogloss-server"
 
@@ -64,11 +64,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Writes the line and ends the program."""
-        complain(message)
+        print_error(message)
         raise SystemExit(2)
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Writes one line on stderr."""
     print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
 
@@ -147,13 +147,13 @@ def run_models(flags: dict[str, Any]) -> int:
     try:
         return models.run(flags)
     except StartupError as error:
-        complain(str(error))
+        print_error(str(error))
         return 1
     except SettingsError as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     except KeyboardInterrupt:
-        complain("stopped; what arrived whole is kept")
+        print_error("stopped; what arrived whole is kept")
         return 128 + signal.SIGINT
 
 
@@ -162,12 +162,12 @@ def run_server(flags: dict[str, Any]) -> int:
     try:
         loaded = load(flags)
     except SettingsError as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     logs.configure(loaded.log_level, loaded.log_format)
     for line in unknown_variables():
         logs.warning(line)
-    quieten_grpc()
+    silence_grpc()
     try:
         # Only now: wrong settings are told at once, before gRPC and numpy are loaded.
         import uvloop  # noqa: PLC0415
@@ -176,7 +176,7 @@ def run_server(flags: dict[str, Any]) -> int:
 
         return uvloop.run(serve(loaded))
     except StartupError as error:
-        complain(str(error))
+        print_error(str(error))
         return 1
     except KeyboardInterrupt:  # before the signals are ours
         return 128 + signal.SIGINT

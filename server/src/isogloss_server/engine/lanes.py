@@ -5,13 +5,15 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from isogloss.wire.enums import Priority
+
 from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Cost
 from isogloss_server.engine.registry import ServedModel
-from isogloss_server.engine.request import EmbedJob, SimilarityJob
-from isogloss_server.errors import OverloadedError, TimeUpError
-from isogloss_server.models.interfaces import Embedded, Priority
+from isogloss_server.engine.request import EmbedRequest, SimilarityRequest
+from isogloss_server.errors import DeadlineExceededError, OverloadedError
+from isogloss_server.models.interfaces import Embedded
 
 QUEUED_BULK_JOBS = 256  # of a model with a queue of its own: enough to fill it, and a bound on what they hold in memory
 
@@ -39,7 +41,7 @@ class Turn:
     )
 
     def __init__(
-        self, clock: Clock, model: ServedModel, job: EmbedJob | SimilarityJob, is_known: Callable[[], bool]
+        self, clock: Clock, model: ServedModel, job: EmbedRequest | SimilarityRequest, is_known: Callable[[], bool]
     ) -> None:
         """Takes a job that was checked, and what tells whether the cache has all of its texts."""
         ready = model.ready
@@ -69,11 +71,11 @@ class Turn:
 
         Raises:
             OverloadedError: there is no room, or the job cannot be done before its deadline.
-            TimeUpError: the job's deadline has passed.
+            DeadlineExceededError: the job's deadline has passed.
         """
         asked_s = self._clock.monotonic_s()
         if asked_s >= self._job.deadline_s:
-            raise TimeUpError("the deadline had passed before work began")
+            raise DeadlineExceededError("the deadline had passed before work began")
         self._model.queued_texts += self._job.text_count
         try:
             if self._job.patient:
@@ -94,7 +96,7 @@ class Turn:
         began_s = self._clock.monotonic_s()
         if began_s >= self._job.deadline_s:
             await self.__aexit__(None, None, None)
-            raise TimeUpError("the deadline had passed before work began")
+            raise DeadlineExceededError("the deadline had passed before work began")
         self.waited_s = began_s - asked_s
         return self
 

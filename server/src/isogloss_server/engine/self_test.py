@@ -10,7 +10,7 @@ from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
 WARM_UP_TEXTS = ("Good morning", "Buenos días", "おはようございます", "صباح الخير", "Where is the station?")
 
 
-F32_TOLERANCE = Tolerance(known=1e-5, company=1e-6)
+F32_TOLERANCE = Tolerance(known=1e-5, batch_invariance=1e-6)
 
 
 Probes = Sequence[tuple[str, Sequence[float]]]  # texts, each with its known vector
@@ -39,7 +39,7 @@ def verify(
     alone = np.concatenate([forward(encode([text])) for text in texts])
     held_against = (
         ("known vectors", known, tolerance.known),
-        ("vectors of the same texts alone", list(alone), tolerance.company),
+        ("vectors of the same texts alone", list(alone), tolerance.batch_invariance),
     )
     for what, others, allowed in held_against:
         if others and np.abs((together[: len(others)] - others) / lengths[: len(others)]).max() > allowed:

@@ -18,8 +18,8 @@ TRUNCATED = 1  # the one flag
 _HEAD = struct.Struct("<BBBxIi")
 _CHECKSUM = struct.Struct("<I")
 _ROW_AT = _HEAD.size + _CHECKSUM.size
-ASKED_ROWS = 256  # of one look-up; a longer one could not be answered in time by a store that is well
-WRITTEN_ROWS = 32  # at a time, so that packing them holds up nobody
+LOOKUP_BATCH_ROWS = 256  # of one look-up; a longer one could not be answered in time by a store that is well
+WRITE_BATCH_ROWS = 32  # at a time, so that packing them holds up nobody
 WRITE_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 1.0
 MAX_WAITING_BYTES = 8 * 1024**2  # of rows to be written; beyond, they are not
@@ -30,14 +30,14 @@ MAX_WAITING_BYTES = 8 * 1024**2  # of rows to be written; beyond, they are not
 Entry = tuple[bytes, int | None, bool]
 
 
-def packed(key: bytes, entry: Entry) -> bytes:
+def encode_entry(key: bytes, entry: Entry) -> bytes:
     """Returns the value that stands for an entry."""
     row, tokens, truncated = entry
     head = _HEAD.pack(FORMAT, VERSION, TRUNCATED if truncated else 0, len(row) // 4, -1 if tokens is None else tokens)
     return b"".join((head, _CHECKSUM.pack(crc32(row, crc32(head, crc32(key)))), row))
 
 
-def unpacked(key: bytes, value: bytes, width: int) -> Entry | None:
+def decode_entry(key: bytes, value: bytes, width: int) -> Entry | None:
     """Returns the entry of `width` numbers that a value stands for, or None where it is not one of this version's."""
     if len(value) != _ROW_AT + 4 * width:
         return None
@@ -104,13 +104,13 @@ class SharedCache:
     async def find(self, keys: Sequence[bytes], width: int) -> dict[bytes, Entry]:
         """Returns the entries of `width` numbers that the store has; none any more once it is late."""
         found: dict[bytes, Entry] = {}
-        for first in range(0, len(keys), ASKED_ROWS):
-            part = keys[first : first + ASKED_ROWS]
+        for first in range(0, len(keys), LOOKUP_BATCH_ROWS):
+            part = keys[first : first + LOOKUP_BATCH_ROWS]
             values = await self._values(part)
             if values is None:
                 break
             held = {key: value for key, value in zip(part, values, strict=True) if value is not None}
-            entries = {key: entry for key, value in held.items() if (entry := unpacked(key, value, width))}
+            entries = {key: entry for key, value in held.items() if (entry := decode_entry(key, value, width))}
             found |= entries
             _count(hit=len(entries), miss=len(part) - len(held), bad=len(held) - len(entries))
         return found
@@ -156,10 +156,10 @@ class SharedCache:
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
-            part = [self._waiting.popleft() for _ in range(min(WRITTEN_ROWS, len(self._waiting)))]
+            part = [self._waiting.popleft() for _ in range(min(WRITE_BATCH_ROWS, len(self._waiting)))]
             self._waiting_bytes -= sum(len(row) for _, (row, _, _) in part)
             if part:
-                self._tell_refusal(await self._written({key: packed(key, entry) for key, entry in part}))
+                self._tell_refusal(await self._written({key: encode_entry(key, entry) for key, entry in part}))
             else:
                 self._wake.clear()
 

@@ -21,7 +21,7 @@ E5_PROMPTS = {
     "clustering": "query: ",
 }
 MAIN = "main"
-HOSTS = ("cohere", "openai")  # before a colon: the model runs at a provider, see providers.py
+PROVIDER_NAMES = ("cohere", "openai")  # before a colon: the model runs at a provider, see providers.py
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -37,7 +37,7 @@ class KnownModel:
     pooling: str  # mean or cls
     languages: tuple[str, ...]  # BCP 47
     license: str  # SPDX
-    prompts: Mapping[str, str] = field(default_factory=dict)  # role (as in models/base.py) -> prompt; others have none
+    prompts: Mapping[str, str] = field(default_factory=dict)  # input type -> prompt; other types have none
     backend: str = "openvino"  # or sentence-transformers, for what the packed engine has no graph of
     remark: str = ""  # what a user must know before choosing it
 
@@ -247,7 +247,7 @@ def find(name: str) -> KnownModel | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class HubModel:
     """A model of the hub at a revision: what the name of a model stands for."""
 
     hub_id: str
@@ -259,7 +259,7 @@ class Wanted:
         return self.hub_id if self.revision == MAIN else f"{self.hub_id}@{self.revision}"
 
 
-def resolve(source: str) -> Wanted | None:
+def resolve(source: str) -> HubModel | None:
     """Returns what `NAME` or `OWNER/NAME`, either with `@REVISION`, stands for, or None if it is no such thing.
 
     A known model is wanted at its pinned commit, another at the main branch, unless the source tells a revision.
@@ -267,17 +267,17 @@ def resolve(source: str) -> Wanted | None:
     name, _, revision = source.partition("@")
     known = find(name)
     if known is not None:
-        return Wanted(known.hub_id, revision or known.revision, source, known)
-    return Wanted(name, revision or MAIN, source) if HUB_ID.fullmatch(name) else None
+        return HubModel(known.hub_id, revision or known.revision, source, known)
+    return HubModel(name, revision or MAIN, source) if HUB_ID.fullmatch(name) else None
 
 
 def is_hosted(source: str) -> bool:
     """Returns whether a model's source names a provider."""
     host, colon, _ = source.partition(":")
-    return bool(colon) and host in HOSTS
+    return bool(colon) and host in PROVIDER_NAMES
 
 
-def like(name: str) -> str:
+def closest_name(name: str) -> str:
     """Returns the known name that is most like another, or nothing."""
     known = {model.name.lower(): model.name for model in KNOWN}
     return "".join(known[near] for near in difflib.get_close_matches(name.partition("@")[0].lower(), known, n=1))

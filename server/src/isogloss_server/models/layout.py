@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isogloss.wire.enums import InputType
+
 from isogloss_server import logs
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.interfaces import Model, ModelCard, Role, Tolerance
+from isogloss_server.models.interfaces import Model, ModelCard, Tolerance
 from isogloss_server.models.model_folder import ModelFolder, fingerprint, read_json
-from isogloss_server.models.tokenizer import Tokens
+from isogloss_server.models.tokenizer import TextTokenizer
 
 LIBRARY = "sentence_transformers."  # before the names of its own classes; others are code that comes with a model
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens")
@@ -24,7 +26,7 @@ POOLING_SWITCHES = {
 }
 SETTINGS_NAMES = ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
 # What config.json says of the file, of training and of the library, and not of the vectors.
-UNTOLD = frozenset(
+CONFIG_KEYS_WITHOUT_EFFECT = frozenset(
     {
         *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache"),
         *("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout", "gradient_checkpointing"),
@@ -38,7 +40,7 @@ DENSE_ACTIVATIONS = ("Tanh", "Identity")
 class Dense:
     """A linear layer over the pooled vector: where its files lie, and the activation after it."""
 
-    place: str
+    prefix: str
     outputs: int
     activation: str
     bias: bool
@@ -48,7 +50,7 @@ class Dense:
 class TransformerLayout:
     """A folder's modules: an encoder, a pooling, any number of Dense, and perhaps Normalize."""
 
-    place: str  # of the encoder's files: empty, or a folder's name and a slash
+    prefix: str  # of the encoder's files: empty, or a folder's name and a slash
     config: Mapping[str, Any]  # of config.json
     max_tokens: int | None  # as the folder says; None where it does not
     lower_case: bool
@@ -62,13 +64,13 @@ class LoadedModel:
     """A local model, loaded but not yet checked."""
 
     model: Model
-    tokens: Tokens
+    tokenizer: TextTokenizer
     card: ModelCard
-    prompts: Mapping[Role, str]
+    prompts: Mapping[InputType, str]
     probes: Sequence[tuple[str, Sequence[float]]]  # texts with the vectors that must come out for them
     tolerance: Tolerance
     batched: bool  # whether a pass costs so much that callers' texts are best computed together
-    give_back: Callable[[], None] = lambda: None  # after the checks: frees what nothing but loading and they had read
+    release_pages: Callable[[], None] = lambda: None  # after the self-test: frees memory that only loading needed
     threads: int | None = None  # passes at a time that the runtime wants; None: as many as asked for
 
 
@@ -78,7 +80,7 @@ def module_names(folder: ModelFolder) -> list[str]:
     return [kind.rpartition(".")[2] if kind.startswith(LIBRARY) else kind for kind in kinds]
 
 
-def module_place(folder: ModelFolder, number: int) -> str:
+def module_prefix(folder: ModelFolder, number: int) -> str:
     """Returns where a module's files lie: nothing, or a folder's name and a slash.
 
     Raises:
@@ -103,15 +105,15 @@ def transformer(folder: ModelFolder) -> TransformerLayout:
             f"model folder {folder.path} holds modules {', '.join(names) or 'none'}; the packed engine computes "
             "Transformer, Pooling, Dense (any number) and Normalize, in this order"
         )
-    place = module_place(folder, 0)
-    settings = _settings(folder, place)
+    prefix = module_prefix(folder, 0)
+    settings = _settings(folder, prefix)
     plan = TransformerLayout(
-        place=place,
-        config=required_object(folder, f"{place}config.json"),
-        max_tokens=_max_tokens(folder, place, settings),
+        prefix=prefix,
+        config=required_object(folder, f"{prefix}config.json"),
+        max_tokens=_max_tokens(folder, prefix, settings),
         lower_case=bool(settings.get("do_lower_case")),
-        poolings=_poolings(folder, f"{module_place(folder, 1)}config.json"),
-        dense=tuple(_dense(folder, module_place(folder, 2 + number)) for number in range(len(inner))),
+        poolings=_poolings(folder, f"{module_prefix(folder, 1)}config.json"),
+        dense=tuple(_dense(folder, module_prefix(folder, 2 + number)) for number in range(len(inner))),
         normalize=names[-1] == "Normalize",
     )
     if folder.known and (plan.poolings, tuple(names)) != ((folder.known.pooling,), folder.known.modules):
@@ -123,19 +125,19 @@ def space_id(folder: ModelFolder, plan: TransformerLayout, digests: Sequence[str
     """Returns the fingerprint of a transformer's space, whatever runs it; `digests`: of weights and tokenizer."""
     return fingerprint(
         architecture="transformer",
-        config={name: fact for name, fact in plan.config.items() if name not in UNTOLD},
+        config={name: fact for name, fact in plan.config.items() if name not in CONFIG_KEYS_WITHOUT_EFFECT},
         files=digests,
         max_tokens=max_tokens,
         lower_case=plan.lower_case,
         pooling=plan.poolings,
         dense=[dense.activation for dense in plan.dense],
         normalize=plan.normalize,
-        prompts={role.value: prompt for role, prompt in prompts(folder).items()},
+        prompts={input_type.value: prompt for input_type, prompt in prompts(folder).items()},
     )
 
 
-def prompts(folder: ModelFolder) -> dict[Role, str]:
-    """Returns the non-empty prompts by role: the folder's own, else those known of the model, else its default prompt.
+def prompts(folder: ModelFolder) -> dict[InputType, str]:
+    """Returns the non-empty prompts by input type: the folder's, else the catalog's, else the folder's default prompt.
 
     `passage` is what some models call a document.
     """
@@ -146,12 +148,15 @@ def prompts(folder: ModelFolder) -> dict[Role, str]:
     known: Mapping[str, str] = {}
     if folder.known:  # whose row knows more than a file of empty prompts, which the library writes of its own accord
         known, own = folder.known.prompts, {name: prompt for name, prompt in own.items() if prompt}
-    chosen = {role: own.get(role.value) for role in Role}
-    if chosen[Role.DOCUMENT] is None:
-        chosen[Role.DOCUMENT] = own.get("passage")
+    chosen = {input_type: own.get(input_type.value) for input_type in InputType}
+    if chosen[InputType.DOCUMENT] is None:
+        chosen[InputType.DOCUMENT] = own.get("passage")
     default = own.get(config.get("default_prompt_name"), "")
-    by_role = {role: known.get(role.value, default) if prompt is None else prompt for role, prompt in chosen.items()}
-    return {role: str(prompt) for role, prompt in by_role.items() if prompt}
+    by_input_type = {
+        input_type: known.get(input_type.value, default) if prompt is None else prompt
+        for input_type, prompt in chosen.items()
+    }
+    return {input_type: str(prompt) for input_type, prompt in by_input_type.items() if prompt}
 
 
 def dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:
@@ -166,13 +171,13 @@ def dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:
     return offered
 
 
-def card(folder: ModelFolder, backend: str, space_id: str, tokens: Tokens, own_dimensions: int) -> ModelCard:
+def card(folder: ModelFolder, backend: str, space_id: str, tokens: TextTokenizer, own_dimensions: int) -> ModelCard:
     """Returns what a local model says of itself: its own card's facts, else those known of it.
 
     Raises:
         ModelFilesError: the card offers dimensions that the vectors do not have.
     """
-    by_role = prompts(folder)
+    by_input_type = prompts(folder)
     return ModelCard(
         backend=backend,
         space_id=space_id,
@@ -181,7 +186,7 @@ def card(folder: ModelFolder, backend: str, space_id: str, tokens: Tokens, own_d
         revision=folder.revision,
         languages=folder.card.languages or (folder.known.languages if folder.known else ()),
         license=folder.card.license or (folder.known.license if folder.known else ""),
-        has_roles=len(set(map(by_role.get, Role))) > 1,
+        has_roles=len(set(map(by_input_type.get, InputType))) > 1,
     )
 
 
@@ -198,15 +203,15 @@ def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
     return required_object(folder, name) if (folder.path / name).is_file() else {}
 
 
-def _settings(folder: ModelFolder, place: str) -> Mapping[str, Any]:
+def _settings(folder: ModelFolder, prefix: str) -> Mapping[str, Any]:
     """Returns what is told of the encoder's inputs, in a file that older versions named after the architecture."""
-    found = (optional_object(folder, f"{place}sentence_{name}_config.json") for name in SETTINGS_NAMES)
+    found = (optional_object(folder, f"{prefix}sentence_{name}_config.json") for name in SETTINGS_NAMES)
     return next(filter(None, found), {})
 
 
-def _max_tokens(folder: ModelFolder, place: str, settings: Mapping[str, Any]) -> int | None:
+def _max_tokens(folder: ModelFolder, prefix: str, settings: Mapping[str, Any]) -> int | None:
     own = settings.get("max_seq_length")
-    found = own or optional_object(folder, f"{place}tokenizer_config.json").get("model_max_length")
+    found = own or optional_object(folder, f"{prefix}tokenizer_config.json").get("model_max_length")
     if not isinstance(found, int | float | None):
         raise ModelFilesError(f"model folder {folder.path}: the length limit {found!r} is no number")
     return int(found) if found and found < 1 << 31 else None  # tokenizers without a limit say 1e30
@@ -228,14 +233,14 @@ def _poolings(folder: ModelFolder, name: str) -> tuple[str, ...]:
     return poolings
 
 
-def _dense(folder: ModelFolder, place: str) -> Dense:
-    config = required_object(folder, f"{place}config.json")
+def _dense(folder: ModelFolder, prefix: str) -> Dense:
+    config = required_object(folder, f"{prefix}config.json")
     activation = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
     plain = config.get("module_input_name", "sentence_embedding") == "sentence_embedding"
     plain = plain and config.get("module_output_name") in (None, "sentence_embedding")
     if activation not in DENSE_ACTIVATIONS or config.get("use_residual") or not plain:
         raise UnsupportedModelError(
-            f"{folder.path / place}config.json: the packed engine has Dense over the sentence's vector, without "
+            f"{folder.path / prefix}config.json: the packed engine has Dense over the sentence's vector, without "
             f"residual, followed by {' or '.join(DENSE_ACTIVATIONS)}"
         )
-    return Dense(place, int(config.get("out_features", 0)), activation, bool(config.get("bias", True)))
+    return Dense(prefix, int(config.get("out_features", 0)), activation, bool(config.get("bias", True)))

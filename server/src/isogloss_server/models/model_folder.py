@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import catalog
-from isogloss_server.models.catalog import KnownModel, Wanted
+from isogloss_server.models.catalog import HubModel, KnownModel
 
 BUNDLED = "isogloss-static"
 
@@ -103,18 +103,18 @@ def locate(source: str, *, refresh: bool = False) -> ModelFolder:
     folder = local_folder(source)
     if folder is not None:
         return open_folder(folder)
-    wanted = catalog.resolve(source)
-    if wanted is None:
-        raise unknown(source)
+    hub_model = catalog.resolve(source)
+    if hub_model is None:
+        raise unknown_model(source)
     from isogloss_server.models import hub  # noqa: PLC0415 - its library takes longer to import than we to start
 
-    here = None if refresh else hub.cached(wanted)
-    return open_folder(here or hub.download(wanted), wanted)
+    here = None if refresh else hub.cached(hub_model)
+    return open_folder(here or hub.download(hub_model), hub_model)
 
 
-def unknown(source: str) -> ModelFilesError:
+def unknown_model(source: str) -> ModelFilesError:
     """Returns the error for what names no model, with the known name that is most like it."""
-    near = catalog.like(source)
+    near = catalog.closest_name(source)
     hint = f"did you mean {near}?" if near else "`isogloss-server models list` lists the known ones"
     return ModelFilesError(f"model {source!r} is neither {BUNDLED!r}, a folder, a known name nor a hub id; {hint}")
 
@@ -134,7 +134,7 @@ def is_folder(source: str) -> bool:
         return False
 
 
-def open_folder(path: Path, wanted: Wanted | None = None) -> ModelFolder:
+def open_folder(path: Path, hub_model: HubModel | None = None) -> ModelFolder:
     """Returns a folder with what it says of itself, and what is known of it where it came from the hub.
 
     Raises:
@@ -146,8 +146,8 @@ def open_folder(path: Path, wanted: Wanted | None = None) -> ModelFolder:
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelFilesError(f"{path / 'modules.json'} is damaged: it must hold a list of modules")
     card = _card(path)
-    commit = path.name if wanted else ""  # the hub's cache names its folders so
-    return ModelFolder(path, card, tuple(modules), wanted.known if wanted else None, card.revision or commit)
+    commit = path.name if hub_model else ""  # the hub's cache names its folders so
+    return ModelFolder(path, card, tuple(modules), hub_model.known if hub_model else None, card.revision or commit)
 
 
 def read_json(file: Path) -> object:

@@ -26,7 +26,7 @@ class MappedFile:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         self.data: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
 
-    def give_back(self) -> None:
+    def release_pages(self) -> None:
         """Takes the pages out of this process's memory; what is touched again comes back by itself."""
         if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
             self._map.madvise(mmap.MADV_DONTNEED)
@@ -86,9 +86,9 @@ class Tensors:
                 stored = data[first + begin : first + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
                 self._tensors[bare] = Tensor(stored, entry["dtype"])
 
-    def give_back(self) -> None:
+    def release_pages(self) -> None:
         """Takes what was read of the file out of this process's memory; it comes back where it is read again."""
-        self._mapped.give_back()
+        self._mapped.release_pages()
 
     def get(self, name: str, *shape: int) -> Tensor:
         """Returns the tensor of that name, which must have that shape.

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isogloss.wire.enums import Truncation
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout
-from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance, Truncation
+from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder, fingerprint
-from isogloss_server.models.tokenizer import Tokens
+from isogloss_server.models.tokenizer import TextTokenizer
 
 try:
     import torch
@@ -40,9 +41,9 @@ _logging.set_verbosity_error()
 
 BACKEND = "sentence-transformers"
 TOLERANCES = {
-    "f32": Tolerance(known=1e-5, company=1e-5),
-    "bf16": Tolerance(known=3e-2, company=3e-2),
-    "f16": Tolerance(known=5e-3, company=5e-3),
+    "f32": Tolerance(known=1e-5, batch_invariance=1e-5),
+    "bf16": Tolerance(known=3e-2, batch_invariance=3e-2),
+    "f16": Tolerance(known=5e-3, batch_invariance=5e-3),
 }
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 LONGEST_TOKENS = 8192  # of one text, where neither the library nor the model has a limit
@@ -62,17 +63,17 @@ def load(folder: ModelFolder, device: str) -> LoadedModel:
         StartupError: there is no such device here.
     """
     check_folder(folder)
-    place = layout.module_place(folder, 0)
-    config = layout.required_object(folder, f"{place}config.json")
+    prefix = layout.module_prefix(folder, 0)
+    config = layout.required_object(folder, f"{prefix}config.json")
     if config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"model folder {folder.path}: the installed transformers has no architecture "
             f"{config.get('model_type')!r} of its own, and code that comes with a model is never run"
         )
-    model = TorchModules(folder.path, place, device)
+    model = TorchModules(folder.path, prefix, device)
     tokenizer = model.tokenizer()
     serialized = tokenizer.to_str()
-    tokens = Tokens(tokenizer, max_tokens=model.max_tokens or LONGEST_TOKENS, special=True)
+    tokens = TextTokenizer(tokenizer, max_tokens=model.max_tokens or LONGEST_TOKENS, special=True)
     for text in PROBE_TEXTS:
         if tokens.encode([text], Truncation.END).batch.ids.tolist() != model.token_ids(text):
             raise UnsupportedModelError(f"model folder {folder.path}: its tokenizer adds more than tokens around texts")
@@ -81,7 +82,7 @@ def load(folder: ModelFolder, device: str) -> LoadedModel:
     backend = BACKEND if model.precision == "f32" else f"{BACKEND}-{model.precision}"
     return LoadedModel(
         model=model,
-        tokens=tokens,
+        tokenizer=tokens,
         card=layout.card(folder, backend, space_id, tokens, len(own[0][1])),
         prompts=layout.prompts(folder),
         probes=[(probe.text, probe.vector) for probe in folder.card.probes] or own,
@@ -94,8 +95,8 @@ def load(folder: ModelFolder, device: str) -> LoadedModel:
 class TorchModules:
     """The modules of a folder on one device; torch spreads each pass over its own threads."""
 
-    def __init__(self, path: Path, place: str, device: str) -> None:
-        """Loads the modules of a folder, whose encoder lies at `place` in it.
+    def __init__(self, path: Path, prefix: str, device: str) -> None:
+        """Loads the modules of a folder, whose encoder lies at `prefix` in it.
 
         Raises:
             StartupError: there is no such device here.
@@ -109,7 +110,7 @@ class TorchModules:
                 str(path), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=dict(options)
             )
             encoder = library[0].model
-            self._missing = _missing(encoder, path / place, options)
+            self._missing = _missing(encoder, path / prefix, options)
         except Exception as error:  # whatever its many parts raise
             raise ModelFilesError(f"sentence-transformers cannot load {path}: {short(error)}") from error
         library.truncate_dim = None  # who wants fewer dimensions asks for them
@@ -272,22 +273,22 @@ def check_folder(folder: ModelFolder) -> None:
     if kind != "SentenceTransformer":
         raise UnsupportedModelError(f"{where} is a {kind}, not a model of one dense vector for each text")
     for number, name in enumerate(names):
-        place = layout.module_place(folder, number)
-        if (folder.path / place / "adapter_config.json").is_file():
+        prefix = layout.module_prefix(folder, number)
+        if (folder.path / prefix / "adapter_config.json").is_file():
             raise UnsupportedModelError(f"{where}: an adapter of another model; merge it into that, and save the whole")
-        if any((folder.path / place).glob("pytorch_model*.bin")) and not _has_safetensors(folder, place):
-            raise ModelFilesError(f"{where}: the weights in {place or '.'} are pickled; save them as safetensors")
+        if any((folder.path / prefix).glob("pytorch_model*.bin")) and not _has_safetensors(folder, prefix):
+            raise ModelFilesError(f"{where}: the weights in {prefix or '.'} are pickled; save them as safetensors")
         if name == "Pooling" and layout.prompts(folder):
-            pooling = layout.required_object(folder, f"{place}config.json")
+            pooling = layout.required_object(folder, f"{prefix}config.json")
             if not pooling.get("include_prompt", True):
                 raise UnsupportedModelError(f"{where}: a pooling that leaves the prompt out is not served")
 
 
-def _has_safetensors(folder: ModelFolder, place: str) -> bool:
-    return any((folder.path / place).glob("model*.safetensors"))
+def _has_safetensors(folder: ModelFolder, prefix: str) -> bool:
+    return any((folder.path / prefix).glob("model*.safetensors"))
 
 
-def library_space_id(folder: ModelFolder, tokens: Tokens, tokenizer: str) -> str:
+def library_space_id(folder: ModelFolder, tokens: TextTokenizer, tokenizer: str) -> str:
     """Returns what the packed engine calls the space where it could compute it, else a digest of all that matters.
 
     `tokenizer` is the tokenizer itself, for folders that keep it in another form than tokenizer.json.
@@ -297,8 +298,8 @@ def library_space_id(folder: ModelFolder, tokens: Tokens, tokenizer: str) -> str
     except UnsupportedModelError:
         pass  # the packed engine has no such modules
     else:
-        packed = [f"{plan.place}model.safetensors", f"{plan.place}tokenizer.json"]
-        packed += [f"{dense.place}model.safetensors" for dense in plan.dense]
+        packed = [f"{plan.prefix}model.safetensors", f"{plan.prefix}tokenizer.json"]
+        packed += [f"{dense.prefix}model.safetensors" for dense in plan.dense]
         if all((folder.path / name).is_file() for name in packed):
             return layout.space_id(folder, plan, [folder.digest(name) for name in packed], tokens.max_tokens)
     found = {name: folder.digest(name) for name in _files(folder)}
@@ -309,13 +310,13 @@ def library_space_id(folder: ModelFolder, tokens: Tokens, tokenizer: str) -> str
         modules=layout.module_names(folder),
         files=found,
         max_tokens=tokens.max_tokens,
-        prompts={role.value: prompt for role, prompt in layout.prompts(folder).items()},
+        prompts={input_type.value: prompt for input_type, prompt in layout.prompts(folder).items()},
     )
 
 
 def _files(folder: ModelFolder) -> Iterator[str]:
     for number in range(len(folder.modules)):
-        place = layout.module_place(folder, number)
+        prefix = layout.module_prefix(folder, number)
         for pattern in FILES:
-            found = sorted((folder.path / place).rglob(pattern))
+            found = sorted((folder.path / prefix).rglob(pattern))
             yield from (str(file.relative_to(folder.path)) for file in found)

@@ -15,10 +15,10 @@ from isogloss_server.models import layout
 from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder, fingerprint
-from isogloss_server.models.tokenizer import Tokens, read_tokenizer
+from isogloss_server.models.tokenizer import TextTokenizer, read_tokenizer
 
 MAX_TOKENS = 32_768  # a static model has no limit of its own; this one bounds what a single text may take
-TOLERANCE = Tolerance(known=1e-5, company=0.0)
+TOLERANCE = Tolerance(known=1e-5, batch_invariance=0.0)
 MODULES = (["StaticEmbedding"], ["StaticEmbedding", "Normalize"])
 BLOCK_TOKENS = 16_384  # gathered at a time, so that memory stays bounded
 
@@ -71,8 +71,8 @@ def load(folder: ModelFolder) -> LoadedModel:
             f"model folder {folder.path} holds modules {', '.join(names) or 'none'}; "
             "a static model is StaticEmbedding, alone or followed by Normalize"
         )
-    place, normalize = layout.module_place(folder, 0), names[-1] == "Normalize"
-    weights, tokenizer = f"{place}model.safetensors", f"{place}tokenizer.json"
+    prefix, normalize = layout.module_prefix(folder, 0), names[-1] == "Normalize"
+    weights, tokenizer = f"{prefix}model.safetensors", f"{prefix}tokenizer.json"
     with ThreadPoolExecutor(4) as pool:  # digests and files at once: both release the interpreter
         digests = [pool.submit(folder.digest, name) for name in (weights, tokenizer)]
         tokens_read = pool.submit(_tokens, folder.file(tokenizer))
@@ -91,19 +91,19 @@ def load(folder: ModelFolder) -> LoadedModel:
         tokenizer=tokenizer_digest,
         pooling="mean",
         normalize=normalize,
-        prompts={role.value: prompt for role, prompt in prompts.items()},
+        prompts={input_type.value: prompt for input_type, prompt in prompts.items()},
     )
     card = layout.card(folder, "static", space_id, tokens, model.dimensions)
     probes = [(probe.text, probe.vector) for probe in folder.card.probes]
     return LoadedModel(
-        model=model, tokens=tokens, card=card, prompts=prompts, probes=probes, tolerance=TOLERANCE, batched=False
+        model=model, tokenizer=tokens, card=card, prompts=prompts, probes=probes, tolerance=TOLERANCE, batched=False
     )
 
 
-def _tokens(file: Path) -> Tokens:
+def _tokens(file: Path) -> TextTokenizer:
     tokenizer = read_tokenizer(file)
     limit = (tokenizer.truncation or {}).get("max_length")
-    return Tokens(tokenizer, max_tokens=int(limit or MAX_TOKENS))
+    return TextTokenizer(tokenizer, max_tokens=int(limit or MAX_TOKENS))
 
 
 def _table(folder: ModelFolder, name: str) -> NDArray[np.float32]:

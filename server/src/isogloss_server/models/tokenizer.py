@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from isogloss.wire.enums import Truncation
 from tokenizers import Tokenizer
 
 from isogloss_server.errors import (
@@ -14,7 +15,7 @@ from isogloss_server.errors import (
     TextWithoutTokensError,
     UnsupportedModelError,
 )
-from isogloss_server.models.interfaces import TokenBatch, Truncation
+from isogloss_server.models.interfaces import TokenBatch
 
 LEAST_PIECE_CHARACTERS = 16_384  # up to here a text is tokenised whole, whatever the model reads of it
 
@@ -37,10 +38,10 @@ class Tokenized:
 
     batch: TokenBatch
     truncated_rows: tuple[int, ...]
-    faults: dict[int, DomainError]
+    row_errors: dict[int, DomainError]
 
 
-class Tokens:
+class TextTokenizer:
     """A model's tokenizer with the model's length limit; nothing changes it, so several threads may call it."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, special: bool = False) -> None:
@@ -52,30 +53,33 @@ class Tokens:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self._before, self._after = _around(tokenizer) if special else ([], [])
+        self._before, self._after = _special_ids(tokenizer) if special else ([], [])
         if max_tokens <= len(self._before) + len(self._after):
             raise ModelFilesError(f"a model that reads {max_tokens} tokens has no room for a text's own")
-        self._piece = max(LEAST_PIECE_CHARACTERS, 4 * max_tokens)
+        self._max_piece_characters = max(LEAST_PIECE_CHARACTERS, 4 * max_tokens)
         self._prompts: dict[str, list[int]] = {}  # those of the model, once seen, with their tokens
         self.vocabulary_size = _highest_id(tokenizer) + 1
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
-        """Returns the tokens of `texts`; a faulty text has none, and an entry in `faults`."""
-        pieces = [text if len(text) <= self._piece else self._enough(text, truncation) for text in texts]
+        """Returns the tokens of `texts`; a faulty text has none, and an entry in `row_errors`."""
+        pieces = [
+            text if len(text) <= self._max_piece_characters else self._longest_needed_piece(text, truncation)
+            for text in texts
+        ]
         before, after = self._before, self._after
         room = self.max_tokens - len(before) - len(after)
         truncated: list[int] = []
-        faults: dict[int, DomainError] = {}
+        row_errors: dict[int, DomainError] = {}
         ids: list[int] = []
         lengths: list[int] = []
-        for row, tokens in enumerate(self._encoded(pieces)):
+        for row, tokens in enumerate(self._encode_texts(pieces)):
             kept = tokens
             if len(tokens) > room and truncation is not Truncation.ERROR:
                 truncated.append(row)
                 kept = tokens[:room] if truncation is Truncation.END else tokens[-room:]
             elif not tokens or len(tokens) > room:
                 whole = len(pieces[row]) == len(texts[row])
-                faults[row] = self._fault(len(tokens), whole=whole)
+                row_errors[row] = self._row_error(len(tokens), whole=whole)
                 lengths.append(0)
                 continue
             ids += before
@@ -83,34 +87,34 @@ class Tokens:
             ids += after
             lengths.append(len(before) + len(kept) + len(after))
         batch = TokenBatch(np.array(ids, dtype=np.int32), np.array(lengths, dtype=np.int64))
-        return Tokenized(batch, tuple(truncated), faults)
+        return Tokenized(batch, tuple(truncated), row_errors)
 
-    def encode_after(self, prompt: str, texts: Sequence[str], truncation: Truncation) -> Tokenized:
+    def encode_with_prompt(self, prompt: str, texts: Sequence[str], truncation: Truncation) -> Tokenized:
         """Returns the tokens of `texts`, each behind `prompt`, which does not stand in for a text without tokens."""
         if not prompt:
             return self.encode(texts, truncation)
         tokenized = self.encode([prompt + text for text in texts], truncation)
         if truncation is Truncation.START:
-            self._put_back(prompt, tokenized)
-        least = len(self._before) + len(self._ids_of(prompt)) + len(self._after)
+            self._restore_prompt(prompt, tokenized)
+        least = len(self._before) + len(self._prompt_ids(prompt)) + len(self._after)
         suspects = np.flatnonzero(tokenized.batch.lengths <= least).tolist()
         alone = self.encode([texts[row] for row in suspects], Truncation.END)
-        tokenized.faults.update((suspects[row], fault) for row, fault in alone.faults.items())
+        tokenized.row_errors.update((suspects[row], error) for row, error in alone.row_errors.items())
         return tokenized
 
-    def _put_back(self, prompt: str, tokenized: Tokenized) -> None:
+    def _restore_prompt(self, prompt: str, tokenized: Tokenized) -> None:
         """Lets what a cut at the start took of the prompt be taken of the text."""
-        ids = self._ids_of(prompt)[: self.max_tokens - len(self._before) - len(self._after)]
+        ids = self._prompt_ids(prompt)[: self.max_tokens - len(self._before) - len(self._after)]
         starts = np.cumsum(tokenized.batch.lengths) - tokenized.batch.lengths + len(self._before)
         for row in tokenized.truncated_rows:
             tokenized.batch.ids[starts[row] :][: len(ids)] = ids
 
-    def _ids_of(self, prompt: str) -> list[int]:
+    def _prompt_ids(self, prompt: str) -> list[int]:
         if prompt not in self._prompts:
-            self._prompts[prompt] = self._encoded([prompt])[0]
+            self._prompts[prompt] = self._encode_texts([prompt])[0]
         return self._prompts[prompt]
 
-    def _fault(self, tokens: int, *, whole: bool) -> DomainError:
+    def _row_error(self, tokens: int, *, whole: bool) -> DomainError:
         if not tokens:
             return TextWithoutTokensError("the tokenizer leaves nothing of this text")
         tokens += len(self._before) + len(self._after)
@@ -118,22 +122,22 @@ class Tokens:
         message = f"the text has {counted} tokens; the model reads {self.max_tokens}"
         return TextTooLongError(message, actual=tokens, limit=self.max_tokens)
 
-    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         if len(texts) <= FEW_TEXTS:
             return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def _enough(self, text: str, truncation: Truncation) -> str:
+    def _longest_needed_piece(self, text: str, truncation: Truncation) -> str:
         """Returns so much of one end of a long text that it holds more tokens than the model reads, or all of it.
 
         Millions of tokens of which all but the first thousands are thrown away would cost gigabytes. Cut between
         words, and with tokens to spare, a piece's tokens are those of the whole text.
         """
-        characters = self._piece
+        characters = self._max_piece_characters
         while characters < len(text):
             piece = _cut(text, characters, from_start=truncation is not Truncation.START)
-            if len(self._encoded([piece])[0]) > self.max_tokens + SPARE_TOKENS:
+            if len(self._encode_texts([piece])[0]) > self.max_tokens + SPARE_TOKENS:
                 return piece
             characters *= 2
         return text
@@ -161,7 +165,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
         raise ModelFilesError(f"{file} is not a tokenizer: {error}") from error
 
 
-def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Returns the ids that the tokenizer puts before and after a text of its own accord.
 
     Raises:

@@ -21,8 +21,8 @@ CODES: Mapping[type[errors.DomainError], grpc.StatusCode] = {
     errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    errors.TimeUpError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.UnforeseenError: grpc.StatusCode.INTERNAL,
+    errors.DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
 }
 
 

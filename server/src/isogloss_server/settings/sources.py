@@ -74,7 +74,7 @@ def provider_key(provider: str, settings: Settings) -> SecretStr | None:
     return SecretStr(key) if key else None
 
 
-def quieten_grpc() -> None:
+def silence_grpc() -> None:
     """Lets gRPC's core write nothing, unless GRPC_VERBOSITY says otherwise; to be called before it is loaded.
 
     Its lines quote what callers say, line ends and all: whoever reaches the port could write lines into the log.

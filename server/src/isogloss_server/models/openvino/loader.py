@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
+from isogloss.wire.enums import Truncation
 from tokenizers import Tokenizer, normalizers
 
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout
-from isogloss_server.models.interfaces import Tolerance, Truncation
+from isogloss_server.models.interfaces import Tolerance
 from isogloss_server.models.layout import LoadedModel, TransformerLayout
 from isogloss_server.models.model_folder import ModelFolder
 from isogloss_server.models.openvino import architecture, graph, numpy_reference
@@ -22,7 +23,7 @@ from isogloss_server.models.openvino.graph_cache import DEVICE, Compiled, GraphC
 from isogloss_server.models.openvino.model import Embeddings, OpenVinoModel
 from isogloss_server.models.pooling import DenseLayer, Head
 from isogloss_server.models.safetensors_file import Tensors
-from isogloss_server.models.tokenizer import Tokens, read_tokenizer
+from isogloss_server.models.tokenizer import TextTokenizer, read_tokenizer
 
 # As tokenizer_config.json names what a tokenizer.json of BERT's kind settles.
 BERT_SETTINGS = {
@@ -36,7 +37,7 @@ Precision = Literal["auto", "f32", "bf16"]
 
 
 # Known vectors are float32's; company makes no difference at all where registers hold 16 numbers.
-TOLERANCES = {"f32": Tolerance(known=1e-5, company=1e-6), "bf16": Tolerance(known=1e-2, company=2e-3)}
+TOLERANCES = {"f32": Tolerance(known=1e-5, batch_invariance=1e-6), "bf16": Tolerance(known=1e-2, batch_invariance=2e-3)}
 
 
 PROBE_TEXTS = ("Good morning, Straße!", "おはようございます")
@@ -59,9 +60,9 @@ def load(folder: ModelFolder, runtime: Runtime) -> LoadedModel:
         StartupError: the processor does not have the precision.
     """
     plan = layout.transformer(folder)
-    encoder = architecture.read(plan.config, folder.path / f"{plan.place}config.json")
+    encoder = architecture.read(plan.config, folder.path / f"{plan.prefix}config.json")
     precision = _precision(ov.Core(), runtime.precision)
-    weights, tokenizer = f"{plan.place}model.safetensors", f"{plan.place}tokenizer.json"
+    weights, tokenizer = f"{plan.prefix}model.safetensors", f"{plan.prefix}tokenizer.json"
     for name in (weights, tokenizer):
         if not (folder.path / name).is_file():
             raise UnsupportedModelError(f"model folder {folder.path} has no file {name}")
@@ -69,7 +70,7 @@ def load(folder: ModelFolder, runtime: Runtime) -> LoadedModel:
     with ThreadPoolExecutor() as pool:  # all at once: digests, tokenizer and compilation release the interpreter
         digests = {
             name: pool.submit(folder.digest, name)
-            for name in (weights, tokenizer, *(f"{dense.place}model.safetensors" for dense in plan.dense))
+            for name in (weights, tokenizer, *(f"{dense.prefix}model.safetensors" for dense in plan.dense))
         }
         reading = pool.submit(_tokens, folder, plan, encoder)
         compiling = pool.submit(
@@ -84,21 +85,21 @@ def load(folder: ModelFolder, runtime: Runtime) -> LoadedModel:
     space_id = layout.space_id(folder, plan, [digest.result() for digest in digests.values()], tokens.max_tokens)
     return LoadedModel(
         model=OpenVinoModel(compiled, embeddings, head, threads=runtime.threads),
-        tokens=tokens,
+        tokenizer=tokens,
         card=layout.card(folder, f"openvino-{precision}", space_id, tokens, head.dimensions(encoder.hidden)),
         prompts=layout.prompts(folder),
         probes=probes,
         tolerance=TOLERANCES[precision],
         batched=True,
-        give_back=lambda: _give_back(tensors, compiled),
+        release_pages=lambda: release_pages(tensors, compiled),
     )
 
 
-def _give_back(tensors: Tensors, compiled: Compiled) -> None:
+def release_pages(tensors: Tensors, compiled: Compiled) -> None:
     """Of both files little is read again: rows of the table of words. The rest is repacked by the first pass."""
-    tensors.give_back()
+    tensors.release_pages()
     if compiled.memory is not None:
-        compiled.memory.give_back()
+        compiled.memory.release_pages()
 
 
 def _precision(core: ov.Core, wanted: Precision) -> str:
@@ -123,15 +124,15 @@ def _compiled(encoder: Encoder, tensors: Tensors, precision: str, runtime: Runti
     )
 
 
-def _tokens(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Tokens:
-    file = folder.file(f"{plan.place}tokenizer.json")
+def _tokens(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> TextTokenizer:
+    file = folder.file(f"{plan.prefix}tokenizer.json")
     tokenizer = read_tokenizer(file)
-    _check_normalizer(tokenizer, layout.optional_object(folder, f"{plan.place}tokenizer_config.json"), file)
+    _check_normalizer(tokenizer, layout.optional_object(folder, f"{plan.prefix}tokenizer_config.json"), file)
     if plan.lower_case:
         parts = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = normalizers.Sequence(parts)
     limit = min(plan.max_tokens or encoder.max_tokens, encoder.max_tokens)
-    tokens = Tokens(tokenizer, max_tokens=limit, special=True)
+    tokens = TextTokenizer(tokenizer, max_tokens=limit, special=True)
     if tokens.vocabulary_size > encoder.vocabulary:
         raise ModelFilesError(f"{file} has {tokens.vocabulary_size} tokens, the table {encoder.vocabulary} rows")
     return tokens
@@ -160,7 +161,7 @@ def _head(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Hea
     layers = []
     width = encoder.hidden * len(plan.poolings)
     for dense in plan.dense:
-        tensors = Tensors(folder.file(f"{dense.place}model.safetensors"))
+        tensors = Tensors(folder.file(f"{dense.prefix}model.safetensors"))
         weight = tensors.get("linear.weight", dense.outputs, width).whole()
         bias = tensors.get("linear.bias", dense.outputs).whole() if dense.bias else None
         layers.append(DenseLayer(weight, bias, tanh=dense.activation == "Tanh"))
@@ -169,7 +170,7 @@ def _head(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Hea
 
 
 def _own_probes(
-    encoder: Encoder, tensors: Tensors, embeddings: Embeddings, head: Head, tokens: Tokens
+    encoder: Encoder, tensors: Tensors, embeddings: Embeddings, head: Head, tokens: TextTokenizer
 ) -> list[tuple[str, tuple[float, ...]]]:
     """Returns what the packed graph must give, computed without it: a folder need not bring known vectors along."""
     probes: list[tuple[str, tuple[float, ...]]] = []

@@ -15,7 +15,7 @@ from isogloss_server.models.safetensors_file import Tensor
 LANES = 16  # float32 numbers that the processor's widest registers hold
 LEAST_WIDTH = 64  # of a row with several texts: wider costs more than it saves room, narrower as well
 MASKED = np.float32(-1e9)  # added to a score that must not count: its exponential is 0
-NOBODY = -1  # whose a place is that belongs to no text
+PADDING = -1  # whose a place is that belongs to no text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Packing:
 
     tokens: NDArray[np.int32]  # [rows, width]: the token at each place
     mask: NDArray[np.float32]  # [rows, 1, width or 1, width]: 0 where two places are of one text, else MASKED
-    places: NDArray[np.int32]  # [t]: the place of each token
+    slots: NDArray[np.int32]  # [t]: the place of each token
 
 
 def pack(lengths: NDArray[np.int64]) -> Packing:
@@ -38,10 +38,10 @@ def pack(lengths: NDArray[np.int64]) -> Packing:
     places[:total] = np.arange(total) + np.repeat(np.array(firsts) - starts, lengths)
     tokens = np.zeros(row_steps(rows) * width, dtype=np.int32)
     tokens[places[:total]] = np.arange(total)
-    owners = np.full(len(tokens), NOBODY, dtype=np.int32)
+    owners = np.full(len(tokens), PADDING, dtype=np.int32)
     owners[places[:total]] = np.repeat(np.arange(len(lengths)), lengths)
     mask = _mask(owners.reshape(-1, width), shared=rows < len(lengths))
-    return Packing(tokens=tokens.reshape(-1, width), mask=mask, places=places)
+    return Packing(tokens=tokens.reshape(-1, width), mask=mask, slots=places)
 
 
 def _mask(owners: NDArray[np.int32], *, shared: bool) -> NDArray[np.float32]:
@@ -50,7 +50,7 @@ def _mask(owners: NDArray[np.int32], *, shared: bool) -> NDArray[np.float32]:
     For a text of thousands of tokens that line is thousands of times smaller.
     """
     if not shared:
-        return np.where(owners == NOBODY, MASKED, np.float32(0))[:, None, None, :]
+        return np.where(owners == PADDING, MASKED, np.float32(0))[:, None, None, :]
     return np.where(owners[:, :, None] == owners[:, None, :], np.float32(0), MASKED)[:, None]
 
 
@@ -139,9 +139,9 @@ class OpenVinoModel:
         """Returns float32 [n, d], of unit length only where the model says so; every text has a token at least."""
         packing = pack(batch.lengths)
         rows = self._embeddings.rows(batch)
-        padded = np.zeros((len(packing.places), rows.shape[1]), dtype=np.float32)
+        padded = np.zeros((len(packing.slots), rows.shape[1]), dtype=np.float32)
         padded[: len(rows)] = rows
-        inputs = [padded, packing.tokens, packing.mask, packing.places]
+        inputs = [padded, packing.tokens, packing.mask, packing.slots]
         request = self._requests.get()
         try:
             encoded = request.infer(inputs, share_inputs=True, share_outputs=True)[0]

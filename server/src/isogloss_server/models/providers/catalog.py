@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from isogloss.wire.enums import Truncation
+
 from isogloss_server.errors import ProviderSetupError
-from isogloss_server.models.catalog import HOSTS
-from isogloss_server.models.interfaces import ModelCard, Truncation
+from isogloss_server.models.catalog import PROVIDER_NAMES
+from isogloss_server.models.interfaces import ModelCard
 from isogloss_server.models.model_folder import fingerprint
 
 
@@ -23,7 +25,7 @@ class ProviderModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provider:
+class ProviderApi:
     """One provider's API."""
 
     title: str
@@ -42,7 +44,7 @@ class Provider:
 UNKNOWN = ProviderModel((), 0)
 
 
-COHERE = Provider(
+COHERE = ProviderApi(
     title="Cohere",
     address="https://api.cohere.com",
     max_texts=96,
@@ -63,7 +65,7 @@ COHERE = Provider(
 )
 
 
-OPENAI = Provider(
+OPENAI = ProviderApi(
     title="OpenAI",
     address="https://api.openai.com/v1",
     max_texts=2_048,
@@ -82,14 +84,14 @@ OPENAI = Provider(
 )
 
 
-PROVIDERS: Mapping[str, Provider] = dict(zip(HOSTS, (COHERE, OPENAI), strict=True))
+PROVIDERS: Mapping[str, ProviderApi] = dict(zip(PROVIDER_NAMES, (COHERE, OPENAI), strict=True))
 
 
 SELF_HOSTED_MAX_TEXTS = 32  # what text-embeddings-inference takes in one call by default; others take more
 
 
 @dataclass(frozen=True, slots=True)
-class Hosted:
+class HostedModel:
     """A model at a provider, or at a server that speaks its API."""
 
     kind: str  # a key of PROVIDERS
@@ -97,7 +99,7 @@ class Hosted:
     url: str  # where not the provider's own
 
     @property
-    def provider(self) -> Provider:
+    def provider(self) -> ProviderApi:
         """Whose API it is."""
         return PROVIDERS[self.kind]
 
@@ -138,7 +140,7 @@ class Hosted:
         )
 
 
-def resolve(source: str) -> Hosted:
+def resolve(source: str) -> HostedModel:
     """Returns what `PROVIDER:MODEL` or `PROVIDER:MODEL@URL` stands for.
 
     Raises:
@@ -157,7 +159,7 @@ def resolve(source: str) -> Hosted:
         raise ProviderSetupError(f"{provider.title} has retired {model}; use {successors}, and embed anew")
     if not url and model not in provider.models:
         raise ProviderSetupError(f"{provider.title} has no model {model!r} that is known here; {_known(kind)}")
-    return Hosted(kind, model, url)
+    return HostedModel(kind, model, url)
 
 
 def _known(kind: str) -> str:

@@ -7,19 +7,19 @@ import httpx
 from cohere import AsyncClientV2
 from cohere.core.api_error import ApiError
 from cohere.v2.client import OMIT
+from isogloss.wire.enums import InputType, Truncation
 from pydantic import SecretStr
 
-from isogloss_server.models.interfaces import Role, Truncation
-from isogloss_server.models.providers.errors import UNREACHABLE, ProviderFault, of_status, without_key
-from isogloss_server.models.providers.interface import Answer, to_rows
+from isogloss_server.models.providers.errors import UNREACHABLE, ProviderCallError, from_status, redact_key
+from isogloss_server.models.providers.interface import ProviderResponse, to_rows
 
 # https://docs.cohere.com/reference/embed; similarity has no input type of its own, so both sides are documents.
-INPUT_TYPES: Mapping[Role, str] = {
-    Role.QUERY: "search_query",
-    Role.DOCUMENT: "search_document",
-    Role.SIMILARITY: "search_document",
-    Role.CLASSIFICATION: "classification",
-    Role.CLUSTERING: "clustering",
+INPUT_TYPES: Mapping[InputType, str] = {
+    InputType.QUERY: "search_query",
+    InputType.DOCUMENT: "search_document",
+    InputType.SIMILARITY: "search_document",
+    InputType.CLASSIFICATION: "classification",
+    InputType.CLUSTERING: "clustering",
 }
 
 
@@ -49,13 +49,15 @@ class Cohere:
             self._key.get_secret_value(), base_url=address, max_retries=0, httpx_client=self._http
         )
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, timeout_s: float) -> Answer:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, timeout_s: float
+    ) -> ProviderResponse:
         """Makes one HTTP call; see `models.remote.embedder.Provider`."""
         try:
             answer = await self._client.embed(
                 model=self._model,
                 texts=list(texts),
-                input_type=INPUT_TYPES[role],
+                input_type=INPUT_TYPES[input_type],
                 truncate=TRUNCATE[truncation],
                 # Of lists of floats the SDK makes models one by one, which holds the event loop for 0.2 s a call.
                 embedding_types=["base64"],
@@ -63,22 +65,22 @@ class Cohere:
                 output_dimension=self._dimensions,
             )
             vectors = answer.embeddings.base64 or answer.embeddings.float_ or ()
-            return Answer(to_rows(vectors), _billed_tokens(answer))
+            return ProviderResponse(to_rows(vectors), _billed_tokens(answer))
         except ApiError as error:
             raise self._fault(error) from None
         except httpx.TimeoutException:
             raise TimeoutError from None
         except httpx.HTTPError as error:
-            raise ProviderFault(UNREACHABLE, self.title, type(error).__name__) from None
+            raise ProviderCallError(UNREACHABLE, self.title, type(error).__name__) from None
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._http.aclose()
 
-    def _fault(self, error: ApiError) -> ProviderFault:
+    def _fault(self, error: ApiError) -> ProviderCallError:
         body = error.body if isinstance(error.body, dict) else {}
-        said = without_key(str(body.get("message", "")), self._key)
-        return of_status(self.title, error.status_code or 0, error.headers or {}, said=said)
+        said = redact_key(str(body.get("message", "")), self._key)
+        return from_status(self.title, error.status_code or 0, error.headers or {}, said=said)
 
 
 def _billed_tokens(answer: Any) -> int:

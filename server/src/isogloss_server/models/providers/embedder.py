@@ -9,15 +9,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 
 from isogloss_server import metrics
 from isogloss_server.circuit_breaker import Breaker
 from isogloss_server.clock import Clock, covered_s
-from isogloss_server.errors import DrainingError, TimeUpError
-from isogloss_server.models.interfaces import Embedded, ModelCard, Report, Role, Truncation, Urgency
-from isogloss_server.models.providers.errors import BAD_ANSWER, LONG_TIMEOUT, RATE_LIMIT, TIMEOUT, ProviderFault
-from isogloss_server.models.providers.interface import Answer, Provider, UnusableAnswerError, check
-from isogloss_server.models.providers.rate_limiter import Throttle
+from isogloss_server.errors import DeadlineExceededError, DrainingError
+from isogloss_server.models.interfaces import Embedded, ModelCard, Report, Urgency
+from isogloss_server.models.providers.errors import BAD_ANSWER, LONG_TIMEOUT, RATE_LIMIT, TIMEOUT, ProviderCallError
+from isogloss_server.models.providers.interface import InvalidResponseError, Provider, ProviderResponse, check_rows
+from isogloss_server.models.providers.rate_limiter import RateLimiter
 
 ATTEMPTS = 6  # of one call
 FIRST_BACKOFF_S = 0.25  # doubled with each attempt, and up to half of it random
@@ -26,7 +27,7 @@ PROBE = "isogloss"  # a text that costs a token or two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class ProviderLimits:
     """What one call may hold, and what a provider grants."""
 
     max_texts: int  # of one call
@@ -40,11 +41,11 @@ class Terms:
 class _Part:
     """What one call gave, and the moments around its last attempt."""
 
-    answer: Answer
+    answer: ProviderResponse
     span: tuple[float, float]
 
 
-class RemoteEmbedder:
+class ProviderEmbedder:
     """Asks a provider, as fast as it allows, and for no longer than the caller waits."""
 
     def __init__(
@@ -52,7 +53,7 @@ class RemoteEmbedder:
         name: str,
         provider: Provider,
         card: ModelCard,
-        terms: Terms,
+        terms: ProviderLimits,
         clock: Clock,
         *,
         report: Report,
@@ -65,7 +66,7 @@ class RemoteEmbedder:
         self._terms = terms
         self._clock = clock
         self._jitter = jitter
-        self._throttle = Throttle(clock, calls=terms.calls, texts_per_minute=terms.texts_per_minute)
+        self._rate_limiter = RateLimiter(clock, calls=terms.calls, texts_per_minute=terms.texts_per_minute)
         self.breaker = Breaker(clock, self._probe, report)
         self._closing: asyncio.Task[None] | None = None
 
@@ -74,7 +75,9 @@ class RemoteEmbedder:
         """What the model says of itself."""
         return self._card
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns the vectors of `texts`, in order, of which equal ones are sent once; see `models.base.Embedder`.
 
         Raises:
@@ -86,12 +89,13 @@ class RemoteEmbedder:
         if urgency.deadline_s == math.inf:
             urgency = Urgency(urgency.priority, began_s + self._terms.timeout_s)
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        self._throttle.check(len(places), urgency)  # of the job as a whole, before a part of it is paid for
+        self._rate_limiter.check(len(places), urgency)  # of the job as a whole, before a part of it is paid for
         try:
             async with asyncio.TaskGroup() as group:
                 chunks = enumerate(self._chunks(list(places)))
                 tasks = [
-                    group.create_task(self._ask(number, chunk, (role, truncation), urgency)) for number, chunk in chunks
+                    group.create_task(self._call_with_retries(number, chunk, (input_type, truncation), urgency))
+                    for number, chunk in chunks
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -111,7 +115,7 @@ class RemoteEmbedder:
 
     def close(self, wait_s: float = 0.0) -> None:  # noqa: ARG002
         """Takes no more texts; calls end with the requests that they are for."""
-        self._throttle.close()
+        self._rate_limiter.close()
         self.breaker.close()
         self._closing = asyncio.get_running_loop().create_task(self._provider.close())
 
@@ -127,60 +131,64 @@ class RemoteEmbedder:
             size += length
         yield texts[first:]
 
-    async def _ask(self, number: int, texts: Sequence[str], manner: tuple[Role, Truncation], urgency: Urgency) -> _Part:
+    async def _call_with_retries(
+        self, number: int, texts: Sequence[str], manner: tuple[InputType, Truncation], urgency: Urgency
+    ) -> _Part:
         """Makes one call, again where that may help and the deadline leaves time for it; `number` is the chunk's."""
         for attempt in itertools.count():
             self.breaker.check()
-            async with self._turn(0 if attempt else number, len(texts), urgency):
+            async with self._slot(0 if attempt else number, len(texts), urgency):
                 began_s = self._clock.monotonic_s()
                 try:
                     answer = await self._call(texts, manner, urgency.deadline_s - began_s)
                     break
-                except ProviderFault as fault:
+                except ProviderCallError as fault:
                     wait_s = self._wait_s(fault, attempt)
                     last = attempt + 1 == ATTEMPTS or self._clock.monotonic_s() + wait_s >= urgency.deadline_s
-                    if last or not fault.kind.again or self.breaker.is_open:
+                    if last or not fault.kind.retryable or self.breaker.is_open:
                         raise fault.error(wait_s) from None
             metrics.PROVIDER_RETRIES.labels(self._name).inc()
             await self._clock.sleep(wait_s)
         return _Part(answer, (began_s, self._clock.monotonic_s()))
 
     @contextlib.asynccontextmanager
-    async def _turn(self, number: int, texts: int, urgency: Urgency) -> AsyncIterator[None]:
+    async def _slot(self, number: int, texts: int, urgency: Urgency) -> AsyncIterator[None]:
         """Holds a call's place at the provider.
 
         Raises:
-            TimeUpError: the deadline passed before there was one.
+            DeadlineExceededError: the deadline passed before there was one.
             ProviderRateLimitError: there will be none before the deadline.
         """
         try:
             async with asyncio.timeout(urgency.deadline_s - self._clock.monotonic_s()):
-                await self._throttle.enter(texts, urgency, number)
+                await self._rate_limiter.acquire(texts, urgency, number)
         except TimeoutError:
-            raise TimeUpError("the deadline passed while the texts waited for the provider") from None
+            raise DeadlineExceededError("the deadline passed while the texts waited for the provider") from None
         try:
             yield
         finally:
-            self._throttle.leave(texts)
+            self._rate_limiter.release(texts)
 
-    def _wait_s(self, fault: ProviderFault, attempt: int) -> float:
+    def _wait_s(self, fault: ProviderCallError, attempt: int) -> float:
         """Returns how long to wait before the next attempt; a rate limit holds up all callers."""
         backoff_s: float = FIRST_BACKOFF_S * 2**attempt * (1 - self._jitter() / 2)
         wait_s = max(backoff_s, fault.retry_after_s or 0.0)
         if fault.kind is RATE_LIMIT:
-            self._throttle.pause(wait_s)
+            self._rate_limiter.pause(wait_s)
         return wait_s
 
-    async def _call(self, texts: Sequence[str], manner: tuple[Role, Truncation], timeout_s: float) -> Answer:
+    async def _call(
+        self, texts: Sequence[str], manner: tuple[InputType, Truncation], timeout_s: float
+    ) -> ProviderResponse:
         """Makes one call, and tells metrics and breaker.
 
         Raises:
-            ProviderFault: it gave no vectors of these texts.
+            ProviderCallError: it gave no vectors of these texts.
         """
         columns = self._card.dimensions[0]
         try:
             answer = await call(self._provider, texts, manner, timeout_s=timeout_s, columns=columns)
-        except ProviderFault as fault:
+        except ProviderCallError as fault:
             metrics.PROVIDER_CALLS.labels(self._name, fault.kind.error.reason).inc()
             self.breaker.failed(fault)
             raise
@@ -192,26 +200,26 @@ class RemoteEmbedder:
 
 
 async def call(
-    provider: Provider, texts: Sequence[str], manner: tuple[Role, Truncation], *, timeout_s: float, columns: int
-) -> Answer:
+    provider: Provider, texts: Sequence[str], manner: tuple[InputType, Truncation], *, timeout_s: float, columns: int
+) -> ProviderResponse:
     """Returns what a provider answers: finite float32 [n, columns]; 0 columns: any number of them.
 
     Raises:
-        ProviderFault: it gave no such answer in time.
+        ProviderCallError: it gave no such answer in time.
     """
     try:
         async with asyncio.timeout(timeout_s):
             answer = await provider.embed(texts, *manner, timeout_s)
-        check(answer.rows, len(texts), columns)
+        check_rows(answer.rows, len(texts), columns)
     except TimeoutError:
-        raise ProviderFault(LONG_TIMEOUT if timeout_s >= LONG_S else TIMEOUT, provider.title) from None
-    except UnusableAnswerError as error:
-        raise ProviderFault(BAD_ANSWER, provider.title, str(error)) from error
-    except ProviderFault:
+        raise ProviderCallError(LONG_TIMEOUT if timeout_s >= LONG_S else TIMEOUT, provider.title) from None
+    except InvalidResponseError as error:
+        raise ProviderCallError(BAD_ANSWER, provider.title, str(error)) from error
+    except ProviderCallError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever else an SDK raises, it is about what came back
         why = f"the SDK cannot read it ({type(error).__name__})"
-        raise ProviderFault(BAD_ANSWER, provider.title, why) from None
+        raise ProviderCallError(BAD_ANSWER, provider.title, why) from None
     return answer
 
 
@@ -219,8 +227,8 @@ async def probe(provider: Provider, *, timeout_s: float, columns: int = 0) -> in
     """Makes one small call; returns the width of its vector.
 
     Raises:
-        ProviderFault: it gave no vector, or not one of so many columns.
+        ProviderCallError: it gave no vector, or not one of so many columns.
     """
-    manner = Role.DOCUMENT, Truncation.ERROR
+    manner = InputType.DOCUMENT, Truncation.ERROR
     answer = await call(provider, [PROBE], manner, timeout_s=timeout_s, columns=columns)
     return int(answer.rows.shape[1])

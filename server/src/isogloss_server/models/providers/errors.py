@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 
 from isogloss_server.errors import (
+    DeadlineExceededError,
     DomainError,
-    ProviderAnswerError,
     ProviderCredentialsError,
     ProviderModelError,
     ProviderRateLimitError,
     ProviderRefusedError,
+    ProviderResponseError,
     ProviderUnavailableError,
-    TimeUpError,
 )
 
 MAX_SAID_CHARACTERS = 200
@@ -31,47 +31,55 @@ SERVER_FAULTS = 500  # HTTP statuses from here on
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FailureKind:
     """One kind of fault: the error that callers get, and what the server makes of it."""
 
     error: type[DomainError]
     message: str  # "{provider}" and "{why}" stand for what is known
-    again: bool = False  # another try may help
-    ill: bool = False  # the provider is at fault: the breaker counts it
-    misset: bool = False  # the server's settings are at fault: health says so
+    retryable: bool = False  # another try may help
+    counts_as_failure: bool = False  # the provider is at fault: the breaker counts it
+    misconfigured: bool = False  # the server's settings are at fault: health says so
 
 
-REFUSED = Kind(ProviderRefusedError, "{provider} refuses the request: {why}")
+REFUSED = FailureKind(ProviderRefusedError, "{provider} refuses the request: {why}")
 
 
-CREDENTIALS = Kind(ProviderCredentialsError, "{provider} does not accept the server's key: {why}", misset=True)
+CREDENTIALS = FailureKind(
+    ProviderCredentialsError, "{provider} does not accept the server's key: {why}", misconfigured=True
+)
 
 
-NO_MODEL = Kind(ProviderModelError, "{provider} has no such model, or not at this address: {why}", misset=True)
+NO_MODEL = FailureKind(
+    ProviderModelError, "{provider} has no such model, or not at this address: {why}", misconfigured=True
+)
 
 
-RATE_LIMIT = Kind(ProviderRateLimitError, "{provider} takes no more at the moment: {why}", again=True)
+RATE_LIMIT = FailureKind(ProviderRateLimitError, "{provider} takes no more at the moment: {why}", retryable=True)
 
 
-QUOTA = Kind(ProviderRateLimitError, "the account with {provider} is used up: {why}", misset=True)
+QUOTA = FailureKind(ProviderRateLimitError, "the account with {provider} is used up: {why}", misconfigured=True)
 
 
-UNAVAILABLE = Kind(ProviderUnavailableError, "{provider} fails: {why}", again=True, ill=True)
+UNAVAILABLE = FailureKind(ProviderUnavailableError, "{provider} fails: {why}", retryable=True, counts_as_failure=True)
 
 
-UNREACHABLE = Kind(ProviderUnavailableError, "{provider} cannot be reached: {why}", again=True, ill=True)
+UNREACHABLE = FailureKind(
+    ProviderUnavailableError, "{provider} cannot be reached: {why}", retryable=True, counts_as_failure=True
+)
 
 
-BAD_ANSWER = Kind(ProviderAnswerError, "the answer of {provider} is of no use: {why}", again=True, ill=True)
+BAD_ANSWER = FailureKind(
+    ProviderResponseError, "the answer of {provider} is of no use: {why}", retryable=True, counts_as_failure=True
+)
 
 
-TIMEOUT = Kind(TimeUpError, "{provider} did not answer in time")
+TIMEOUT = FailureKind(DeadlineExceededError, "{provider} did not answer in time")
 
 
-LONG_TIMEOUT = Kind(TimeUpError, "{provider} did not answer in time", ill=True)
+LONG_TIMEOUT = FailureKind(DeadlineExceededError, "{provider} did not answer in time", counts_as_failure=True)
 
 
-BY_STATUS: Mapping[int, Kind] = {
+BY_STATUS: Mapping[int, FailureKind] = {
     401: CREDENTIALS,
     402: CREDENTIALS,
     403: CREDENTIALS,
@@ -84,22 +92,22 @@ BY_STATUS: Mapping[int, Kind] = {
 }
 
 
-class ProviderFault(Exception):  # noqa: N818 - as RowFaults, a finding that becomes an error later
+class ProviderCallError(Exception):
     """A call to a provider that gave no vectors."""
 
-    def __init__(self, kind: Kind, provider: str, why: str = "", *, retry_after_s: float | None = None) -> None:
+    def __init__(self, kind: FailureKind, provider: str, why: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(kind.message.format(provider=provider, why=why))
         self.kind = kind
         self.retry_after_s = retry_after_s  # as the provider asks
 
     def error(self, wait_s: float) -> DomainError:
         """Returns what the caller gets; where another try may help, it should wait so long before."""
-        return self.kind.error(str(self), retry_after_s=wait_s if self.kind.again else math.inf)
+        return self.kind.error(str(self), retry_after_s=wait_s if self.kind.retryable else math.inf)
 
 
-def of_status(
+def from_status(
     provider: str, status: int, headers: Mapping[str, str], *, said: str = "", exhausted: bool = False
-) -> ProviderFault:
+) -> ProviderCallError:
     """Returns the fault of an HTTP status.
 
     `said` is the provider's own sentence: only a refused request's is passed on, since others may quote the key.
@@ -113,10 +121,10 @@ def of_status(
     why = f"HTTP {status}"
     if kind is REFUSED and said:
         why += f", {said[:MAX_SAID_CHARACTERS]}"
-    return ProviderFault(kind, provider, why, retry_after_s=retry_after_s(headers))
+    return ProviderCallError(kind, provider, why, retry_after_s=retry_after_s(headers))
 
 
-def without_key(said: str, key: SecretStr) -> str:
+def redact_key(said: str, key: SecretStr) -> str:
     """Returns a provider's sentence, or nothing of it where it quotes as much as a piece of the key."""
     secret = key.get_secret_value()
     pieces = (secret[at : at + KEY_PIECE_CHARACTERS] for at in range(max(1, len(secret) - KEY_PIECE_CHARACTERS + 1)))

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 
-from isogloss_server.models.interfaces import Role, Rows, Truncation
+from isogloss_server.models.interfaces import Rows
 
 
-class UnusableAnswerError(Exception):
+class InvalidResponseError(Exception):
     """An answer that cannot be the vectors that were asked for; the message never quotes it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProviderResponse:
     """The vectors, float32 [n, d], of the n texts of one call, and the tokens that the provider bills for them."""
 
     rows: Rows
@@ -26,25 +27,25 @@ def to_rows(vectors: Sequence[Any]) -> Rows:
     """Returns float32 [n, d] of a provider's vectors: each a list of numbers, or base64 of little-endian float32.
 
     Raises:
-        UnusableAnswerError: they are something else, or differ in width.
+        InvalidResponseError: they are something else, or differ in width.
     """
     try:
         rows = [_row(vector) for vector in vectors]
     except (ValueError, TypeError) as error:
-        raise UnusableAnswerError("a vector is neither numbers nor base64 of them") from error
+        raise InvalidResponseError("a vector is neither numbers nor base64 of them") from error
     if len({row.shape for row in rows}) > 1:
-        raise UnusableAnswerError("its vectors differ in width")
+        raise InvalidResponseError("its vectors differ in width")
     return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
 
-def check(rows: Rows, texts: int, columns: int) -> None:
-    """Raises UnusableAnswerError unless `rows` are finite float32 [texts, columns]; 0 columns: any number."""
+def check_rows(rows: Rows, texts: int, columns: int) -> None:
+    """Raises InvalidResponseError unless `rows` are finite float32 [texts, columns]; 0 columns: any number."""
     if len(rows) != texts:
-        raise UnusableAnswerError(f"{len(rows)} vectors for {texts} texts")
+        raise InvalidResponseError(f"{len(rows)} vectors for {texts} texts")
     if columns and rows.shape[1] != columns:
-        raise UnusableAnswerError(f"vectors of {rows.shape[1]} numbers, where {columns} are due")
+        raise InvalidResponseError(f"vectors of {rows.shape[1]} numbers, where {columns} are due")
     if not rows.shape[1] or not np.isfinite(rows).all():
-        raise UnusableAnswerError("numbers that are not finite")
+        raise InvalidResponseError("numbers that are not finite")
 
 
 def _row(vector: Any) -> Rows:
@@ -62,12 +63,14 @@ class Provider(Protocol):
 
     title: str  # its name, for people
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, timeout_s: float) -> Answer:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, timeout_s: float
+    ) -> ProviderResponse:
         """Makes one HTTP call.
 
         Raises:
-            ProviderFault: it gave no answer.
-            UnusableAnswerError: or one that could not be understood.
+            ProviderCallError: it gave no answer.
+            InvalidResponseError: or one that could not be understood.
             TimeoutError: or none within `timeout_s`.
             Exception: whatever its SDK makes of an answer that it cannot read.
         """

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from isogloss.wire.enums import InputType, Truncation
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import SecretStr
 
-from isogloss_server.models.interfaces import Role, Truncation
-from isogloss_server.models.providers.errors import UNREACHABLE, ProviderFault, of_status, without_key
-from isogloss_server.models.providers.interface import Answer, UnusableAnswerError, to_rows
+from isogloss_server.models.providers.errors import UNREACHABLE, ProviderCallError, from_status, redact_key
+from isogloss_server.models.providers.interface import InvalidResponseError, ProviderResponse, to_rows
 
 NO_KEY = "none"  # the SDK wants one, and servers that need none take any
 
@@ -35,31 +35,31 @@ class OpenAI:
     async def embed(
         self,
         texts: Sequence[str],
-        role: Role,  # noqa: ARG002
+        input_type: InputType,  # noqa: ARG002
         truncation: Truncation,  # noqa: ARG002
         timeout_s: float,
-    ) -> Answer:
+    ) -> ProviderResponse:
         """Makes one HTTP call; see `models.remote.embedder.Provider`. The API knows neither roles nor truncation."""
         try:
             answer = await self._client.embeddings.create(
                 model=self._model, input=list(texts), encoding_format="base64", timeout=timeout_s
             )
-            return Answer(to_rows(_in_order(answer.data)), _billed_tokens(answer))
+            return ProviderResponse(to_rows(_in_order(answer.data)), _billed_tokens(answer))
         except APIStatusError as error:
             raise self._fault(error) from None
         except APITimeoutError:
             raise TimeoutError from None
         except APIConnectionError as error:
-            raise ProviderFault(UNREACHABLE, self.title, type(error.__cause__ or error).__name__) from None
+            raise ProviderCallError(UNREACHABLE, self.title, type(error.__cause__ or error).__name__) from None
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
-    def _fault(self, error: APIStatusError) -> ProviderFault:
+    def _fault(self, error: APIStatusError) -> ProviderCallError:
         body = error.body if isinstance(error.body, dict) else {}
-        said = without_key(str(body.get("message", "")), self._key)
-        return of_status(
+        said = redact_key(str(body.get("message", "")), self._key)
+        return from_status(
             self.title, error.status_code, error.response.headers, said=said, exhausted=error.code == USED_UP
         )
 
@@ -68,7 +68,7 @@ def _in_order(items: Sequence[Any]) -> Sequence[Any]:
     """Returns the vectors of an answer in the order of the texts, which `index` tells."""
     ordered = sorted(items, key=lambda item: item.index)
     if [item.index for item in ordered] != list(range(len(ordered))):
-        raise UnusableAnswerError("its vectors are not numbered through")
+        raise InvalidResponseError("its vectors are not numbered through")
     return [item.embedding for item in ordered]
 
 

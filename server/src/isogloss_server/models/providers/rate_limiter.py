@@ -6,9 +6,11 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from isogloss.wire.enums import Priority
+
 from isogloss_server.clock import Clock
 from isogloss_server.errors import ProviderRateLimitError
-from isogloss_server.models.interfaces import Priority, Urgency
+from isogloss_server.models.interfaces import Urgency
 
 MINUTE_S = 60.0
 
@@ -23,7 +25,7 @@ class _Waiter(NamedTuple):
     begins: "asyncio.Future[None]"
 
 
-class Throttle:
+class RateLimiter:
     """One provider model's calls in flight, and its token bucket of texts.
 
     A text's token comes back a minute after its call has ended, so that in no minute, wherever it begins, the
@@ -43,7 +45,7 @@ class Throttle:
         self._turn = 0  # of the last call that began
         self._alarm: asyncio.Task[None] | None = None
 
-    async def enter(self, texts: int, urgency: Urgency, chunk: int = 0) -> None:
+    async def acquire(self, texts: int, urgency: Urgency, chunk: int = 0) -> None:
         """Returns when a call with so many texts may begin; `leave` must be called once it has ended.
 
         Jobs take turns: a job's chunk 3 begins after the first three of one that came later, and before its fourth.
@@ -78,7 +80,7 @@ class Throttle:
             message = "the provider's limit leaves no room for the texts before the deadline"
             raise ProviderRateLimitError(message, retry_after_s=wait_s, limit=self._texts_per_minute)
 
-    def leave(self, texts: int) -> None:
+    def release(self, texts: int) -> None:
         """Makes room for the next call."""
         self._free_calls += 1
         if self._texts_per_minute:

@@ -10,7 +10,7 @@ from isogloss.v1 import embedding_pb2 as pb
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.own_time import OwnTime
-from tests.support.remote import LIGHT, SMALL, failure, queued, remote
+from tests.support.provider import LIGHT, SMALL, failure, queued, remote
 
 ONE = pb.EmbedRequest(texts=["one"])
 DATE_S = 1_800_000_000.0

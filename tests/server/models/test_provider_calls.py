@@ -10,7 +10,7 @@ from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.fake_provider_wire import vectors_of
 from tests.support.own_time import OwnTime
-from tests.support.remote import KEY, LIGHT, SMALL, failure, remote
+from tests.support.provider import KEY, LIGHT, SMALL, failure, remote
 from tests.support.wire import array_of
 
 

@@ -18,7 +18,7 @@ def rows(off: float) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_worst_row_is_found() -> None:
     """The least cosine is that of the worst row, the difference is a share of the vector's length."""
-    found = parity.compared("q: ", *rows(0.02), "openvino-f32")
+    found = parity.compare_rows("q: ", *rows(0.02), "openvino-f32")
     assert found.least_cosine == pytest.approx(0.98, abs=1e-6)
     assert found.mean_cosine == pytest.approx(1 - 0.02 / 8, abs=1e-6)
     assert found.difference == pytest.approx(np.sqrt(1 - 0.98**2), abs=1e-6)
@@ -38,7 +38,7 @@ def test_the_worst_row_is_found() -> None:
 )
 def test_the_precision_says_what_is_faithful(backend: str, off: float, *, is_faithful: bool) -> None:
     """What bfloat16 may miss, float32 may not."""
-    found = parity.compared("", *rows(off), backend)
+    found = parity.compare_rows("", *rows(off), backend)
     assert found.is_faithful is is_faithful
     assert ("OFF" in str(found)) is not is_faithful
 

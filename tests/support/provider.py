@@ -17,10 +17,10 @@ import pytest
 import trustme
 from google.rpc import error_details_pb2, status_pb2
 from isogloss_server import factory
-from isogloss_server.engine.registry import Ready, Registry, ServedModel
+from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.engine.request import Limits
 from isogloss_server.models.providers import catalog
-from isogloss_server.models.providers.embedder import RemoteEmbedder, Terms
+from isogloss_server.models.providers.embedder import ProviderEmbedder, ProviderLimits
 from isogloss_server.models.providers.interface import Provider
 from pydantic import SecretStr
 
@@ -40,7 +40,7 @@ JITTER = 0.5  # so that the first attempt is followed by a wait of 0.25 s * (1 -
 class Remote:
     """A provider's model as the server holds it, and the stub that reaches it."""
 
-    embedder: RemoteEmbedder
+    embedder: ProviderEmbedder
     model: ServedModel
     stub: Any
 
@@ -66,7 +66,7 @@ def authority() -> str:
     return str(file)
 
 
-def client_of(hosted: catalog.Hosted) -> Provider:
+def client_of(hosted: catalog.HostedModel) -> Provider:
     """Returns a provider's API on its SDK, as the server makes it."""
     with mock.patch.dict(os.environ, {"SSL_CERT_FILE": authority()}):
         return factory._client(hosted, SecretStr(KEY))
@@ -80,16 +80,16 @@ async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) 
     usual = {"max_texts": hosted.provider.max_texts, "max_bytes": hosted.provider.max_bytes, "calls": 8}
     registry = Registry(["m"])
     model = registry.get("m")
-    embedder = RemoteEmbedder(
+    embedder = ProviderEmbedder(
         "m",
         client_of(hosted),
         card,
-        Terms(**{**usual, "texts_per_minute": 0, "timeout_s": 60.0, **terms}),
+        ProviderLimits(**{**usual, "texts_per_minute": 0, "timeout_s": 60.0, **terms}),
         clock,
         report=model.reporter("provider"),
         jitter=lambda: JITTER,
     )
-    model.serve(Ready(embedder, LIMITS, bulk_jobs=32))
+    model.serve(ReadyModel(embedder, LIMITS, bulk_jobs=32))
     try:
         async with serving(registry, clock) as stub:
             yield Remote(embedder, model, stub)
@@ -127,5 +127,5 @@ async def failure(call: Any) -> Told:
 async def queued(m: Remote, calls: int) -> None:
     """Returns once so many calls to the provider wait for their turn."""
     async with asyncio.timeout(60):
-        while len(m.embedder._throttle._waiting) < calls:  # noqa: ASYNC110 - of which nobody tells
+        while len(m.embedder._rate_limiter._waiting) < calls:  # noqa: ASYNC110 - of which nobody tells
             await asyncio.sleep(0)

@@ -8,7 +8,7 @@ from isogloss.v1 import embedding_pb2 as pb
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.own_time import OwnTime
-from tests.support.remote import LIGHT, SMALL, Remote, failure, queued, remote
+from tests.support.provider import LIGHT, SMALL, Remote, failure, queued, remote
 
 MINUTE_S = 60.0
 ONE = pb.EmbedRequest(texts=["one"])
@@ -32,7 +32,7 @@ async def test_no_minute_sees_more_texts_than_the_provider_allows(fake: FakeProv
         began_s = clock.now_s
         sizes = [70, 1, 45, 100, 30, 64]
         calls = [m.stub.Embed(named(str(caller), n), timeout=3600) for caller, n in enumerate(sizes)]
-        throttle = m.embedder._throttle
+        throttle = m.embedder._rate_limiter
         answers = await clock.fly(asyncio.gather(*calls), busy=lambda: throttle._free_calls < 8)
     assert [answer.embeddings.rows for answer in answers] == sizes
     for first in fake.requests:
@@ -106,7 +106,7 @@ async def test_a_caller_who_hangs_up_while_waiting_sends_nothing(fake: FakeProvi
         async with asyncio.timeout(60):
             while (await m.stub.Health(pb.HealthRequest())).models[0].queued_texts != 20:
                 pass
-        assert sum(not waiter.begins.done() for waiter in m.embedder._throttle._waiting) == 1
+        assert sum(not waiter.begins.done() for waiter in m.embedder._rate_limiter._waiting) == 1
         gate.open()
         await asyncio.gather(first, behind)
     assert not any(text.startswith("gone") for text in fake.texts)
