@@ -517,7 +517,7 @@ class _EmbedStream:
 
     async def receive(self, timeout_s: float) -> Any:
         """Returns the next message, END_OF_STREAM, or None after `timeout_s`; raises the error that ended it."""
-        await asyncio.sleep(0)  # lets the event loop transfer messages
+        await asyncio.sleep(0)  # the event loop transfers messages only while this task is suspended
         if self._inbox.empty() and timeout_s <= 0:
             return None
         try:
