@@ -1,6 +1,7 @@
-"""The `isogloss` program, with gRPC's core kept quiet: its log lines would stand before the one that tells an error.
+"""Entry point of the `isogloss` command, which disables the log of gRPC's core.
 
-A module of its own, since gRPC reads the variable as it is loaded.
+The log would print lines before the error message of the command. This is a module of its own because gRPC reads the
+variable when it is imported.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 def main() -> int:
     """Runs the command line; returns its exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from isogloss.cli import main as run  # noqa: PLC0415 - only now, see above
+    from isogloss.cli import main as run  # noqa: PLC0415 - after the variable is set
 
     return run()
 

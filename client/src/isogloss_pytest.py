@@ -1,6 +1,6 @@
-"""Fixtures of pytest for programs that call an Isogloss server. pytest finds them by itself, by an entry point.
+"""pytest plugin with fixtures for programs that call an Isogloss server, registered by an entry point.
 
-A module of its own, which imports nothing before a test asks for a fixture: pytest loads it in every run.
+pytest imports this module in every run, so it imports the client only when a test uses a fixture.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def isogloss_server() -> "Iterator[FakeServer]":
-    """A FakeServer of default settings, which the test may change; see isogloss.testing."""
-    from isogloss.testing import FakeServer  # noqa: PLC0415 - see above
+    """Provides a running FakeServer with default settings, which the test may change; see isogloss.testing."""
+    from isogloss.testing import FakeServer  # noqa: PLC0415 - see the module's docstring
 
     with FakeServer() as server:
         yield server
@@ -24,7 +24,7 @@ def isogloss_server() -> "Iterator[FakeServer]":
 
 @pytest.fixture
 def isogloss_client(isogloss_server: "FakeServer") -> "Iterator[Client]":
-    """A Client on `isogloss_server`."""
+    """Provides a Client connected to `isogloss_server`."""
     from isogloss.client import Client  # noqa: PLC0415
 
     with Client(isogloss_server.target) as client:

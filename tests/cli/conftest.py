@@ -1,4 +1,4 @@
-"""A scripted server."""
+"""Fixture: a scripted server."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,6 @@ from tests.support.scripted_server import Running, running
 
 @pytest.fixture
 def scripted() -> Iterator[Running]:
-    """A server whose answers the test scripts."""
+    """Provides a server with responses set by the test."""
     with running() as server:
         yield server

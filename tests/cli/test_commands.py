@@ -1,7 +1,8 @@
-"""The isogloss command: arguments, output for people and for programs, exit codes."""
+"""The isogloss command: arguments, tables, JSON and exit codes."""
 
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,15 @@ from isogloss import __version__
 from isogloss.cli import main
 from isogloss.v1 import embedding_pb2 as pb
 
-from tests.support.scripted_server import DIMENSIONS, SPACE, Running, vector
+from tests.support.scripted_server import DIMENSIONS, SPACE, Running, refusal, vector
 
 
 @pytest.fixture
 def run(scripted: Running, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command on the scripted server; returns exit code, stdout and stderr."""
+    """Returns a function that runs the command and returns its exit code, stdout and stderr."""
 
     def command(*argv: str, **environment: str) -> tuple[int, str, str]:
-        """Runs it in this process."""
+        """Runs the command in this process."""
         try:
             code = main(list(argv), {"ISOGLOSS_SERVER": scripted.address, **environment})
         except SystemExit as end:
@@ -29,20 +30,20 @@ def run(scripted: Running, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     return command
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def set_stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Puts `text` on standard input."""
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-def test_embed_prints_a_line_a_text(run: Any) -> None:
-    """People see the first numbers of each vector."""
+def test_embed_prints_a_line_per_text(run: Any) -> None:
+    """The table has one line per text."""
     code, out, err = run("embed", "a", "b")
     assert (code, err) == (0, "")
     assert [line.split()[-1] for line in out.splitlines()] == ["a", "b"]
 
 
-def test_embed_as_json(run: Any) -> None:
-    """Programs get every number."""
+def test_embed_json_has_all_numbers(run: Any) -> None:
+    """--json prints texts, vectors, token counts, model and space."""
     _, out, _ = run("embed", "a", "おはよう", "--json")
     assert json.loads(out) == {
         "model": "default",
@@ -57,45 +58,45 @@ def test_embed_as_json(run: Any) -> None:
 
 @pytest.mark.parametrize("words", [["embed", "a"], ["similarity", "a", "b"], ["nearest", "a", "b"]])
 @pytest.mark.parametrize(("flags", "sent"), [([], 0), (["--truncation", "end"], pb.TRUNCATION_END)])
-def test_a_truncation_left_unsaid_is_left_to_the_server(
+def test_an_absent_truncation_flag_stays_absent_in_requests(
     run: Any, scripted: Running, words: list[str], flags: list[str], sent: int
 ) -> None:
-    """Without the flag the server does what the model can; with it, what was asked for."""
+    """Without --truncation the request has none; with it, the value of the flag."""
     assert run(*words, *flags)[0] == 0
     requests = [*scripted.script.requests("Embed"), *scripted.script.requests("Similarity")]
     assert [request.truncation for request in requests] == [sent]
 
 
-def test_similarity_prints_a_map(run: Any) -> None:
-    """Texts are compared with each other; a pipe gets no colours."""
+def test_similarity_prints_a_heat_map(run: Any) -> None:
+    """The texts are compared with each other; a pipe gets no colours."""
     code, out, _ = run("similarity", "a", "a")
     assert (code, out) == (0, "         0     1\n0  a  1.00  1.00\n1  a  1.00  1.00\n")
     assert "\x1b" not in out
 
 
-def test_similarity_as_json(run: Any) -> None:
-    """Both sides and all scores are in the object."""
+def test_similarity_json_has_both_sides_and_all_scores(run: Any) -> None:
+    """--json prints queries, candidates, metric and scores."""
     _, out, _ = run("similarity", "a", "--candidate", "a", "--candidate", "b", "--json", "--metric", "dot")
     found = json.loads(out)
     assert (found["queries"], found["candidates"], found["metric"]) == (["a"], ["a", "b"], "dot")
     assert found["scores"] == [[float(vector("a") @ vector("a")), float(vector("a") @ vector("b"))]]
 
 
-def test_pairs_as_json(run: Any) -> None:
-    """Each text meets the candidate of the same place."""
+def test_pairwise_json_has_each_text_with_its_candidate(run: Any) -> None:
+    """Each text is compared with the candidate in the same position."""
     _, out, _ = run("similarity", "a", "b", "--candidate", "a", "--candidate", "b", "--pairwise", "--json")
     pairs = [{"query": text, "candidate": text, "score": 1.0} for text in "ab"]
     assert json.loads(out)["pairs"] == pairs
 
 
-def test_pairs_are_readable(run: Any) -> None:
-    """A line a pair."""
+def test_pairwise_prints_a_line_per_pair(run: Any) -> None:
+    """The table has one line per pair."""
     assert run("similarity", "a", "--candidate", "a", "--pairwise")[1] == "  1.000  a  a\n"
 
 
 def test_nearest_reads_candidates_from_stdin(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without candidates the lines of standard input are searched, blank ones left out."""
-    typed(monkeypatch, "b\n\na\r\n  \nc\n")
+    """Without candidates, the lines of standard input are searched, except blank ones."""
+    set_stdin(monkeypatch, "b\n\na\r\n  \nc\n")
     _, out, _ = run("nearest", "a", "-k", "1", "--json")
     assert json.loads(out) == {
         "model": "default",
@@ -107,18 +108,18 @@ def test_nearest_reads_candidates_from_stdin(run: Any, monkeypatch: pytest.Monke
 
 
 def test_nearest_prints_a_table(run: Any) -> None:
-    """Score, row, text."""
+    """The table has score, row and text."""
     assert run("nearest", "a", "a", "--min-score", "0.9")[1] == " score  row  text\n 1.000    0  a\n"
 
 
 def test_a_dash_reads_stdin(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A single - stands for the lines of standard input."""
-    typed(monkeypatch, "a\nb")
+    """A single - selects the lines of standard input."""
+    set_stdin(monkeypatch, "a\nb")
     assert json.loads(run("embed", "-", "--json")[1])["texts"] == ["a", "b"]
 
 
-def test_health(run: Any, scripted: Running) -> None:
-    """A server that serves, if slowly, is exit code 0; what is wrong is to be read."""
+def test_health_exits_with_0_if_serving_or_degraded(run: Any, scripted: Running) -> None:
+    """A degraded server is exit code 0, with its detail in the table; an unknown status is exit code 1."""
     code, out, _ = run("health")
     assert code == 0
     assert out.startswith("degraded: version 9.9, up 3 s\n")
@@ -127,8 +128,8 @@ def test_health(run: Any, scripted: Running) -> None:
     assert run("health", "--model", "newer")[0] == 1
 
 
-def test_models(run: Any) -> None:
-    """Every model with its dimensions and space."""
+def test_models_prints_dimensions_and_space(run: Any) -> None:
+    """The table has each model with its dimensions and space."""
     code, out, _ = run("models")
     assert code == 0
     assert out.splitlines()[1].split() == ["default", "16", "8", "0", "1", SPACE]
@@ -152,7 +153,7 @@ def test_models(run: Any) -> None:
     ],
 )
 def test_wrong_usage_is_exit_code_2(run: Any, argv: list[str]) -> None:
-    """What is wrong is one line on stderr, and nothing on stdout."""
+    """The error is one line on stderr, and stdout is empty."""
     code, out, err = run(*argv)
     assert (code, out) == (2, "")
     assert err.startswith("isogloss: ")
@@ -160,39 +161,78 @@ def test_wrong_usage_is_exit_code_2(run: Any, argv: list[str]) -> None:
     assert "--help" in err
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["embed", "a", "--timeout-s", "0"], "--timeout-s must be finite and at least 0.001, not 0.0"),
+        (["embed", "a", "--npy", "-"], "argument --npy: standard output (-) is not supported; name a file"),
+        (["health", "--server", "http://x"], "--server (or ISOGLOSS_SERVER) must have the form 'host:port'"),
+        (["nearest"], "the following arguments are required: QUERY (see"),
+        (["nearest", "a", "--metirc", "dot"], "unknown flag --metirc; did you mean --metric?"),
+        (["nearest", "a", "--metirc=dot"], "unknown flag --metirc; did you mean --metric?"),
+        (["health", "--frobnicate"], "unknown flag --frobnicate (see isogloss health --help)"),
+        (["health", "fake"], "unexpected argument 'fake'"),
+    ],
+)
+def test_usage_errors_name_the_flag(run: Any, argv: list[str], message: str) -> None:
+    """The message has the flag or argument as the user writes it, and a suggestion for a mistyped flag."""
+    assert run(*argv)[2].startswith(f"isogloss: {message}")
+
+
+def test_an_unknown_value_of_a_flag_lists_the_values(run: Any) -> None:
+    """The values are those to type, not members of an enum."""
+    err = run("embed", "a", "--truncation", "x")[2]
+    assert re.search(r"--truncation: .*choose from '?end'?, '?start'?, '?error'?\)", err)
+
+
+def test_a_text_that_the_server_refuses_is_named_by_its_argument(run: Any, scripted: Running) -> None:
+    """The line names the query, without control characters that the server may have sent."""
+    scripted.script.faults = [refusal("EMPTY_TEXT", "queries.texts.texts[0]\x1b[31m")]
+    assert run("nearest", "a", "b")[2] == "isogloss: query [31m is wrong [EMPTY_TEXT]\n"
+
+
+def test_the_heat_map_fits_the_terminal(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the lines of the heat map are at most as wide as the terminal."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = run("similarity", "--color", "never", *(f"a long text with the number {n}" for n in range(8)))
+    assert max(map(len, out.splitlines())) <= 40
+    assert {"0", "7"} < set(out.split())
+
+
 def test_no_texts_are_wrong_usage(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty standard input is not sent."""
-    typed(monkeypatch, "\n \n")
+    """An empty standard input is a usage error."""
+    set_stdin(monkeypatch, "\n \n")
     code, _, err = run("embed")
     assert code == 2
     assert "no texts" in err
 
 
 def test_other_errors_are_one_line_and_exit_code_1(run: Any, scripted: Running) -> None:
-    """The line says what happened and which text is at fault; there is no traceback."""
+    """The line has the message and the invalid text's row, without a traceback."""
     scripted.script.bad_texts = {"bad"}
     code, out, err = run("embed", "a", "bad")
     assert (code, out) == (1, "")
     assert err == "isogloss: texts[1] is wrong [EMPTY_TEXT]\n"
 
 
-def test_nobody_listens(run: Any) -> None:
-    """A server that is not there is one line."""
+def test_an_unreachable_server_is_one_line(run: Any) -> None:
+    """A target without a server prints one line."""
     code, _, err = run("health", "--server", "127.0.0.1:1")
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith("isogloss: ")
     assert "UNAVAILABLE" in err
 
 
-def test_a_missing_certificate_file_is_one_line(run: Any) -> None:
-    """The file is named."""
+def test_a_missing_certificate_file_is_named(run: Any) -> None:
+    """The error is one line with the path of the file."""
     code, _, err = run("health", "--root-certificates", "/nonexistent/ca.pem")
     assert (code, err.count("\n")) == (1, 1)
     assert "/nonexistent/ca.pem" in err
 
 
-def test_colours_only_when_asked(run: Any) -> None:
-    """A pipe has none unless told; with --color always NO_COLOR does not matter."""
+def test_pipes_have_no_colours_unless_requested(run: Any) -> None:
+    """A pipe gets colours only with --color always, which overrides NO_COLOR."""
     assert "\x1b" not in run("similarity", "a", "b")[1]
     assert "\x1b" in run("similarity", "a", "b", "--color", "always")[1]
     assert "\x1b" in run("nearest", "a", "b", "--color", "always", NO_COLOR="1")[1]
@@ -202,16 +242,16 @@ def test_colours_only_when_asked(run: Any) -> None:
     ("environment", "coloured"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
 )
-def test_a_terminal_has_colours(
+def test_terminals_have_colours_unless_disabled(
     run: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], coloured: bool
 ) -> None:
-    """On a terminal there are colours, unless the environment asks for none."""
+    """A terminal gets colours, unless the environment disables them."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert ("\x1b" in run("similarity", "a", "b", **environment)[1]) is coloured
 
 
-def test_the_key_comes_from_the_environment(run: Any, scripted: Running) -> None:
-    """There is no flag for the key; the variable's is sent."""
+def test_the_api_key_is_read_from_the_environment_only(run: Any, scripted: Running) -> None:
+    """ISOGLOSS_API_KEY is sent; there is no flag for it."""
     run("health", ISOGLOSS_API_KEY="secret-key")
     assert scripted.script.calls[0].metadata["authorization"] == "Bearer secret-key"
     code, out, _ = run("--help")
@@ -220,16 +260,16 @@ def test_the_key_comes_from_the_environment(run: Any, scripted: Running) -> None
     assert run("health", "--api-key", "x")[0] == 2
 
 
-def test_the_version(run: Any) -> None:
-    """--version names program and version."""
+def test_version_prints_program_and_version(run: Any) -> None:
+    """--version prints the program's name and version."""
     assert run("--version")[:2] == (0, f"isogloss {__version__}\n")
 
 
-def test_ctrl_c_is_clean(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupt is exit code 130 without a word."""
+def test_ctrl_c_exits_with_130_and_no_output(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt is exit code 130 without any output."""
 
     def interrupted() -> Any:
-        """Stands for reading, when Ctrl-C comes."""
+        """Raises as Ctrl-C does during a read."""
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.stdin", type("Stdin", (), {"__iter__": lambda self: interrupted()})())

@@ -1,4 +1,4 @@
-"""Standard input of any length: chunk by chunk, vectors in a file, lines of JSON, errors at the rows of the whole."""
+"""Long standard input: embedded in chunks, into files and JSON, with errors that name rows among all texts."""
 
 import io
 import json
@@ -17,7 +17,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    """A server; the command takes three texts at a time."""
+    """Provides a server; the command sends three texts per chunk."""
     monkeypatch.setattr(commands, "CHUNK_TEXTS", 3)
     with FakeServer(dimensions=16) as running:
         yield running
@@ -25,10 +25,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 
 @pytest.fixture
 def run(server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command with lines on standard input; returns exit code, stdout and stderr."""
+    """Returns a function that runs the command with lines on stdin and returns exit code, stdout and stderr."""
 
     def command(lines: list[str], *argv: str) -> tuple[int, str, str]:
-        """Runs it in this process."""
+        """Runs the command in this process."""
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         try:
             code = main(list(argv), {"ISOGLOSS_SERVER": server.target})
@@ -44,15 +44,15 @@ LINES = [f"text {number}" for number in range(8)]
 
 
 def vectors(server: FakeServer) -> np.ndarray:
-    """What the client gets for LINES."""
+    """Returns the vectors of LINES."""
     with Client(server.target) as client:
         return client.embed(LINES).vectors
 
 
-def test_vectors_in_a_file(run: Run, server: FakeServer, tmp_path: Path) -> None:
-    """--npy writes float32 [n, d] that numpy reads, and prints where and in which space; nothing else is left."""
+def test_npy_writes_a_file_that_numpy_loads(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    """--npy writes float32 [n, d], prints path, shape, model and space, and leaves no other file."""
     file = tmp_path / "vectors.npy"
-    file.write_text("what was there before")
+    file.write_text("previous contents")
     code, out, err = run(LINES, "embed", "--npy", str(file))
     assert (code, err) == (0, "")
     assert out == f"{file}: float32 [8, 16], model fake, space fake-space\n"
@@ -63,16 +63,16 @@ def test_vectors_in_a_file(run: Run, server: FakeServer, tmp_path: Path) -> None
     assert [len(received.texts) for received in server.requests if received.method == "Embed"][:3] == [3, 3, 2]
 
 
-def test_a_file_of_many_rows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of rows has room in the header however long it becomes."""
+def test_npy_files_can_have_any_number_of_rows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header has space for a larger number of rows than was known at first."""
     monkeypatch.setattr(commands, "CHUNK_TEXTS", 1000)
     file = tmp_path / "vectors.npy"
     assert run(["a"] * 12_345, "embed", "--npy", str(file))[0] == 0
     assert np.load(file, mmap_mode="r").shape == (12_345, 16)
 
 
-def test_a_file_as_json(run: Run, server: FakeServer, tmp_path: Path) -> None:
-    """With --json, programs read what is to be known beside the numbers; rows are those of the whole."""
+def test_npy_with_json_prints_what_the_file_lacks(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    """--json prints model, space and the truncated rows among all texts."""
     server.max_tokens = 2
     file = tmp_path / "vectors.npy"
     _, out, _ = run(["a", "b", "c", "d", "e f g"], "embed", "--npy", str(file), "--json")
@@ -87,8 +87,10 @@ def test_a_file_as_json(run: Run, server: FakeServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [None, b"before"])
-def test_no_file_is_left_half(run: Run, server: FakeServer, tmp_path: Path, before: bytes | None) -> None:
-    """Where a later chunk fails, the file is as it was, and the error names the row of the whole."""
+def test_a_failed_run_leaves_the_file_unchanged(
+    run: Run, server: FakeServer, tmp_path: Path, before: bytes | None
+) -> None:
+    """If a later chunk fails, the file is unchanged, and the error has the row among all texts."""
     file = tmp_path / "vectors.npy"
     if before is not None:
         file.write_bytes(before)
@@ -99,24 +101,24 @@ def test_no_file_is_left_half(run: Run, server: FakeServer, tmp_path: Path, befo
     assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if before is None else [before])
 
 
-def test_what_cannot_be_a_file_is_refused(run: Run, server: FakeServer, tmp_path: Path) -> None:
-    """A folder is wrong usage, a folder that is missing one line; neither costs a call."""
+def test_unusable_paths_are_refused_before_the_first_request(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    """A folder is a usage error, a missing folder an error of one line; no request is sent."""
     assert run(LINES, "embed", "--npy", str(tmp_path))[0] == 2
     code, _, err = run(LINES, "embed", "--npy", str(tmp_path / "no" / "vectors.npy"))
-    assert (code, err.count("\n")) == (1, 1)
+    assert (code, err) == (1, f"isogloss: {tmp_path}/no/vectors.npy: cannot write: No such file or directory\n")
     assert server.requests == []
 
 
-def test_no_texts_make_no_file(run: Run, tmp_path: Path) -> None:
-    """An empty standard input is wrong usage."""
+def test_no_texts_create_no_file(run: Run, tmp_path: Path) -> None:
+    """An empty standard input is a usage error."""
     code, _, err = run([], "embed", "--npy", str(tmp_path / "vectors.npy"))
     assert code == 2
     assert "no texts" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_of_json(run: Run, server: FakeServer) -> None:
-    """--jsonl prints one object for each text, complete in itself."""
+def test_jsonl_prints_one_complete_object_per_text(run: Run, server: FakeServer) -> None:
+    """Each line of --jsonl has all values of its text."""
     server.max_tokens = 1
     _, out, _ = run(["a", "b", "c", "d e"], "embed", "--jsonl")
     found = [json.loads(line) for line in out.splitlines()]
@@ -127,30 +129,32 @@ def test_lines_of_json(run: Run, server: FakeServer) -> None:
     ]
 
 
-def test_one_object_of_several_chunks(run: Run, server: FakeServer) -> None:
-    """--json is one object however many chunks there were."""
+def test_json_is_one_object_for_several_chunks(run: Run, server: FakeServer) -> None:
+    """--json prints one object for any number of chunks."""
     found = json.loads(run(LINES, "embed", "--json")[1])
     assert found["texts"] == LINES
     assert np.array_equal(np.array(found["vectors"], np.float32), vectors(server))
     assert found["token_counts"] == [2] * 8
 
 
-def test_readable_lines_of_several_chunks(run: Run) -> None:
-    """People get a line for each text."""
+def test_the_table_has_a_line_per_text_for_several_chunks(run: Run) -> None:
+    """The table has one line per text for any number of chunks."""
     assert len(run(LINES, "embed")[1].splitlines()) == 8
 
 
 @pytest.mark.parametrize("other", [["--json"], ["--npy", "vectors.npy"]])
-def test_forms_that_exclude_each_other(run: Run, other: list[str]) -> None:
-    """--jsonl with another form is wrong usage."""
+def test_jsonl_excludes_other_output_forms(run: Run, other: list[str]) -> None:
+    """--jsonl with --json or --npy is a usage error."""
     assert run(LINES, "embed", "--jsonl", *other)[0] == 2
 
 
-def test_a_space_that_changes_meanwhile(run: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors of two spaces never come into one output."""
+def test_a_space_that_changes_between_chunks_is_an_error(
+    run: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors of two spaces are not combined in one output."""
 
     def lines() -> Iterator[str]:
-        """Standard input during which the server gets another model."""
+        """Yields lines; changes the model of the server in between."""
         yield from LINES[:4]
         server.space_id = "other"
         yield from LINES[4:]
@@ -161,8 +165,8 @@ def test_a_space_that_changes_meanwhile(run: Run, server: FakeServer, monkeypatc
         assert main(argv, {"ISOGLOSS_SERVER": server.target}) == 1
 
 
-def test_neighbours_among_many(run: Run, server: FakeServer) -> None:
-    """The nearest of all candidates are found, ties by lower row, though only some are held at a time."""
+def test_nearest_finds_the_best_of_all_chunks(run: Run, server: FakeServer) -> None:
+    """The neighbours are the best of all chunks, ties ordered by row."""
     server.add_translations("umbrella", "Regenschirm", "paraguas")
     candidates = [*LINES, "paraguas", "umbrella", "rain", "umbrella"]
     found = json.loads(run(candidates, "nearest", "umbrella", "-k", "3", "--json")[1])
@@ -171,8 +175,8 @@ def test_neighbours_among_many(run: Run, server: FakeServer) -> None:
     assert max(len(received.texts) for received in server.requests) == 4
 
 
-def test_a_bad_candidate_is_named_by_its_row(run: Run, server: FakeServer) -> None:
-    """An error about a later chunk names the row of the whole."""
+def test_an_invalid_candidate_is_named_by_its_row_among_all(run: Run, server: FakeServer) -> None:
+    """An error in a later chunk has the row among all candidates."""
     server.max_tokens = 2
     _, _, err = run([*LINES[:6], "one two three"], "nearest", "q", "--truncation", "error")
-    assert "candidates.texts.texts[6]" in err
+    assert "candidates[6]" in err

@@ -1,4 +1,4 @@
-"""The isogloss command as a process of its own: pipes and encodings."""
+"""The isogloss command as a separate process: pipes and encodings."""
 
 import json
 import os
@@ -10,22 +10,22 @@ from tests.support.scripted_server import Running
 
 
 def process(server: Running, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
-    """Starts the command as a process of its own."""
+    """Starts the command as a separate process."""
     environment = {**os.environ, "ISOGLOSS_SERVER": server.address, "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "isogloss.cli", *argv]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-def test_as_a_process(scripted: Running) -> None:
-    """The installed command reads stdin and writes UTF-8."""
+def test_the_command_reads_and_writes_utf_8(scripted: Running) -> None:
+    """The command reads UTF-8 from stdin and writes UTF-8."""
     started = process(scripted, "nearest", "おはよう", "--json", stdin=subprocess.PIPE)
     out, err = started.communicate("a\nおはよう\n".encode(), timeout=60)
     assert (started.returncode, err) == (0, b"")
     assert json.loads(out)["neighbors"][0]["text"] == "おはよう"
 
 
-def test_a_closed_pipe_is_clean(scripted: Running) -> None:
-    """A reader that has seen enough, such as head, causes no complaint."""
+def test_a_closed_pipe_prints_no_error(scripted: Running) -> None:
+    """A reader that closes the pipe early, such as head, causes no output on stderr."""
     started = process(scripted, "embed", "--json", stdin=subprocess.PIPE)
     assert started.stdin is not None
     assert started.stdout is not None
@@ -38,10 +38,9 @@ def test_a_closed_pipe_is_clean(scripted: Running) -> None:
     assert started.wait(60) == 141
 
 
-def test_bytes_that_are_no_text_are_one_line(scripted: Running) -> None:
-    """Standard input that is no UTF-8 is refused, without a traceback."""
+def test_invalid_utf_8_on_stdin_is_reported_with_its_line(scripted: Running) -> None:
+    """Invalid UTF-8 on standard input is an error of one line, with the number of the line."""
     started = process(scripted, "embed", stdin=subprocess.PIPE)
     _, err = started.communicate(b"a\n\xff\xfe\n", timeout=60)
     assert started.returncode == 1
-    assert err.startswith(b"isogloss: ")
-    assert err.count(b"\n") == 1
+    assert err == b"isogloss: standard input, line 2: not valid UTF-8\n"

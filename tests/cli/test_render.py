@@ -1,4 +1,4 @@
-"""The heat map and the tables: aligned in every script, coloured only when asked, harmless whatever a text holds."""
+"""Heat map and tables: aligned for every script, colours on request, no control characters of texts."""
 
 import re
 
@@ -11,8 +11,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GREETINGS = ["Good night", "おやすみなさい", "शुभ रात्रि", "تصبح على خير", "Cafe\u0301"]
 
 
-def test_the_heat_map_of_texts_with_each_other() -> None:
-    """Rows and columns have the same numbers, so that one list explains both."""
+def test_a_heat_map_of_texts_with_each_other_has_one_list() -> None:
+    """Rows and columns have the same numbers, and the rows' labels serve both."""
     values = [[1, 0.81, -0.07], [0.81, 1, 0.1], [-0.07, 0.1, 1]]
     labels = ["Good night", "Gute Nacht", "The stock market fell"]
     assert heat_map(values, labels, labels, colour=False) == (
@@ -23,27 +23,37 @@ def test_the_heat_map_of_texts_with_each_other() -> None:
     )
 
 
-def test_the_heat_map_of_two_sides() -> None:
-    """Columns of their own are listed before the table."""
+def test_a_heat_map_of_two_sides_lists_the_columns_first() -> None:
+    """Column labels that differ from the row labels precede the table."""
     assert heat_map([[0.5, 12.25]], ["a"], ["Gute Nacht", "おやすみ"], colour=False) == (
         "0  Gute Nacht\n1  おやすみ\n\n          0      1\n0  a   0.50  12.25\n"
     )
 
 
-def test_no_score_is_minus_nothing() -> None:
-    """What rounds to zero has no sign."""
+@pytest.mark.parametrize("max_width", [1, 20, 40, 60, 80, 200])
+def test_a_heat_map_continues_in_further_tables_if_it_is_too_wide(max_width: int) -> None:
+    """All scores are printed once, in lines of at most max_width as long as one score and its label fit."""
+    values = np.arange(48).reshape(4, 12) / 100
+    drawn = heat_map(values, ["a long label"] * 4, ["b"] * 12, colour=False, max_width=max_width)
+    table = drawn.partition("\n\n")[2]
+    assert sorted(re.findall(r"\d\.\d\d", table)) == [f"{value:.2f}" for value in values.ravel()]
+    assert max(map(width, table.splitlines())) <= max(max_width, 18)
+
+
+def test_scores_that_round_to_zero_have_no_sign() -> None:
+    """A small negative score is printed as 0.00."""
     assert heat_map([[-0.001]], ["a"], ["a"], colour=False) == "         0\n0  a  0.00\n"
     assert pair_table(np.array([-0.0001], np.float32), ["a"], ["b"], colour=False) == "  0.000  a  b\n"
     assert neighbors_table([Neighbor(0, "a", -0.0001)], colour=False).endswith(" 0.000    0  a\n")
 
 
-def test_an_empty_heat_map() -> None:
-    """No rows are no failure."""
+def test_a_heat_map_without_rows_is_empty() -> None:
+    """No rows are not an error."""
     assert heat_map(np.zeros((0, 0)), [], [], colour=True) == "\n"
 
 
-def test_colours_change_nothing_but_colours() -> None:
-    """Without its colours, the coloured map begins with the plain one; nearer is another colour than farther."""
+def test_colours_do_not_change_the_text() -> None:
+    """Without its colours, the coloured map starts with the plain one; higher scores have another colour."""
     labels = ["a", "b"]
     plain = heat_map([[1, 0], [0, 1]], labels, labels, colour=False)
     coloured = heat_map([[1, 0], [0, 1]], labels, labels, colour=True)
@@ -56,19 +66,19 @@ def test_colours_change_nothing_but_colours() -> None:
 
 @pytest.mark.parametrize("colour", [False, True])
 def test_columns_are_aligned_in_every_script(colour: bool) -> None:
-    """Wide characters, combining marks and right-to-left labels all end in the same column."""
+    """Labels with wide characters, combining marks or right-to-left letters end in the same column."""
     drawn = heat_map(np.full((5, 5), 0.5), GREETINGS, GREETINGS, colour=colour)
     rows = ANSI.sub("", drawn).splitlines()[1:6]
     assert {width(row.rstrip()) for row in rows} == {width(rows[0].rstrip())}
 
 
 def test_right_to_left_labels_are_isolated() -> None:
-    """Terminals that reorder text keep the scores beside an Arabic label in their columns."""
+    """Isolates keep terminals that reorder text from moving the scores beside an Arabic label."""
     assert "\u2068تصبح على خير\u2069" in heat_map([[1]], ["تصبح على خير"], ["تصبح على خير"], colour=False)
 
 
-def test_the_table_of_neighbours() -> None:
-    """Score, row and text stand in columns, best first; vectors have no text."""
+def test_the_table_of_neighbours_is_aligned() -> None:
+    """Score, row and text are aligned, best first; vectors have no text."""
     found = [Neighbor(2, "Où est la gare ?", 0.8312), Neighbor(117, None, -0.5)]
     assert neighbors_table(found, colour=False) == (
         "  score  row  text\n  0.831    2  Où est la gare ?\n -0.500  117\n"
@@ -77,21 +87,21 @@ def test_the_table_of_neighbours() -> None:
     assert neighbors_table([], colour=True) == "no neighbours\n"
 
 
-def test_the_table_of_pairs() -> None:
-    """Score, query and candidate stand in columns."""
+def test_the_table_of_pairs_is_aligned() -> None:
+    """Score, query and candidate are aligned."""
     values = np.array([0.5, 1], np.float32)
     assert pair_table(values, ["a", "longer"], ["b", "c"], colour=False) == ("  0.500  a       b\n  1.000  longer  c\n")
     assert "\x1b" in pair_table(values, ["a", "longer"], ["b", "c"], colour=True)
 
 
-def test_the_table_of_vectors() -> None:
-    """The first numbers are enough for people."""
+def test_the_table_of_vectors_has_the_first_numbers() -> None:
+    """The table has the first five numbers of each vector."""
     assert vector_table(np.ones((1, 2), np.float32), ["a"]) == "+1.0000 +1.0000  a\n"
     assert vector_table(np.ones((1, 8), np.float32), ["a"]).endswith("+1.0000 … 8 numbers  a\n")
 
 
-def test_texts_cannot_command_the_terminal() -> None:
-    """Escapes, line ends and marks that turn the line around do not leave the program."""
+def test_control_characters_of_texts_are_not_printed() -> None:
+    """Escapes, line ends and directional marks of texts are replaced or removed."""
     nasty = "a\x1b[2Jb\nc\u202ed\u2066e\ud83df\x9b"
     shown = printable(nasty)
     assert shown == "a [2Jb cde\ufffdf "
@@ -116,18 +126,18 @@ def test_texts_cannot_command_the_terminal() -> None:
         ("", 0),
     ],
 )
-def test_width_is_what_a_terminal_shows(text: str, columns: int) -> None:
-    """East Asian characters take two columns, combining marks none."""
+def test_width_counts_columns_of_a_terminal(text: str, columns: int) -> None:
+    """East Asian characters have two columns, combining marks none."""
     assert width(text) == columns
 
 
-def test_fitted_texts_are_exactly_so_wide() -> None:
-    """Short texts are padded, long ones are cut between characters and marked."""
+def test_fitted_texts_have_the_exact_width() -> None:
+    """Short texts are padded; long ones are cut between characters, with an ellipsis."""
     assert fitted("ab", 4) == "ab  "
     assert fitted("日本語", 4) == "日… "
     assert fitted("abcdef", 4) == "abc…"
 
 
-def test_aligned_cells() -> None:
-    """Each column is as wide as its widest cell."""
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    """Cells are padded to the widest cell of their column."""
     assert aligned([("A", "B"), ("日本", "x")]) == "A     B\n日本  x\n"

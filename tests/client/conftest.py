@@ -1,4 +1,4 @@
-"""A scripted server and a client on it."""
+"""Fixtures: a scripted server and clients connected to it."""
 
 from collections.abc import Iterator
 
@@ -11,25 +11,25 @@ from tests.support.scripted_server import Running, Script, running
 
 @pytest.fixture
 def scripted() -> Iterator[Running]:
-    """A server without limits, until the test scripts some."""
+    """Provides a server that reports no limits unless the test sets some."""
     with running() as server:
         yield server
 
 
 @pytest.fixture
 def script(scripted: Running) -> Script:
-    """What the server answers, and what it was asked."""
+    """Provides the script of the server: its responses, and the requests it received."""
     return scripted.script
 
 
 @pytest.fixture
 def client(scripted: Running) -> Iterator[Client]:
-    """A client on the scripted server."""
+    """Provides a client connected to the scripted server."""
     with Client(scripted.address) as opened:
         yield opened
 
 
 @pytest.fixture(params=[blocking, asynchronous])
 def many(request: pytest.FixtureRequest, scripted: Running) -> Many:
-    """embed_many of one of the clients, on the scripted server."""
+    """Provides embed_many of the blocking or the asyncio client, connected to the scripted server."""
     return lambda texts, **arguments: request.param(scripted.address, texts, **arguments)

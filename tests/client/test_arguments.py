@@ -1,4 +1,4 @@
-"""Arguments that are wrong whatever a server says: refused before anything is sent, each named."""
+"""Invalid arguments raise errors that name them, before a request is sent."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,10 +42,10 @@ WRONG: list[tuple[Callable[[Client], Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("call", "field", "reason"), WRONG)
-def test_a_wrong_argument_is_named(
+def test_an_invalid_argument_is_named_before_a_request_is_sent(
     client: Client, script: Script, call: Callable[[Client], Any], field: str, reason: str
 ) -> None:
-    """The error has the argument's name and a reason, and nothing is sent."""
+    """The error has the argument's name and a reason, and no request is sent."""
     with pytest.raises(InvalidArgumentError) as raised:
         call(client)
     assert [violation.field for violation in raised.value.violations] == [field]
@@ -54,36 +54,36 @@ def test_a_wrong_argument_is_named(
     assert script.calls == []
 
 
-def test_an_unknown_word_lists_the_known(client: Client) -> None:
-    """The message says what is allowed."""
-    with pytest.raises(InvalidArgumentError, match="cosine, dot, euclidean, manhattan; not 'l2'"):
+def test_an_unknown_value_of_an_enum_lists_the_known_values(client: Client) -> None:
+    """The message lists the accepted values."""
+    with pytest.raises(InvalidArgumentError, match="cosine, dot, euclidean, manhattan, not 'l2'"):
         client.similarity(["a"], metric="l2")
 
 
-def test_a_text_is_never_quoted(client: Client) -> None:
-    """Errors end in logs, where callers' texts have no business."""
+def test_errors_do_not_quote_texts(client: Client) -> None:
+    """Errors are logged, and logs must not contain texts."""
     with pytest.raises(InvalidArgumentError) as raised:
         client.embed(["private \ud83d"])
     assert "private" not in repr(raised.value)
 
 
-def test_members_and_numpy_numbers_are_welcome(client: Client, script: Script) -> None:
-    """An enum's member does as well as its word, a numpy number as well as an int, any iterable as well as a list."""
+def test_enum_members_numpy_numbers_and_any_iterable_are_accepted(client: Client, script: Script) -> None:
+    """An enum member equals its value, a numpy number an int, and any iterable a list."""
     client.embed((text for text in ("a",)), input_type=InputType.QUERY, dimensions=np.int64(8))
     client.nearest("a", np.array(["b"]), k=np.int32(2), min_score=np.float32(-9))
     assert script.methods() == ["Embed", "Similarity"]
 
 
 @pytest.mark.parametrize("array", [[1.0, 2.0], np.zeros((1, 2, 3)), [["a"]], [[1.0], [1.0, 2.0]], None])
-def test_vectors_have_two_dimensions_of_numbers(array: Any) -> None:
-    """Anything else is refused where it is made."""
+def test_vectors_require_two_dimensions_of_numbers(array: Any) -> None:
+    """Vectors of other shapes or types raise when they are created."""
     with pytest.raises(InvalidArgumentError) as raised:
         Vectors(array, "space")
     assert raised.value.reason == "BAD_MATRIX"
 
 
-def test_vectors_do_not_change_under_the_caller() -> None:
-    """What a caller writes into an array afterwards does not reach the Vectors made of it."""
+def test_vectors_copy_writable_arrays() -> None:
+    """Later writes into the caller's array do not change the Vectors."""
     array = np.ones((2, 3), np.float32)
     vectors = Vectors(array, "space")
     array[:] = 5
@@ -110,8 +110,8 @@ HALF = "\udcff"
         lambda c: c.pairwise(["a"], None),
     ],
 )
-def test_nothing_but_our_errors_leaves(client: Client, script: Script, call: Any) -> None:
-    """Strings that UTF-8 cannot write, numbers beyond floats, and None for a side are errors of this package."""
+def test_unusual_invalid_values_raise_invalid_argument_error(client: Client, script: Script, call: Any) -> None:
+    """Unpaired surrogates, numbers beyond floats, and None as a side raise InvalidArgumentError."""
     with pytest.raises(InvalidArgumentError) as raised:
         call(client)
     assert raised.value.violations
@@ -119,8 +119,8 @@ def test_nothing_but_our_errors_leaves(client: Client, script: Script, call: Any
 
 
 @pytest.mark.parametrize("timeout_s", [1e10, 1e300, np.float32(30)])
-def test_a_long_timeout_is_long(client: Client, timeout_s: float) -> None:
-    """However far the deadline, the call has the time to be answered."""
+def test_very_long_timeouts_do_not_expire_at_once(client: Client, timeout_s: float) -> None:
+    """A timeout beyond the range of gRPC's clock still allows the call to succeed."""
     assert len(client.embed(["a"], timeout_s=timeout_s)) == 1
 
 
@@ -135,7 +135,7 @@ def test_a_long_timeout_is_long(client: Client, timeout_s: float) -> None:
         {"tls": True, "root_certificates": "x"},
     ],
 )
-def test_options_of_another_kind_are_refused(fields: dict[str, Any]) -> None:
-    """An option of a wrong kind is named where it is given, not where gRPC trips over it."""
+def test_options_of_the_wrong_type_are_refused(fields: dict[str, Any]) -> None:
+    """An option of the wrong type raises ValueError, which names it, when the options are created."""
     with pytest.raises(ValueError, match=next(reversed(fields))):
         ClientOptions(**fields)

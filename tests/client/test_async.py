@@ -1,7 +1,8 @@
-"""AsyncClient: what Client does, awaited."""
+"""AsyncClient has the methods and results of Client, as coroutines."""
 
 import asyncio
 import inspect
+import re
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -25,19 +26,19 @@ TEXTS = [f"text {number}" for number in range(12)]
 
 @pytest.fixture
 async def aclient(scripted: Running) -> AsyncIterator[AsyncClient]:
-    """An asyncio client on the scripted server."""
+    """Provides an asyncio client connected to the scripted server."""
     async with AsyncClient(scripted.address) as opened:
         yield opened
 
 
 def public(kind: type) -> dict[str, Any]:
-    """The public methods of a class, and its constructor."""
+    """Returns the public methods of a class, and its constructor."""
     members = inspect.getmembers(kind, inspect.isfunction)
     return {name: member for name, member in members if not name.startswith("_") or name == "__init__"}
 
 
 def test_both_clients_have_the_same_methods() -> None:
-    """Names, arguments, defaults and results are equal; the one's are awaited."""
+    """Names, arguments, defaults and results are equal; those of AsyncClient are coroutines."""
     assert set(public(Client)) == set(public(AsyncClient))
     for name, method in public(Client).items():
         twin = public(AsyncClient)[name]
@@ -48,13 +49,29 @@ def test_both_clients_have_the_same_methods() -> None:
         assert inspect.iscoroutinefunction(twin) == (name != "__init__"), name
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_every_argument_is_documented(kind: type) -> None:
+    """The docstring of each public method has an entry for each of its arguments, and no other entries."""
+    methods = {name: method for name, method in public(kind).items() if name != "__init__"}
+    for name, method in methods.items():
+        arguments = [argument for argument in inspect.signature(method).parameters if argument != "self"]
+        section = (inspect.getdoc(method) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+        assert re.findall(r"^    (\w+): ", section, re.MULTILINE) == arguments, name
+
+
+def test_both_clients_have_the_same_docstrings() -> None:
+    """A method has the same docstring in both clients, except embed_many, whose sources differ."""
+    for name in set(public(Client)) - {"__init__", "embed_many"}:
+        assert inspect.getdoc(getattr(Client, name)) == inspect.getdoc(getattr(AsyncClient, name)), name
+
+
 def _plain(method: Any) -> list[tuple[str, Any, Any]]:
-    """The names, defaults and kinds of a method's arguments."""
+    """Returns the names, defaults and kinds of a method's arguments."""
     return [(p.name, p.default, p.kind) for p in inspect.signature(method).parameters.values()]
 
 
-async def test_every_method_answers_as_the_blocking_one(aclient: AsyncClient, client: Client, script: Script) -> None:
-    """Split or not, both clients return the same."""
+async def test_both_clients_return_equal_results(aclient: AsyncClient, client: Client, script: Script) -> None:
+    """Each method returns the same from both clients, split or not."""
     script.limits["max_pairs"] = 20
     script.limits["max_texts"] = 5
     stored = Vectors(np.array([vector(text) for text in TEXTS]), SPACE)
@@ -82,20 +99,20 @@ async def test_every_method_answers_as_the_blocking_one(aclient: AsyncClient, cl
         assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
 
 
-async def test_many_calls_at_once(aclient: AsyncClient, script: Script) -> None:
-    """Calls of many tasks each get their own answer."""
+async def test_concurrent_calls_get_their_own_responses(aclient: AsyncClient, script: Script) -> None:
+    """Calls of several tasks at once each return their own vectors."""
     script.limits["max_texts"] = 2
     found = await asyncio.gather(*(aclient.embed([text, "b", "c"]) for text in TEXTS))
     assert all(np.array_equal(one.vectors[0], vector(text)) for one, text in zip(found, TEXTS, strict=True))
 
 
-async def test_cancelling_a_call_cancels_it_on_the_server(aclient: AsyncClient, script: Script) -> None:
-    """asyncio.CancelledError passes through untouched, and the server learns that nobody waits."""
+async def test_cancelling_a_call_cancels_the_request_on_the_server(aclient: AsyncClient, script: Script) -> None:
+    """asyncio.CancelledError is raised unchanged, and the server observes the cancellation."""
     entered, gone = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
     def hold(context: Any) -> None:
-        """Waits until the client has gone."""
+        """Waits until the client has cancelled the request."""
         context.add_callback(gone.set)
         loop.call_soon_threadsafe(entered.set)
         gone.wait(30)
@@ -109,13 +126,15 @@ async def test_cancelling_a_call_cancels_it_on_the_server(aclient: AsyncClient, 
     assert await asyncio.to_thread(gone.wait, 30)
 
 
-async def test_closing_ends_calls_with_an_error_of_ours(aclient: AsyncClient, script: Script) -> None:
-    """A task that nobody cancelled does not see asyncio.CancelledError when the client is closed under it."""
+async def test_closing_the_client_raises_call_cancelled_error_in_running_calls(
+    aclient: AsyncClient, script: Script
+) -> None:
+    """A task that was not cancelled itself does not receive asyncio.CancelledError when the client is closed."""
     entered, release = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
     def hold(context: Any) -> None:
-        """Waits until the test is over."""
+        """Waits until the end of the test."""
         loop.call_soon_threadsafe(entered.set)
         release.wait(30)
 
@@ -128,8 +147,8 @@ async def test_closing_ends_calls_with_an_error_of_ours(aclient: AsyncClient, sc
     release.set()
 
 
-async def test_a_closed_client_says_so(aclient: AsyncClient) -> None:
-    """A call after close fails with a clear error; closing again does not."""
+async def test_calls_on_a_closed_client_raise_failed_precondition(aclient: AsyncClient) -> None:
+    """A call after close raises FailedPreconditionError; closing again has no effect."""
     await aclient.models()
     await aclient.close()
     await aclient.close()
@@ -138,8 +157,8 @@ async def test_a_closed_client_says_so(aclient: AsyncClient) -> None:
     assert raised.value.reason == "CLIENT_CLOSED"
 
 
-async def test_errors_are_those_of_the_blocking_client(aclient: AsyncClient, script: Script) -> None:
-    """Violations and shifted rows come alike."""
+async def test_errors_of_split_calls_have_the_callers_rows(aclient: AsyncClient, script: Script) -> None:
+    """Violations of a split call have the rows of the whole call, as from the blocking client."""
     script.limits["max_texts"] = 2
     script.bad_texts = {"bad"}
     with pytest.raises(InvalidArgumentError) as raised:
@@ -147,27 +166,27 @@ async def test_errors_are_those_of_the_blocking_client(aclient: AsyncClient, scr
     assert [violation.field for violation in raised.value.violations] == ["texts[3]"]
 
 
-async def test_nobody_listens() -> None:
-    """A refused connection is UnavailableError."""
+async def test_a_refused_connection_raises_unavailable_error() -> None:
+    """A target without a server raises UnavailableError."""
     async with AsyncClient("127.0.0.1:1") as client:
         with pytest.raises(UnavailableError):
             await client.models()
 
 
-def test_a_client_may_be_made_before_the_loop(scripted: Running) -> None:
-    """The constructor needs no running loop."""
+def test_a_client_can_be_created_before_the_loop(scripted: Running) -> None:
+    """The constructor needs no running event loop."""
     client = AsyncClient(scripted.address)
 
     async def use() -> int:
-        """Calls once, in a loop that is newer than the client."""
+        """Makes one call in a loop created after the client."""
         async with client:
             return len(await client.embed(["a"]))
 
     assert asyncio.run(use()) == 1
 
 
-async def test_another_loop_is_refused(aclient: AsyncClient) -> None:
-    """A client belongs to the loop of its first call, and says so in another one, instead of hanging there."""
+async def test_a_second_event_loop_is_refused(aclient: AsyncClient) -> None:
+    """A client belongs to the loop of its first call; a call from another loop raises instead of blocking."""
     await aclient.health()
 
     def in_another_loop() -> None:

@@ -1,4 +1,4 @@
-"""embed_many left early, closed, or used where it cannot be: nothing is left behind."""
+"""embed_many ended early, by the caller or by closing the client, leaves no stream, thread or task."""
 
 import asyncio
 import subprocess
@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 from isogloss import AsyncClient, CallCancelledError, Client, FailedPreconditionError, InvalidArgumentError
-from isogloss.client import THREAD
+from isogloss.client import THREAD_NAME
 
 from tests.support.bulk import check_rows, numbered
 from tests.support.scripted_server import Running, Script
 
 
 class Watched:
-    """A manner that answers so many requests and then holds the stream until it is gone."""
+    """Stream behaviour: answers a number of requests, then holds the stream until it has ended."""
 
     def __init__(self, answers: int) -> None:
         self.answers = answers
         self.holding, self.gone = threading.Event(), threading.Event()
 
     def __call__(self, requests: Iterator[Any], answer: Callable[[Any], Any], context: Any) -> Iterator[Any]:
-        """Answers some."""
+        """Answers the first requests and holds the stream."""
         context.add_callback(self.gone.set)
         for _ in range(self.answers):
             yield answer(next(requests))
@@ -41,16 +41,16 @@ next(chunks)
 
 
 def join_threads() -> None:
-    """Waits for the threads of streams; grpc's own are named after what they run."""
+    """Waits for the end of all threads of streams; grpc's threads are named after their function."""
     for thread in threading.enumerate():
-        if thread.name == THREAD or "consume_request_iterator" in thread.name:
+        if thread.name == THREAD_NAME or "consume_request_iterator" in thread.name:
             thread.join(30)
             assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("leave", ["break", "close", "forget"])
-def test_leaving_early_ends_the_stream(client: Client, script: Script, leave: str) -> None:
-    """Breaking out, closing the iterator and forgetting it each cancel the stream, and no thread stays."""
+def test_leaving_the_iterator_early_cancels_the_stream(client: Client, script: Script, leave: str) -> None:
+    """Breaking out, closing the iterator and dropping it each cancel the stream; no thread remains."""
     watched = Watched(1)
     script.streams = [watched]
     chunks = client.embed_many(numbered(100), chunk_texts=5)
@@ -68,14 +68,14 @@ def test_leaving_early_ends_the_stream(client: Client, script: Script, leave: st
     assert len(client.embed(["and on"])) == 1
 
 
-def test_a_program_that_ends_in_the_middle_ends(scripted: Running) -> None:
-    """An iterator that is still held when the interpreter goes down does not hold it up."""
+def test_an_unfinished_iterator_does_not_block_the_exit_of_the_program(scripted: Running) -> None:
+    """An iterator that exists at the interpreter's shutdown does not delay it."""
     program = LEFT.replace("{address}", scripted.address)
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
-async def test_leaving_early_leaves_no_task(scripted: Running) -> None:
-    """Where the asynchronous iterator is closed, the stream is cancelled and no task stays."""
+async def test_closing_the_asynchronous_iterator_leaves_no_task(scripted: Running) -> None:
+    """Closing the asynchronous iterator cancels the stream; no task remains."""
     watched = Watched(1)
     scripted.script.streams = [watched]
     async with AsyncClient(scripted.address) as client:
@@ -88,13 +88,13 @@ async def test_leaving_early_leaves_no_task(scripted: Running) -> None:
         assert not [task for task in others if "isogloss" in repr(task)]
 
 
-async def test_cancelling_the_task_ends_the_stream(scripted: Running) -> None:
-    """asyncio.CancelledError passes through, and the stream is gone."""
+async def test_cancelling_the_task_cancels_the_stream(scripted: Running) -> None:
+    """asyncio.CancelledError is raised unchanged, and the stream ends."""
     watched = Watched(0)
     scripted.script.streams = [watched]
 
     async def iterate(client: AsyncClient) -> None:
-        """Waits for an answer that does not come."""
+        """Waits for a response that does not arrive."""
         async for _ in client.embed_many(["a"]):
             pass
 
@@ -107,8 +107,8 @@ async def test_cancelling_the_task_ends_the_stream(scripted: Running) -> None:
         assert await asyncio.to_thread(watched.gone.wait, 30)
 
 
-def test_closing_the_client_ends_the_work(client: Client, script: Script) -> None:
-    """A thread that waits for a chunk gets CallCancelledError when another closes the client."""
+def test_closing_the_client_ends_a_waiting_iteration(client: Client, script: Script) -> None:
+    """A thread that waits for a chunk receives CallCancelledError when another thread closes the client."""
     watched = Watched(1)
     script.streams = [watched]
     chunks = client.embed_many(numbered(20), chunk_texts=10)
@@ -123,8 +123,8 @@ def test_closing_the_client_ends_the_work(client: Client, script: Script) -> Non
     join_threads()
 
 
-async def test_closing_the_asyncio_client_ends_the_work(scripted: Running) -> None:
-    """A task that waits for a chunk gets CallCancelledError when another closes the client."""
+async def test_closing_the_asyncio_client_ends_a_waiting_iteration(scripted: Running) -> None:
+    """A task that waits for a chunk receives CallCancelledError when another task closes the client."""
     watched = Watched(1)
     scripted.script.streams = [watched]
     client = AsyncClient(scripted.address)
@@ -132,7 +132,7 @@ async def test_closing_the_asyncio_client_ends_the_work(scripted: Running) -> No
     check_rows([await anext(chunks)], numbered(10))
 
     async def close() -> None:
-        """Closes the client under it."""
+        """Closes the client while the iteration waits."""
         await asyncio.to_thread(watched.holding.wait, 30)
         await client.close()
 
@@ -143,8 +143,8 @@ async def test_closing_the_asyncio_client_ends_the_work(scripted: Running) -> No
     assert raised.value.reason == "CLIENT_CLOSED"
 
 
-async def test_a_closed_client_says_so(client: Client, scripted: Running) -> None:
-    """A call after close fails at once, before anything is read."""
+async def test_embed_many_of_a_closed_client_raises_at_once(client: Client, scripted: Running) -> None:
+    """A call after close raises before the source is read."""
     client.close()
     other = AsyncClient(scripted.address)
     await other.close()
@@ -154,11 +154,11 @@ async def test_a_closed_client_says_so(client: Client, scripted: Running) -> Non
         assert raised.value.reason == "CLIENT_CLOSED"
 
 
-async def test_another_loop_is_refused(scripted: Running) -> None:
+async def test_embed_many_in_a_second_event_loop_is_refused(scripted: Running) -> None:
     """An asyncio client belongs to the loop of its first call."""
 
     async def iterate(client: AsyncClient) -> None:
-        """Takes all."""
+        """Iterates to the end."""
         async for _ in client.embed_many(["a"]):
             pass
 
@@ -169,11 +169,11 @@ async def test_another_loop_is_refused(scripted: Running) -> None:
         assert raised.value.reason == "OTHER_EVENT_LOOP"
 
 
-async def test_texts_may_be_asynchronous(scripted: Running, client: Client) -> None:
-    """The asyncio client reads an asynchronous source; the blocking one refuses it by name."""
+async def test_only_the_asyncio_client_reads_asynchronous_sources(scripted: Running, client: Client) -> None:
+    """The asyncio client reads an asynchronous source; the blocking one raises an error that names `texts`."""
 
     async def source() -> AsyncIterator[str]:
-        """Gives texts."""
+        """Yields texts."""
         for text in numbered(25):
             await asyncio.sleep(0)
             yield text

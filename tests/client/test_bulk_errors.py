@@ -1,4 +1,4 @@
-"""embed_many of both clients: what goes wrong, and where it is said to have gone wrong."""
+"""embed_many of both clients: errors, the rows they name, and the chunks yielded before them."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ from tests.support.scripted_server import SPACE, Running
 from tests.support.scripted_stream import ends_after
 
 
-def test_a_wrong_text_is_named_by_its_row_in_the_whole(many: Many, scripted: Running) -> None:
-    """A request that fails for good raises after the chunks before it, with the rows of the whole."""
+def test_an_invalid_text_is_named_by_its_row_among_all_texts(many: Many, scripted: Running) -> None:
+    """A final error is raised after the chunks before it, with the row among all texts."""
     scripted.script.bad_texts = {"text 37"}
     chunks, error = many(numbered(100), chunk_texts=10)
     assert isinstance(error, InvalidArgumentError)
@@ -32,8 +32,8 @@ def test_a_wrong_text_is_named_by_its_row_in_the_whole(many: Many, scripted: Run
     check_rows(chunks, numbered(30))
 
 
-def test_what_cannot_be_sent_is_named_by_its_row_as_well(many: Many) -> None:
-    """A text that is no str is found here, and raised after the texts before it."""
+def test_an_item_that_is_not_a_str_is_named_by_its_row(many: Many) -> None:
+    """An item that is not a str raises after the chunks before it, with the row among all texts."""
     chunks, error = many([*numbered(7), None], chunk_texts=2)
     assert isinstance(error, InvalidArgumentError)
     assert (error.reason, error.violations[0].field) == ("BAD_TEXT", "texts[7]")
@@ -52,18 +52,18 @@ def test_what_cannot_be_sent_is_named_by_its_row_as_well(many: Many) -> None:
         ),
     ],
 )
-def test_a_judgement_of_the_service_is_final(many: Many, scripted: Running, fault: Fault, kind: type) -> None:
-    """A stream that the service itself ends for a reason is not opened again."""
+def test_final_errors_of_the_service_are_not_retried(many: Many, scripted: Running, fault: Fault, kind: type) -> None:
+    """A stream that the service ends with a reason of its own is not opened again."""
     scripted.script.streams = [ends_after(1, fault)]
-    # One at a time, for grpc.aio hides a status that comes while it writes; such a stream is opened again to learn it.
+    # One request at a time: grpc.aio hides a status that arrives during a write, and then the stream is opened again.
     chunks, error = many(numbered(40), chunk_texts=10, window_chunks=1)
     assert type(error) is kind
     check_rows(chunks, numbered(10))
     assert scripted.script.methods().count("EmbedStream") == 1
 
 
-def test_a_server_without_streams_says_so(many: Many, scripted: Running) -> None:
-    """UNIMPLEMENTED names what is missing."""
+def test_a_server_without_embed_stream_raises_unimplemented(many: Many, scripted: Running) -> None:
+    """The UnimplementedError names EmbedStream."""
     scripted.script.streams = [ends_after(0, Fault(grpc.StatusCode.UNIMPLEMENTED))]
     _, error = many(["a"])
     assert isinstance(error, UnimplementedError)
@@ -71,8 +71,8 @@ def test_a_server_without_streams_says_so(many: Many, scripted: Running) -> None
 
 
 @pytest.mark.parametrize("window_chunks", [1, 8])
-def test_two_spaces_are_never_mixed(many: Many, scripted: Running, window_chunks: int) -> None:
-    """A server that changes the model is refused, by itself where it was told the space in time, else here."""
+def test_vectors_of_two_spaces_are_refused(many: Many, scripted: Running, window_chunks: int) -> None:
+    """If the model changes, the server refuses requests with the old space_id, and the client the other responses."""
     scripted.script.spaces = [SPACE, SPACE, "space-2", "space-2"]
     chunks, error = many(numbered(20), chunk_texts=5, window_chunks=window_chunks)
     assert isinstance(error, SpaceMismatchError)
@@ -80,11 +80,11 @@ def test_two_spaces_are_never_mixed(many: Many, scripted: Running, window_chunks
     check_rows(chunks, numbered(10))
 
 
-def test_limits_that_shrink_meanwhile_are_kept(many: Many, scripted: Running) -> None:
-    """A server that was restarted with smaller limits gets smaller requests."""
+def test_limits_that_shrink_during_the_call_are_kept(many: Many, scripted: Running) -> None:
+    """A server restarted with smaller limits receives smaller requests."""
 
     def shrink(requests: Iterator[Any], answer: Callable[[Any], Any], _context: Any) -> Iterator[Any]:
-        """Takes fewer texts than were announced."""
+        """Accepts fewer texts than the limits that were reported."""
         scripted.script.limits["max_texts"] = 3
         return map(answer, requests)
 
@@ -94,11 +94,11 @@ def test_limits_that_shrink_meanwhile_are_kept(many: Many, scripted: Running) ->
     assert max(map(len, found[0])) <= 3
 
 
-def test_an_answer_that_makes_no_sense_is_an_error(many: Many, scripted: Running) -> None:
-    """Answers for others than were asked are left alone, and one with too few rows is refused."""
+def test_unexpected_responses_are_ignored_and_invalid_ones_raise(many: Many, scripted: Running) -> None:
+    """Responses for unknown requests are ignored; one with too few rows raises InternalError."""
 
     def confused(requests: Iterator[Any], answer: Callable[[Any], Any], _context: Any) -> Iterator[Any]:
-        """Answers something else first, twice, and then too little."""
+        """Sends a response for an unknown request, one response twice, and one without rows."""
         first = answer(next(requests))
         yield pb.EmbedStreamResponse(id=999, response=first.response)
         yield first
@@ -115,22 +115,22 @@ def test_an_answer_that_makes_no_sense_is_an_error(many: Many, scripted: Running
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the file is gone"), KeyboardInterrupt()])
-def test_what_the_source_raises_ends_the_stream(many: Many, scripted: Running, error: BaseException) -> None:
-    """An exception of the source is raised after the vectors of what it gave, Ctrl-C at once; the stream ends."""
+def test_an_error_of_the_source_ends_the_stream(many: Many, scripted: Running, error: BaseException) -> None:
+    """The error is raised after the vectors of the texts before it, KeyboardInterrupt at once; the stream ends."""
     gone = threading.Event()
 
     def watched(requests: Iterator[Any], answer: Callable[[Any], Any], context: Any) -> Iterator[Any]:
-        """Tells when the stream has ended."""
+        """Sets `gone` when the stream has ended."""
         context.add_callback(gone.set)
         return map(answer, requests)
 
     def source() -> Iterator[str]:
-        """Gives some texts."""
+        """Yields texts, then raises."""
         yield from numbered(8)
         raise error
 
     scripted.script.streams = [watched]
-    chunks, found = many(source(), chunk_texts=3, window_chunks=2)  # the last texts are read after the first answer
+    chunks, found = many(source(), chunk_texts=3, window_chunks=2)  # the last texts are read after the first response
     assert found is error
     if isinstance(error, Exception):
         check_rows(chunks, numbered(8))
@@ -149,8 +149,10 @@ def test_what_the_source_raises_ends_the_stream(many: Many, scripted: Running, e
         {"input_type": "nonsense"},
     ],
 )
-def test_wrong_arguments_are_named(many: Many, scripted: Running, wrong: dict[str, Any]) -> None:
-    """An argument that is wrong whatever a server says is refused before anything is sent."""
+def test_invalid_arguments_are_named_before_a_request_is_sent(
+    many: Many, scripted: Running, wrong: dict[str, Any]
+) -> None:
+    """The error names the argument, and no request is sent."""
     _, error = many(**{"texts": ["a"], **wrong})
     assert isinstance(error, InvalidArgumentError)
     assert error.violations[0].field == next(iter(wrong))

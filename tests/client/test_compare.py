@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from isogloss import Client, Embeddings, InvalidArgumentError, Neighbor, SpaceMismatchError, Vectors
+from isogloss import (
+    Client,
+    Embeddings,
+    FieldViolation,
+    InvalidArgumentError,
+    IsoglossError,
+    Neighbor,
+    SpaceMismatchError,
+    Vectors,
+    _arguments,
+    _compare,
+)
+from isogloss._embed import KnownLimits
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.scripted_server import DIMENSIONS, SPACE, Running, Script, score, vector
@@ -19,36 +31,39 @@ LIMITS = {
     "max_response_bytes": st.sampled_from([0, 200, 1000]),
     "max_pairs": st.sampled_from([0, 1, 6, 40]),
 }
+ARGUMENTS = _arguments.compare_arguments(
+    model="", metric="cosine", dimensions=0, truncation=None, priority="interactive"
+)
 relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def vectors(texts: list[str]) -> np.ndarray:
-    """Float32 [n, d]."""
+    """Returns the vectors of texts, float32 [n, d]."""
     return np.array([vector(text) for text in texts])
 
 
 @st.composite
 def sides(draw: st.DrawFn, texts: list[str]) -> Any:
-    """A side in one of its forms, with rows that repeat so that scores tie."""
+    """Draws a side, as texts or vectors, with repeated rows so that scores tie."""
     chosen = draw(st.lists(st.sampled_from(texts), min_size=1, max_size=30))
     return chosen if draw(st.booleans()) else Vectors(vectors(chosen), SPACE)
 
 
 def rows_of(side: Any) -> np.ndarray:
-    """The numbers of a side, whatever its form."""
+    """Returns the vectors of a side of texts or vectors."""
     return side.array if isinstance(side, Vectors) else vectors(side)
 
 
 def test_similarity_scores_all_pairs(client: Client, script: Script) -> None:
-    """values[i, j] is query i's score with candidate j, in one request where it fits."""
+    """values[i, j] is the score of query i with candidate j; a small comparison takes one request."""
     found = client.similarity(QUERIES, CANDIDATES, metric="dot")
     assert np.array_equal(found.values, score(vectors(QUERIES), vectors(CANDIDATES), pb.METRIC_DOT))
     assert script.methods() == ["ListModels", "Similarity"]
     assert (found.model, found.space_id) == ("default", SPACE)
 
 
-def test_every_argument_arrives(client: Client, script: Script) -> None:
-    """What the caller asks for is what the server reads."""
+def test_requests_carry_every_argument(client: Client, script: Script) -> None:
+    """The request has all arguments of the caller."""
     client.pairwise(
         ["a"],
         ["b"],
@@ -72,8 +87,8 @@ def test_every_argument_arrives(client: Client, script: Script) -> None:
     )
 
 
-def test_nearest_asks_for_k_and_min_score(client: Client, script: Script) -> None:
-    """Queries and candidates are embedded with their input types, and absent min_score stays absent."""
+def test_nearest_requests_carry_k_and_min_score(client: Client, script: Script) -> None:
+    """Queries and candidates are embedded with their input types, and an absent min_score stays absent."""
     client.nearest("a", ["b"], k=3, min_score=-0.5)
     client.nearest("a", ["b"])
     first, second = script.requests("Similarity")
@@ -85,10 +100,10 @@ def test_nearest_asks_for_k_and_min_score(client: Client, script: Script) -> Non
 
 @relaxed
 @given(data=st.data(), limits=st.fixed_dictionaries(LIMITS), metric=st.sampled_from(["cosine", "dot", "euclidean"]))
-def test_any_split_of_similarity_equals_none(
+def test_split_similarity_equals_a_single_request(
     scripted: Running, data: st.DataObject, limits: dict[str, int], metric: str
 ) -> None:
-    """Whatever the limits and the forms of the sides, every score is the one that a single request would answer."""
+    """For all limits and forms of the sides, the scores equal those of a single request."""
     queries, candidates = data.draw(sides(QUERIES)), data.draw(sides(CANDIDATES))
     scripted.script.limits.update(limits)
     with Client(scripted.address) as client:
@@ -104,10 +119,10 @@ def test_any_split_of_similarity_equals_none(
     k=st.integers(1, 40),
     min_score=st.none() | st.integers(-5, 20),
 )
-def test_any_split_of_nearest_equals_none(
+def test_split_nearest_equals_a_single_request(
     scripted: Running, data: st.DataObject, limits: dict[str, int], k: int, min_score: float | None
 ) -> None:
-    """Neighbours merged from blocks are those of one request: by score, ties by lower row, k and min_score kept."""
+    """Neighbours merged from blocks equal those of one request: by score, ties by row, with k and min_score."""
     queries, candidates = data.draw(sides(QUERIES)), data.draw(sides(CANDIDATES))
     scripted.script.limits.update(limits)
     with Client(scripted.address) as client:
@@ -122,20 +137,20 @@ def test_any_split_of_nearest_equals_none(
 
 @relaxed
 @given(limits=st.fixed_dictionaries(LIMITS), size=st.integers(1, 30), as_vectors=st.booleans())
-def test_any_split_of_pairwise_equals_none(
+def test_split_pairwise_equals_a_single_request(
     scripted: Running, limits: dict[str, int], size: int, as_vectors: bool
 ) -> None:
-    """Scores of pairs come back in order, however they were cut."""
+    """Scores of pairs are in order for all limits."""
     queries, candidates = CANDIDATES[:size], CANDIDATES[-size:]
     scripted.script.limits.update(limits)
-    given_side = Vectors(vectors(candidates), SPACE) if as_vectors else candidates
+    side = Vectors(vectors(candidates), SPACE) if as_vectors else candidates
     with Client(scripted.address) as client:
-        found = client.pairwise(queries, given_side, metric="dot")
+        found = client.pairwise(queries, side, metric="dot")
     assert np.array_equal(found.values, (vectors(queries) * vectors(candidates)).sum(axis=1))
 
 
-def test_without_candidates_the_queries_meet_themselves(client: Client, script: Script) -> None:
-    """A split comparison with itself embeds its texts once."""
+def test_a_split_comparison_without_candidates_embeds_its_texts_once(client: Client, script: Script) -> None:
+    """Without candidates the queries are compared with each other, and embedded once if split."""
     whole = client.similarity(CANDIDATES).values
     script.calls.clear()
     script.limits["max_pairs"] = 100
@@ -146,38 +161,38 @@ def test_without_candidates_the_queries_meet_themselves(client: Client, script: 
 
 
 def test_blocks_keep_the_limits(client: Client, script: Script) -> None:
-    """No request of a split comparison is refused, vectors counting as bytes."""
+    """The server refuses no request of a split comparison; vectors count as bytes."""
     script.limits.update(max_request_bytes=640, max_pairs=16, max_response_bytes=2000)
     client.similarity(Vectors(vectors(QUERIES), SPACE), Vectors(vectors(CANDIDATES), SPACE))
     assert script.methods().count("ListModels") == 1
     assert len(script.requests("Similarity")) > 1
 
 
-def test_stored_vectors_pin_what_texts_are_embedded_to(client: Client, script: Script) -> None:
-    """Texts beside vectors are embedded in the vectors' space and dimensions, and to their input type."""
+def test_texts_beside_vectors_are_embedded_in_their_space_and_dimensions(client: Client, script: Script) -> None:
+    """Texts beside vectors get the vectors' space and dimensions, and keep their input type."""
     script.limits["max_pairs"] = 5
     client.nearest("query", Vectors(vectors(CANDIDATES)[:, :8], SPACE))
     [request] = script.requests("Embed")
     assert (request.space_id, request.dimensions, request.input_type) == (SPACE, 8, pb.INPUT_TYPE_QUERY)
 
 
-def test_results_of_two_spaces_are_refused_before_anything_is_sent(client: Client, script: Script) -> None:
-    """Comparing vectors of two spaces means nothing."""
+def test_vectors_of_two_spaces_are_refused_before_a_request_is_sent(client: Client, script: Script) -> None:
+    """Vectors of different spaces are not comparable."""
     with pytest.raises(SpaceMismatchError) as raised:
         client.similarity(Vectors(vectors(QUERIES), "one"), Vectors(vectors(CANDIDATES), "two"))
     assert raised.value.reason == "SPACE_MISMATCH"
     assert script.calls == []
 
 
-def test_embeddings_are_a_side(client: Client) -> None:
-    """The result of embed goes straight into a comparison."""
+def test_the_result_of_embed_is_a_side(client: Client) -> None:
+    """The result of embed is accepted as a side of a comparison."""
     stored: Embeddings = client.embed(CANDIDATES)
     found = client.nearest("candidate 7", stored, k=1)
     assert found == [Neighbor(7, None, 1.0)]
 
 
-def test_texts_embedded_in_two_spaces_are_refused(client: Client, script: Script) -> None:
-    """A model that changes between the two sides of a split comparison is an error."""
+def test_a_model_change_between_the_sides_is_refused(client: Client, script: Script) -> None:
+    """If the model changes between the embeds of the two sides, SpaceMismatchError is raised."""
     script.limits["max_pairs"] = 5
     script.spaces = ["any", "new"]
     with pytest.raises(SpaceMismatchError):
@@ -185,18 +200,62 @@ def test_texts_embedded_in_two_spaces_are_refused(client: Client, script: Script
 
 
 @pytest.mark.parametrize("side", ["queries", "candidates"])
-def test_an_error_of_a_part_names_the_callers_field(client: Client, script: Script, side: str) -> None:
-    """A bad text of a split comparison is named as in a single request."""
+def test_an_error_of_a_split_comparison_names_the_argument_and_row(client: Client, script: Script, side: str) -> None:
+    """An invalid text of a split comparison is named by its side and its row in it."""
     script.limits["max_texts"] = 2
     script.bad_texts = {"bad"}
     texts = {"queries": QUERIES, "candidates": CANDIDATES, side: ["a", "b", "bad"]}
     with pytest.raises(InvalidArgumentError) as raised:
         client.similarity(texts["queries"], texts["candidates"])
-    assert [violation.field for violation in raised.value.violations] == [f"{side}.texts.texts[2]"]
+    assert [violation.field for violation in raised.value.violations] == [f"{side}[2]"]
 
 
-def test_a_fault_of_no_text_keeps_its_field(client: Client, script: Script) -> None:
-    """What a part of a split comparison is refused for is not blamed on a text that it is not about."""
+def failed(plan: Any, field: str) -> IsoglossError:
+    """Returns the error of a plan whose first request the server refuses for `field`."""
+    next(plan)
+    error = InvalidArgumentError(f"{field} is wrong", violations=(FieldViolation(field, f"see {field}"),))
+    with pytest.raises(IsoglossError) as raised:
+        plan.throw(error)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("field", "argument"),
+    [
+        ("queries.texts.texts", "queries"),
+        ("candidates.texts.texts[1]", "candidates[1]"),
+        ("queries.texts.input_type", "query_type"),
+        ("candidates.texts.input_type", "candidate_type"),
+        ("candidates.vectors", "candidates"),
+        ("candidates.vectors[2]", "candidates[2]"),
+        ("queries.vectors.vectors", "queries"),
+        ("candidates.vectors.space_id", "candidates.space_id"),
+        ("nearest.k", "k"),
+        ("nearest.min_score", "min_score"),
+        ("model", "model"),
+    ],
+)
+def test_errors_name_arguments_rather_than_fields_of_messages(field: str, argument: str) -> None:
+    """Violations and message have the name of the method's argument."""
+    sides = _arguments.sides(["a"], ["b"], "query", "document")
+    error = failed(_compare.similarity(KnownLimits(), ARGUMENTS, sides), field)
+    assert error.violations == (FieldViolation(argument, f"see {argument}"),)
+    assert error.message == f"{argument} is wrong"
+
+
+@pytest.mark.parametrize(
+    ("field", "argument"),
+    [("queries.texts.texts", "query"), ("queries.texts.texts[0]", "query"), ("candidates.texts.texts", "candidates")],
+)
+def test_errors_of_nearest_name_the_query(field: str, argument: str) -> None:
+    """The single query of `nearest` has no row."""
+    sides = _arguments.sides(["a"], ["b"], "query", "document")
+    plan = _compare.nearest_to_one(KnownLimits(), ARGUMENTS, _arguments.nearest_shape(1, None), sides)
+    assert [violation.field for violation in failed(plan, field).violations] == [argument]
+
+
+def test_an_error_that_concerns_no_text_keeps_its_field(client: Client, script: Script) -> None:
+    """An error of a part that is not about a text does not name a text."""
     script.limits["max_pairs"] = 5
     script.spaces = ["other"]
     with pytest.raises(SpaceMismatchError) as raised:
@@ -204,8 +263,8 @@ def test_a_fault_of_no_text_keeps_its_field(client: Client, script: Script) -> N
     assert [violation.field for violation in raised.value.violations] == ["space_id"]
 
 
-def test_truncated_rows_are_told_either_way(client: Client, script: Script) -> None:
-    """Rows whose text was cut are the same, split or not."""
+def test_truncated_rows_are_equal_split_or_not(client: Client, script: Script) -> None:
+    """Split and single comparisons report the same truncated rows."""
     queries, candidates = ["a", "x" * 30], ["y" * 30, "b", "z" * 30]
     whole = client.similarity(queries, candidates)
     script.limits["max_pairs"] = 2
@@ -217,29 +276,29 @@ def test_truncated_rows_are_told_either_way(client: Client, script: Script) -> N
     assert (second.query_truncated, second.truncated_candidates) == (True, (0, 2))
 
 
-def test_unequal_sides_of_pairs_are_refused(client: Client, script: Script) -> None:
-    """Pairs need as many queries as candidates, which is seen before anything is sent."""
+def test_pairs_of_unequal_length_are_refused_before_a_request_is_sent(client: Client, script: Script) -> None:
+    """Pairwise requires as many candidates as queries."""
     with pytest.raises(InvalidArgumentError) as raised:
         client.pairwise(["a"], ["b", "c"])
     assert (raised.value.reason, script.calls) == ("UNEQUAL_SIDES", [])
 
 
-def test_unequal_columns_are_refused(client: Client, script: Script) -> None:
-    """Vectors of two lengths cannot be compared, which is seen before anything is sent."""
+def test_vectors_of_unequal_dimensions_are_refused_before_a_request_is_sent(client: Client, script: Script) -> None:
+    """Vectors of different lengths are not comparable."""
     with pytest.raises(InvalidArgumentError) as raised:
         client.similarity(Vectors(np.ones((1, 4)), SPACE), Vectors(np.ones((1, DIMENSIONS)), SPACE))
     assert (raised.value.reason, script.calls) == ("DIMENSION_MISMATCH", [])
 
 
-def test_an_empty_side_is_the_servers_to_refuse(client: Client, script: Script) -> None:
-    """The server says in its own words that a list is empty."""
+def test_an_empty_side_is_sent_for_the_server_to_refuse(client: Client, script: Script) -> None:
+    """The client sends an empty list; the server's error describes it."""
     script.limits["max_pairs"] = 1
     client.similarity(Vectors(np.ones((0, DIMENSIONS)), SPACE), Vectors(np.ones((3, DIMENSIONS)), SPACE))
     assert script.requests("Similarity")[0].queries.vectors.vectors.rows == 0
 
 
-def test_changed_limits_of_a_comparison_are_learned_again(client: Client, script: Script) -> None:
-    """A comparison that no longer fits is split after all."""
+def test_changed_limits_of_a_comparison_are_fetched_again(client: Client, script: Script) -> None:
+    """A comparison that exceeds limits lowered in the meantime is split."""
     whole = client.similarity(QUERIES, CANDIDATES).values
     script.limits["max_pairs"] = 10
     assert np.array_equal(client.similarity(QUERIES, CANDIDATES).values, whole)

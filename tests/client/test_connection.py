@@ -1,4 +1,4 @@
-"""Retries, deadlines, TLS, keys, threads, forks: what a client does around its calls."""
+"""Retries, deadlines, TLS, API keys, threads and forks."""
 
 import os
 import subprocess
@@ -41,31 +41,31 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_large_request_is_tried_again(client: Client, script: Script) -> None:
-    """A request of 1 MB survives a server that is unavailable for a moment."""
+def test_large_requests_are_retried(client: Client, script: Script) -> None:
+    """A request of 1 MB is repeated if the server is unavailable at first."""
     script.faults = [UNAVAILABLE, UNAVAILABLE]
     text = "x" * 1_000_000
     assert np.array_equal(client.embed([text]).vectors, [vector(text)])
     assert script.methods() == ["Embed"] * 3
 
 
-def test_overload_is_waited_out_as_the_server_asks(client: Client, script: Script) -> None:
-    """RESOURCE_EXHAUSTED is tried again after the delay of the server's trailer."""
+def test_overload_is_retried_after_the_requested_delay(client: Client, script: Script) -> None:
+    """RESOURCE_EXHAUSTED is retried after the delay in the server's trailer."""
     script.faults = [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, trailers=[("grpc-retry-pushback-ms", "1")])]
     assert len(client.embed(["a"])) == 1
     assert script.methods() == ["Embed"] * 2
 
 
-def test_the_servers_delay_is_kept(client: Client, script: Script) -> None:
-    """A delay that goes beyond the deadline ends the call at the deadline, not with an early retry."""
+def test_a_requested_delay_is_never_shortened(client: Client, script: Script) -> None:
+    """A requested delay beyond the deadline ends the call at the deadline, without an early retry."""
     script.faults = [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, trailers=[("grpc-retry-pushback-ms", "60000")])]
     with pytest.raises((DeadlineExceededError, ResourceExhaustedError)):
         client.embed(["a"], timeout_s=0.2)
     assert script.methods() == ["Embed"]
 
 
-def test_a_pointless_retry_is_not_made(client: Client, script: Script) -> None:
-    """Where the server says -1, the call fails at once."""
+def test_a_pushback_of_minus_one_disables_retries(client: Client, script: Script) -> None:
+    """If the server sends the pushback -1, the call fails without a retry."""
     script.faults = [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, trailers=[("grpc-retry-pushback-ms", "-1")])]
     with pytest.raises(ResourceExhaustedError):
         client.embed(["a"])
@@ -74,7 +74,7 @@ def test_a_pointless_retry_is_not_made(client: Client, script: Script) -> None:
 
 @pytest.mark.parametrize("attempts", [1, 2])
 def test_attempts_are_bounded(scripted: Running, attempts: int) -> None:
-    """No more attempts are made than the options allow, the first included."""
+    """The number of attempts, the first included, is at most that of the options."""
     scripted.script.faults = [UNAVAILABLE] * 5
     options = ClientOptions(attempts=attempts)
     with Client(scripted.address, options=options) as client, pytest.raises(UnavailableError):
@@ -82,8 +82,8 @@ def test_attempts_are_bounded(scripted: Running, attempts: int) -> None:
     assert len(scripted.script.calls) == attempts
 
 
-def test_a_wrong_request_is_not_tried_again(client: Client, script: Script) -> None:
-    """Only what a moment may heal is tried again."""
+def test_final_errors_are_not_retried(client: Client, script: Script) -> None:
+    """Only transient errors are retried."""
     script.faults = [Fault(grpc.StatusCode.INTERNAL)]
     with pytest.raises(Exception, match="scripted"):
         client.embed(["a"])
@@ -91,26 +91,26 @@ def test_a_wrong_request_is_not_tried_again(client: Client, script: Script) -> N
 
 
 def test_every_call_has_a_deadline(client: Client, script: Script) -> None:
-    """No call can hang for ever, whichever it is."""
+    """Every method sends a deadline, so that no call blocks forever."""
     client.embed(["a", "b"])
     client.similarity(["a"], ["b"])
     client.nearest("a", ["b"])
     client.health()
     client.models()
     assert set(script.methods()) == {"Embed", "Similarity", "Health", "ListModels"}
-    assert all(50 < call.time_remaining < 70 for call in script.calls)  # 60, as the wire rounds it
+    assert all(50 < call.time_remaining < 70 for call in script.calls)  # 60, which gRPC rounds
 
 
 def test_parts_share_one_deadline(client: Client, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part of a split call gets the time that is left of the whole call's; none is sent without."""
+    """Each part of a split call gets the time that remains of the whole call; after the deadline none is sent."""
     now = 0.0
 
     def pass_time(context: Any) -> None:
-        """Lets each part take 10 seconds of the clock."""
+        """Advances the clock by 10 seconds per part."""
         nonlocal now
         now += 10
 
-    monkeypatch.setattr("isogloss._embed.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("isogloss._base_client.time", SimpleNamespace(monotonic=lambda: now))
     script.limits["max_texts"] = 1
     script.on_embed = pass_time
     with pytest.raises(DeadlineExceededError):
@@ -118,8 +118,8 @@ def test_parts_share_one_deadline(client: Client, script: Script, monkeypatch: p
     assert [round(call.time_remaining) for call in script.calls if call.method == "Embed"] == [30, 20, 10]
 
 
-def test_a_late_answer_is_a_deadline_exceeded(client: Client, script: Script) -> None:
-    """A server that does not answer in time is given up."""
+def test_a_late_response_raises_deadline_exceeded_error(client: Client, script: Script) -> None:
+    """A server that does not answer in time causes DeadlineExceededError."""
     release = threading.Event()
     script.on_embed = lambda context: bool(release.wait(30)) and None
     with pytest.raises(DeadlineExceededError):
@@ -127,8 +127,8 @@ def test_a_late_answer_is_a_deadline_exceeded(client: Client, script: Script) ->
     release.set()
 
 
-def test_tls_with_an_own_authority() -> None:
-    """A server with a certificate of a private authority is reached when that is trusted, and not otherwise."""
+def test_tls_trusts_a_private_authority_only_if_configured() -> None:
+    """A server with a certificate of a private authority is reachable only with that authority in the options."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
     chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
@@ -145,8 +145,8 @@ def test_tls_with_an_own_authority() -> None:
         assert [call.metadata["authorization"] for call in server.script.calls] == ["Bearer secret-key"]
 
 
-def test_the_key_is_sent_and_never_shown(scripted: Running) -> None:
-    """The key goes with every call, and appears in no repr."""
+def test_the_api_key_is_sent_but_in_no_repr(scripted: Running) -> None:
+    """Every call has the API key; no repr contains it."""
     options = ClientOptions(api_key="secret-key")
     with Client(scripted.address, options=options) as client:
         client.embed(["a", "b"])
@@ -155,19 +155,19 @@ def test_the_key_is_sent_and_never_shown(scripted: Running) -> None:
     assert "secret" not in shown
 
 
-def test_the_client_names_itself(client: Client, script: Script) -> None:
-    """An operator sees which client, in which version, calls."""
+def test_the_user_agent_names_client_and_version(client: Client, script: Script) -> None:
+    """The user-agent has the name and version of the client."""
     client.health()
     assert script.calls[0].metadata["user-agent"].startswith(f"isogloss-python/{__version__} ")
     assert "authorization" not in script.calls[0].metadata
 
 
-def test_many_threads_share_a_client(client: Client, script: Script) -> None:
-    """Calls of many threads at once each get their own answer."""
+def test_threads_can_share_a_client(client: Client, script: Script) -> None:
+    """Concurrent calls of several threads each return their own vectors."""
     script.limits["max_texts"] = 3
 
     def work(thread: int) -> bool:
-        """Embeds this thread's texts, and says whether the vectors are theirs."""
+        """Embeds this thread's texts and compares the vectors with the expected ones."""
         texts = [f"{thread} {number}" for number in range(10)]
         return np.array_equal(client.embed(texts).vectors, [vector(text) for text in texts])
 
@@ -175,8 +175,8 @@ def test_many_threads_share_a_client(client: Client, script: Script) -> None:
         assert all(threads.map(work, range(64)))
 
 
-def test_a_closed_client_says_so(client: Client) -> None:
-    """A call after close fails with a clear error; closing again does not."""
+def test_calls_on_a_closed_client_raise_failed_precondition(client: Client) -> None:
+    """A call after close raises FailedPreconditionError; closing again has no effect."""
     client.close()
     client.close()
     with pytest.raises(FailedPreconditionError, match="closed") as raised:
@@ -185,12 +185,12 @@ def test_a_closed_client_says_so(client: Client) -> None:
     assert repr(client).endswith("closed)")
 
 
-def test_a_call_under_way_ends_when_the_client_is_closed(client: Client, script: Script) -> None:
-    """Closing a client ends its calls in other threads with an exception of this package."""
+def test_closing_the_client_ends_running_calls(client: Client, script: Script) -> None:
+    """Closing a client ends its calls in other threads with CallCancelledError."""
     entered, release = threading.Event(), threading.Event()
 
     def wait(context: Any) -> None:
-        """Holds the call until the test is over."""
+        """Holds the call until the end of the test."""
         entered.set()
         release.wait(30)
 
@@ -205,8 +205,8 @@ def test_a_call_under_way_ends_when_the_client_is_closed(client: Client, script:
 
 
 @pytest.mark.parametrize("before", ["", "isogloss.Client('{address}').models()"])
-def test_a_client_made_after_a_fork_works(scripted: Running, before: str) -> None:
-    """A child process calls with a client of its own, where the parent has imported the package, or called as well."""
+def test_a_client_created_after_a_fork_works(scripted: Running, before: str) -> None:
+    """A child process can use a client of its own after the parent has imported the package or made calls."""
     in_child = "code = 0 if len(isogloss.Client('{address}').embed(['a'], timeout_s=30)) == 1 else 2"
     program = FORK.format(before=before, in_child=in_child).replace("{address}", scripted.address)
     environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "1"} if before else dict(os.environ)
@@ -214,8 +214,8 @@ def test_a_client_made_after_a_fork_works(scripted: Running, before: str) -> Non
     assert done.returncode == 0
 
 
-def test_a_client_made_before_a_fork_says_so(scripted: Running) -> None:
-    """A child that uses its parent's client is told, instead of waiting for its deadline."""
+def test_a_client_created_before_a_fork_raises_in_the_child(scripted: Running) -> None:
+    """A child that uses its parent's client gets an error instead of waiting for the deadline."""
     before = "client = isogloss.Client('{address}')"
     in_child = "code = 0 if 'fork' in str(_failure(client)) else 2"
     helper = (

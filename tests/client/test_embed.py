@@ -9,16 +9,16 @@ from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.scripted_server import DIMENSIONS, SPACE, Running, Script, refusal, vector
 
-SAID = [
+TRUNCATIONS = [
     ({}, pb.TRUNCATION_UNSPECIFIED),
     ({"truncation": None}, pb.TRUNCATION_UNSPECIFIED),
     ({"truncation": "end"}, pb.TRUNCATION_END),
 ]
-WORDS = [f"text {number} {'long ' * (number % 5)}" for number in range(23)]
+TEXTS = [f"text {number} {'long ' * (number % 5)}" for number in range(23)]
 
 
 def test_each_text_gets_its_vector(client: Client) -> None:
-    """Row i of the vectors belongs to text i, and all that the server tells is in the result."""
+    """Row i of the vectors belongs to text i, and the result has all values of the response."""
     found = client.embed(["Good morning", "おはよう"])
     assert np.array_equal(found.vectors, [vector("Good morning"), vector("おはよう")])
     assert (found.model, found.space_id, found.dimensions, len(found)) == ("default", SPACE, DIMENSIONS, 2)
@@ -26,8 +26,8 @@ def test_each_text_gets_its_vector(client: Client) -> None:
     assert (found.timings.total_s, found.timings.cached_rows) == (0.5, 1)
 
 
-def test_every_argument_arrives(client: Client, script: Script) -> None:
-    """What the caller asks for is what the server reads."""
+def test_requests_carry_every_argument(client: Client, script: Script) -> None:
+    """The request has all arguments of the caller."""
     client.embed(
         ["a"],
         model="m",
@@ -56,38 +56,38 @@ def test_every_argument_arrives(client: Client, script: Script) -> None:
     ]
 
 
-@pytest.mark.parametrize(("said", "sent"), SAID)
-def test_a_truncation_left_unsaid_is_left_to_the_server(
-    client: Client, script: Script, said: dict[str, str | None], sent: int
+@pytest.mark.parametrize(("arguments", "sent"), TRUNCATIONS)
+def test_an_absent_truncation_stays_absent_in_requests(
+    client: Client, script: Script, arguments: dict[str, str | None], sent: int
 ) -> None:
-    """The server, which knows what the model offers, can tell an END that was asked for from nothing said."""
-    client.embed(["a"], **said)
-    client.similarity(["a"], ["b"], **said)
-    client.pairwise(["a"], ["b"], **said)
-    client.nearest("a", ["b"], **said)
-    client.nearest_many(["a"], ["b"], **said)
+    """The server can distinguish an explicit END from an absent truncation."""
+    client.embed(["a"], **arguments)
+    client.similarity(["a"], ["b"], **arguments)
+    client.pairwise(["a"], ["b"], **arguments)
+    client.nearest("a", ["b"], **arguments)
+    client.nearest_many(["a"], ["b"], **arguments)
     requests = [*script.requests("Embed"), *script.requests("Similarity")]
     assert [request.truncation for request in requests] == [sent] * 5
 
 
-@pytest.mark.parametrize(("said", "sent"), SAID)
-def test_a_split_comparison_says_no_more_than_its_caller(
-    client: Client, script: Script, said: dict[str, str | None], sent: int
+@pytest.mark.parametrize(("arguments", "sent"), TRUNCATIONS)
+def test_split_comparisons_embed_with_the_callers_truncation(
+    client: Client, script: Script, arguments: dict[str, str | None], sent: int
 ) -> None:
-    """Where the sides of a comparison are embedded first, that is asked for with the caller's truncation."""
+    """The embeds of a split comparison have the truncation of the caller, or none."""
     script.limits["max_pairs"] = 1
-    client.similarity(["a", "b"], ["c", "d"], **said)
+    client.similarity(["a", "b"], ["c", "d"], **arguments)
     assert [request.truncation for request in script.requests("Embed")] == [sent] * 2
 
 
-def test_a_single_text_asks_for_no_limits(client: Client, script: Script) -> None:
-    """A call that cannot be split costs one message."""
+def test_a_single_text_takes_one_request(client: Client, script: Script) -> None:
+    """A call that cannot be split does not fetch the limits."""
     client.embed(["a"])
     assert script.methods() == ["Embed"]
 
 
-def test_limits_are_learned_once(client: Client, script: Script) -> None:
-    """Later calls of a client use the limits that the first one learned."""
+def test_limits_are_fetched_once_per_client(client: Client, script: Script) -> None:
+    """Later calls of a client reuse the limits that the first one fetched."""
     for _ in range(3):
         client.embed(["a", "b"])
     assert script.methods() == ["ListModels", "Embed", "Embed", "Embed"]
@@ -100,12 +100,12 @@ def test_limits_are_learned_once(client: Client, script: Script) -> None:
 def test_a_call_over_a_limit_is_split(
     client: Client, script: Script, limit: str, value: int, parts: list[int] | None
 ) -> None:
-    """The parts keep the limits, and joined they are what one request would have answered."""
-    whole = client.embed(WORDS)
+    """The parts keep the limits, and joined they equal the response to one request."""
+    whole = client.embed(TEXTS)
     script.calls.clear()
     script.limits[limit] = value
     with Client(client._options.target) as other:
-        split = other.embed(WORDS)
+        split = other.embed(TEXTS)
     sizes = [len(request.texts) for request in script.requests("Embed")]
     assert len(sizes) > 1
     assert sizes == (parts or sizes)
@@ -121,8 +121,10 @@ def test_a_call_over_a_limit_is_split(
     max_texts=st.integers(0, 7),
     max_bytes=st.integers(48, 200),
 )
-def test_any_split_equals_no_split(scripted: Running, texts: list[str], max_texts: int, max_bytes: int) -> None:
-    """Whatever the limits, a call returns what it would without them."""
+def test_split_calls_equal_a_single_request(
+    scripted: Running, texts: list[str], max_texts: int, max_bytes: int
+) -> None:
+    """For all limits, a call returns the result of a single request."""
     scripted.script.limits.update(max_texts=max_texts, max_request_bytes=max_bytes)
     with Client(scripted.address) as client:
         found = client.embed(texts)
@@ -131,8 +133,8 @@ def test_any_split_equals_no_split(scripted: Running, texts: list[str], max_text
     assert found.truncated_rows == tuple(row for row, text in enumerate(texts) if len(text) > 20)
 
 
-def test_rows_of_parts_are_shifted_back(client: Client, script: Script) -> None:
-    """truncated_rows and row_errors count in the caller's list."""
+def test_rows_of_parts_count_in_the_whole_call(client: Client, script: Script) -> None:
+    """truncated_rows and row_errors are rows of the caller's list."""
     script.limits["max_texts"] = 2
     script.bad_texts = {"bad"}
     found = client.embed(["a", "b", "c", "x" * 30, "bad"], allow_partial=True)
@@ -142,7 +144,7 @@ def test_rows_of_parts_are_shifted_back(client: Client, script: Script) -> None:
 
 
 def test_an_error_of_a_part_names_the_callers_row(client: Client, script: Script) -> None:
-    """Violations, message and the figure "index" count in the caller's list."""
+    """Violations, message and the value "index" refer to rows of the caller's list."""
     script.limits["max_texts"] = 3
     script.bad_texts = {"bad"}
     with pytest.raises(InvalidArgumentError) as raised:
@@ -153,8 +155,8 @@ def test_an_error_of_a_part_names_the_callers_row(client: Client, script: Script
     assert raised.value.metadata == {"index": "4"}
 
 
-def test_later_parts_are_held_to_the_first_ones_space(client: Client, script: Script) -> None:
-    """A model that changes during a call is an error, not a mixture."""
+def test_later_parts_require_the_space_of_the_first(client: Client, script: Script) -> None:
+    """If the model changes during a call, SpaceMismatchError is raised."""
     script.limits["max_texts"] = 2
     script.spaces = ["old", "new"]
     with pytest.raises(SpaceMismatchError):
@@ -162,8 +164,8 @@ def test_later_parts_are_held_to_the_first_ones_space(client: Client, script: Sc
     assert [request.space_id for request in script.requests("Embed")] == ["", "old"]
 
 
-def test_parts_of_two_spaces_are_refused(client: Client, script: Script) -> None:
-    """Even where the server does not keep the promise of space_id, vectors of two spaces are never joined."""
+def test_parts_of_two_spaces_are_not_joined(client: Client, script: Script) -> None:
+    """The client also refuses parts of two spaces from a server that ignores space_id."""
     script.limits["max_texts"] = 1
     script.spaces = ["any", "new"]
     with pytest.raises(SpaceMismatchError) as raised:
@@ -171,30 +173,30 @@ def test_parts_of_two_spaces_are_refused(client: Client, script: Script) -> None
     assert raised.value.reason == "SPACE_MISMATCH"
 
 
-def test_changed_limits_are_learned_again(client: Client, script: Script) -> None:
-    """A server that was restarted with smaller limits is asked for them, and the call goes on."""
-    client.embed(WORDS)
+def test_changed_limits_are_fetched_again(client: Client, script: Script) -> None:
+    """If a restarted server has smaller limits, the client fetches them and the call succeeds."""
+    client.embed(TEXTS)
     script.limits["max_texts"] = 10
     script.calls.clear()
-    assert np.array_equal(client.embed(WORDS).vectors, [vector(text) for text in WORDS])
+    assert np.array_equal(client.embed(TEXTS).vectors, [vector(text) for text in TEXTS])
     assert script.methods() == ["Embed", "ListModels", "Embed", "Embed", "Embed"]
 
 
-def test_a_part_done_is_not_done_again(client: Client, script: Script) -> None:
-    """Where limits change in the middle of a call, its first parts are kept."""
+def test_complete_parts_are_kept_when_limits_change(client: Client, script: Script) -> None:
+    """If the limits change during a call, its first parts are not repeated."""
     script.limits["max_texts"] = 10
 
     def shrink(context: object) -> None:
         script.limits["max_texts"] = 10 if len(script.requests("Embed")) == 1 else 5
 
     script.on_embed = shrink
-    client.embed(WORDS)
+    client.embed(TEXTS)
     sizes = [len(request.texts) for request in script.requests("Embed")]
     assert sizes == [10, 10, 5, 5, 3]
 
 
-def test_a_refusal_that_stays_is_raised(client: Client, script: Script) -> None:
-    """Limits are learned again once; after that the refusal is the caller's."""
+def test_limits_are_fetched_again_only_once_per_call(client: Client, script: Script) -> None:
+    """A second refusal as too large is raised."""
     script.faults = [refusal("REQUEST_TOO_LARGE"), refusal("REQUEST_TOO_LARGE")]
     with pytest.raises(InvalidArgumentError) as raised:
         client.embed(["a", "b"])
@@ -202,8 +204,8 @@ def test_a_refusal_that_stays_is_raised(client: Client, script: Script) -> None:
     assert script.methods() == ["ListModels", "Embed", "ListModels", "Embed"]
 
 
-def test_a_text_too_large_by_itself_is_refused_unsent(client: Client, script: Script) -> None:
-    """The error names the text in the caller's list and the limit, which is asked for once more before."""
+def test_a_text_above_the_limit_is_refused_before_it_is_sent(client: Client, script: Script) -> None:
+    """The error names the text and the limit, after the limit has been fetched again."""
     script.limits["max_request_bytes"] = 10
     with pytest.raises(InvalidArgumentError) as raised:
         client.embed(["short", "much too long"])
@@ -213,28 +215,28 @@ def test_a_text_too_large_by_itself_is_refused_unsent(client: Client, script: Sc
     assert script.methods() == ["ListModels", "Embed", "ListModels"]
 
 
-def test_one_text_larger_than_grpc_takes_is_refused_with_the_limit(client: Client, script: Script) -> None:
-    """A single text of many bytes is held against the limits too, for gRPC's own refusal would name none."""
+def test_one_very_large_text_is_checked_against_the_limit(client: Client, script: Script) -> None:
+    """A single text of many bytes is checked too, because gRPC's own error has no limit."""
     script.limits["max_request_bytes"] = 1000
     with pytest.raises(InvalidArgumentError) as raised:
         client.embed(["x" * 2_000_000])
     assert raised.value.metadata["limit"] == "1000"
     with pytest.raises(InvalidArgumentError) as raised:
         client.nearest("x" * 2_000_000, ["a"])
-    assert raised.value.violations[0].field == "queries.texts.texts[0]"
+    assert raised.value.violations[0].field == "query"
     assert set(script.methods()) == {"ListModels"}
 
 
-def test_no_texts_are_the_servers_to_refuse(client: Client, script: Script) -> None:
-    """An empty list is sent as it is."""
+def test_an_empty_list_is_sent_for_the_server_to_refuse(client: Client, script: Script) -> None:
+    """The client sends an empty list; the server's error describes it."""
     with pytest.raises(InvalidArgumentError) as raised:
         client.embed([])
     assert raised.value.reason == "EMPTY_TEXTS"
     assert script.methods() == ["Embed"]
 
 
-def test_an_unlisted_model_is_the_servers_to_refuse(client: Client, script: Script) -> None:
-    """The client does not guess about names that it has not seen."""
+def test_an_unlisted_model_is_sent_for_the_server_to_refuse(client: Client, script: Script) -> None:
+    """The client does not refuse models that it does not know."""
     script.limits["max_texts"] = 2
     script.faults = [refusal("UNKNOWN_MODEL", "model")]
     with pytest.raises(InvalidArgumentError, match="model is wrong"):

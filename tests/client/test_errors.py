@@ -1,4 +1,4 @@
-"""Errors: which exception, and what it tells."""
+"""Exceptions of the client and their attributes."""
 
 import pickle
 import traceback
@@ -26,19 +26,19 @@ NO_RETRY = ("grpc-retry-pushback-ms", "-1")
 
 
 def failure(client: Client) -> IsoglossError:
-    """Returns the error of a call that the script lets fail."""
+    """Returns the error of a call that fails by the script."""
     with pytest.raises(IsoglossError) as raised:
         client.embed(["a"])
     return raised.value
 
 
 def test_every_status_has_an_exception() -> None:
-    """The table of statuses is complete over those that gRPC has, and holds no others."""
+    """The table has all statuses of gRPC except OK, and no others."""
     assert set(errors.BY_CODE) == {status.name for status in grpc.StatusCode} - {"OK"}
 
 
-def test_every_exception_is_drawn_and_reachable() -> None:
-    """The tree at the head of the module has each class, and each class is some status's."""
+def test_every_exception_is_documented_and_reachable() -> None:
+    """The tree in the module's docstring has each class, and each class belongs to a status."""
     classes = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, IsoglossError)}
     assert all(kind.__name__ in str(errors.__doc__) for kind in classes)
     assert classes - {IsoglossError} == {*errors.BY_CODE.values(), *errors.BY_REASON.values()}
@@ -46,15 +46,15 @@ def test_every_exception_is_drawn_and_reachable() -> None:
 
 @pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
 def test_a_status_raises_its_exception(client: Client, script: Script, status: grpc.StatusCode) -> None:
-    """Each status over the wire becomes the exception of the table, with its code and message."""
+    """Each status becomes the exception of the table, with its code and message."""
     script.faults = [Fault(status, "what happened", trailers=[NO_RETRY])]
     error = failure(client)
     assert type(error) is errors.BY_CODE[status.name]
     assert (error.code, error.message) == (status.name, "what happened")
 
 
-def test_details_are_read(client: Client, script: Script) -> None:
-    """Reason, figures, violations, delay and request id come with the exception."""
+def test_details_become_attributes(client: Client, script: Script) -> None:
+    """Reason, metadata, violations, delay and request id become attributes of the exception."""
     details = [
         error_details_pb2.ErrorInfo(reason="QUOTA", domain="isogloss", metadata={"limit": "3"}),
         error_details_pb2.BadRequest(
@@ -70,27 +70,27 @@ def test_details_are_read(client: Client, script: Script) -> None:
     assert str(error) == "no [QUOTA, texts[1], request r-1]"
 
 
-def test_a_reason_refines_the_class(client: Client, script: Script) -> None:
-    """SPACE_MISMATCH has a class of its own, under that of its status."""
+def test_space_mismatch_has_its_own_class(client: Client, script: Script) -> None:
+    """The reason SPACE_MISMATCH selects a subclass of the status' class."""
     script.faults = [refusal("SPACE_MISMATCH", code=grpc.StatusCode.FAILED_PRECONDITION)]
     assert type(failure(client)) is SpaceMismatchError
 
 
-def test_a_reason_never_contradicts_the_status() -> None:
-    """A reason that belongs to another status does not change the class."""
+def test_a_reason_of_another_status_does_not_change_the_class() -> None:
+    """The class stays that of the status."""
     assert errors.error_class("INTERNAL", "SPACE_MISMATCH") is InternalError
     assert errors.error_class("A_NEWER_CODE", "") is InternalError
 
 
-def test_a_message_never_decides(client: Client, script: Script) -> None:
-    """Words in the message do not make another error of it."""
+def test_the_message_does_not_affect_the_class(client: Client, script: Script) -> None:
+    """Words in the message do not select another class."""
     script.faults = [Fault(grpc.StatusCode.INVALID_ARGUMENT, "SPACE_MISMATCH: deadline exceeded")]
     assert type(failure(client)) is InvalidArgumentError
 
 
 @pytest.mark.parametrize("damaged", [b"\xff\xff\xff", b"\x1a\x04\x0a\x02\xff\xff"])
 def test_damaged_details_do_not_hide_the_error(client: Client, script: Script, damaged: bytes) -> None:
-    """What cannot be read is left out; code, message and request id stay."""
+    """Details that cannot be decoded are left out; code, message and request id remain."""
     trailers = [("grpc-status-details-bin", damaged), ("x-request-id", "r-2")]
     script.faults = [Fault(grpc.StatusCode.NOT_FOUND, "gone", trailers=trailers)]
     error = failure(client)
@@ -98,7 +98,7 @@ def test_damaged_details_do_not_hide_the_error(client: Client, script: Script, d
 
 
 def test_a_damaged_detail_does_not_hide_the_others(client: Client, script: Script) -> None:
-    """Details are read one by one."""
+    """The details are decoded one by one."""
     packed = b"\x08\x05\x1a\x2d\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x01\xff"
     good = b"\x1a\x33\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x07\x0a\x03WHY\x12\x00"
     script.faults = [Fault(grpc.StatusCode.NOT_FOUND, "gone", trailers=[("grpc-status-details-bin", packed + good)])]
@@ -110,26 +110,26 @@ def test_a_damaged_detail_does_not_hide_the_others(client: Client, script: Scrip
     [("UNAVAILABLE", True), ("RESOURCE_EXHAUSTED", True), ("INVALID_ARGUMENT", False), ("DEADLINE_EXCEEDED", False)],
 )
 def test_retryable_follows_the_status(code: str, retryable: bool) -> None:
-    """What a moment may heal is retryable."""
+    """Transient statuses are retryable."""
     assert errors.BY_CODE[code]("x").retryable is retryable
 
 
-def test_a_pointless_retry_is_told(client: Client, script: Script) -> None:
-    """Where the server says -1, the error is not retryable whatever its status."""
+def test_a_pushback_of_minus_one_is_not_retryable(client: Client, script: Script) -> None:
+    """If the server sends the pushback -1, the error is not retryable, for all statuses."""
     script.faults = [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, trailers=[NO_RETRY])]
     error = failure(client)
     assert isinstance(error, ResourceExhaustedError)
     assert not error.retryable
 
 
-def test_errors_are_python_errors_too() -> None:
-    """A wrong argument is a ValueError, and a late answer a TimeoutError."""
+def test_errors_have_builtin_base_classes() -> None:
+    """InvalidArgumentError is a ValueError, and DeadlineExceededError a TimeoutError."""
     assert issubclass(InvalidArgumentError, ValueError)
     assert issubclass(DeadlineExceededError, TimeoutError)
 
 
 @pytest.mark.parametrize("kind", [*errors.BY_CODE.values(), SpaceMismatchError])
-def test_errors_cross_processes(kind: type[IsoglossError]) -> None:
+def test_errors_can_be_pickled(kind: type[IsoglossError]) -> None:
     """Pickling keeps the class and all attributes."""
     error = kind("m", reason="R", metadata={"a": "b"}, violations=(FieldViolation("f", "d"),), request_id="r")
     copy = pickle.loads(pickle.dumps(error))
@@ -137,8 +137,8 @@ def test_errors_cross_processes(kind: type[IsoglossError]) -> None:
     assert (str(copy), copy._attributes()) == (str(error), error._attributes())
 
 
-def test_grpc_does_not_show(client: Client, script: Script) -> None:
-    """A traceback tells of this package's exception alone; grpc's is kept for debuggers."""
+def test_tracebacks_hide_exceptions_of_grpc(client: Client, script: Script) -> None:
+    """A traceback has this package's exception alone; that of grpc remains as __context__."""
     script.faults = [Fault(grpc.StatusCode.INTERNAL)]
     error = failure(client)
     shown = "".join(traceback.format_exception(error))
@@ -146,8 +146,8 @@ def test_grpc_does_not_show(client: Client, script: Script) -> None:
     assert error.__cause__ is None
 
 
-def test_nobody_listens() -> None:
-    """A refused connection is UnavailableError, which may be tried later."""
+def test_a_refused_connection_is_retryable() -> None:
+    """A target without a server raises UnavailableError, which is retryable."""
     with Client("127.0.0.1:1") as client, pytest.raises(UnavailableError) as raised:
         client.models()
     assert raised.value.retryable

@@ -1,10 +1,10 @@
-"""ClientOptions: what is refused, and what channels are made of it."""
+"""ClientOptions: validation, and the channel arguments made from them."""
 
 import json
 from typing import Any
 
 import pytest
-from isogloss import ClientOptions
+from isogloss import AsyncClient, Client, ClientOptions
 from isogloss._channel import address, arguments
 
 
@@ -20,13 +20,13 @@ from isogloss._channel import address, arguments
         ("ipv4:10.0.0.1:1,10.0.0.2:1", "ipv4:10.0.0.1:1,10.0.0.2:1"),
     ],
 )
-def test_targets_are_resolved_by_name(target: str, expected: str) -> None:
-    """A plain host is looked up by DNS, so that all its addresses are used; other schemes stay as they are."""
+def test_targets_without_a_scheme_are_resolved_by_dns(target: str, expected: str) -> None:
+    """A plain host is resolved by DNS, so that all its addresses are used; other schemes remain."""
     assert address(ClientOptions(target=target)) == expected
 
 
-def test_the_channel_is_configured() -> None:
-    """All addresses are used in turn, and idle connections are tested no more often than servers tolerate."""
+def test_the_channel_has_round_robin_retries_and_keepalive() -> None:
+    """Channels use all addresses, retry transient errors, and ping no more often than servers accept."""
     settings = dict(arguments(ClientOptions()))
     config = json.loads(str(settings["grpc.service_config"]))
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
@@ -56,7 +56,18 @@ def test_the_channel_is_configured() -> None:
     ],
 )
 def test_options_out_of_range_are_refused(name: str, value: Any) -> None:
-    """A wrong option is a ValueError that names it; a key is never quoted."""
+    """An option out of range raises ValueError, which names it; an API key is not quoted."""
     with pytest.raises(ValueError, match=name) as raised:
         ClientOptions(**{name: value})
     assert name != "api_key" or not value or value not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_option_given_to_the_client_names_client_options(kind: Any) -> None:
+    """A TypeError names the class that was called, and ClientOptions as the place of an option."""
+    with pytest.raises(TypeError) as raised:
+        kind("localhost:1", timeout_s=3)
+    expected = f"{kind.__name__}() got an unexpected keyword argument 'timeout_s'; pass it in the options: "
+    assert str(raised.value) == f"{expected}{kind.__name__}(options=ClientOptions(timeout_s=...))"
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'colour'$"):
+        kind("localhost:1", colour="red")

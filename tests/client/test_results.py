@@ -1,4 +1,4 @@
-"""Results: immutable, exact to the contract's definitions, and refused where an answer makes no sense."""
+"""Results: immutable, decoded as the contract defines, and refused if a response is inconsistent."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from tests.support.scripted_server import SPACE, Script
 
 
 def decoded(kind: str, data: bytes, columns: int, scales: tuple[float, ...] = ()) -> Embeddings:
-    """Returns a response of two rows as the client reads it."""
+    """Returns a response of two rows, decoded by the client."""
     number = pb.ElementType.Value(f"ELEMENT_TYPE_{kind}")
     matrix = pb.Matrix(data=data, rows=2, columns=columns, element_type=number, row_scales=scales)
     return read_embed(pb.EmbedResponse(embeddings=matrix), 2)
@@ -31,7 +31,7 @@ def decoded(kind: str, data: bytes, columns: int, scales: tuple[float, ...] = ()
 def test_numbers_are_decoded_exactly(
     kind: str, elements: np.ndarray, scales: tuple[float, ...], expected: list[list[float]]
 ) -> None:
-    """Each element type means what the contract says, and the elements stay to be had as they came."""
+    """Each element type is decoded as the contract defines, and `elements` keeps the numbers as received."""
     found = decoded(kind, elements.tobytes(), 2, scales)
     assert found.element_type == ElementType[kind]
     assert found.elements.dtype == elements.dtype
@@ -41,7 +41,7 @@ def test_numbers_are_decoded_exactly(
 
 
 def test_bits_are_decoded_exactly() -> None:
-    """The first column is the high bit, spare bits are dropped, and the signed form is the unsigned minus 128."""
+    """The first column is the high bit, padding bits are dropped, and BINARY is UBINARY minus 128."""
     signs = np.array([[1, -1, -1, 1, 1, 1, -1, -1, 1, -1], [-1] * 10], np.float32)
     packed = np.packbits(signs > 0, axis=1)
     unsigned = decoded("UBINARY", packed.tobytes(), 10)
@@ -62,8 +62,8 @@ def test_bits_are_decoded_exactly() -> None:
         pb.Matrix(data=b"\0" * 16, rows=2, columns=2, element_type=99),
     ],
 )
-def test_a_matrix_that_does_not_fit_is_refused(matrix: Any) -> None:
-    """An answer of other rows than were asked for, or whose parts disagree, is an error and not a wrong vector."""
+def test_an_inconsistent_matrix_is_refused(matrix: Any) -> None:
+    """A response with other rows than requested, or with inconsistent parts, raises InternalError."""
     with pytest.raises(InternalError) as raised:
         read_embed(pb.EmbedResponse(embeddings=matrix), 2)
     assert raised.value.reason == "BAD_ANSWER"
@@ -77,20 +77,20 @@ def test_a_matrix_that_does_not_fit_is_refused(matrix: Any) -> None:
         pb.SimilarityResponse(nearest=pb.NeighborLists(queries=[pb.NeighborList(rows=[0], scores=[])])),
     ],
 )
-def test_neighbours_that_do_not_fit_are_refused(response: Any) -> None:
-    """Rows that are no candidates, and lists of unequal length, are errors."""
+def test_inconsistent_neighbours_are_refused(response: Any) -> None:
+    """Rows beyond the candidates, and lists of unequal length, raise InternalError."""
     with pytest.raises(InternalError):
         read_nearest(response, 1, 5)
 
 
-def test_scores_that_do_not_fit_are_refused() -> None:
-    """Neighbours where scores were asked for are an error."""
+def test_neighbours_in_place_of_scores_are_refused() -> None:
+    """A response with neighbours in place of scores raises InternalError."""
     with pytest.raises(InternalError):
         read_scores(pb.SimilarityResponse(nearest=pb.NeighborLists()), 1, 1)
 
 
-def test_results_cannot_be_changed(client: Client, script: Script) -> None:
-    """Attributes cannot be set, and arrays are closed to writing, split or not."""
+def test_results_are_immutable(client: Client, script: Script) -> None:
+    """Attributes cannot be set, and arrays are read-only, split or not."""
     for limit in (0, 1):
         script.limits.update(max_texts=limit, max_pairs=limit)
         with Client(client._options.target) as used:
@@ -106,8 +106,8 @@ def test_results_cannot_be_changed(client: Client, script: Script) -> None:
                 result.model = "other"
 
 
-def test_neighbors_read_as_a_list(client: Client) -> None:
-    """Length, items, slices, equality and repr are those of a list of Neighbor; the numbers are numpy as well."""
+def test_neighbors_behave_like_a_list(client: Client) -> None:
+    """Length, items, slices, equality and repr are those of a list of Neighbor; rows and scores are arrays too."""
     found = client.nearest("a", ["b", "a", "c"], k=2)
     assert found[0] == Neighbor(1, "a", 1.0)
     assert (len(found), list(found)) == (2, [found[0], found[-1]])
@@ -121,19 +121,19 @@ def test_neighbors_read_as_a_list(client: Client) -> None:
     assert (found.model, found.space_id) == ("default", SPACE)
 
 
-def test_reprs_are_short(client: Client) -> None:
-    """A result in a log does not print its numbers."""
+def test_reprs_do_not_contain_the_numbers(client: Client) -> None:
+    """The repr of a result has its shape, model and space."""
     assert repr(client.embed(["a"])) == "Embeddings(1 x 16 float32, model='default', space_id='space-1')"
 
 
-def test_health_is_read(client: Client) -> None:
-    """Status, version and models come as plain values."""
+def test_health_is_decoded(client: Client) -> None:
+    """Status, version and models become plain values."""
     report = client.health()
     assert (report.status, report.version, report.uptime_s) == (ServingStatus.DEGRADED, "9.9", 3.0)
     assert (report.models[0].model, report.models[0].detail, report.models[0].embedded_texts) == ("default", "slow", 7)
 
 
-def test_words_of_a_newer_server_do_no_harm(client: Client) -> None:
-    """A status that this version has no word for is UNKNOWN, and an unknown truncation is left out."""
+def test_unknown_enum_values_of_a_newer_server_are_tolerated(client: Client) -> None:
+    """An unknown status becomes UNKNOWN, and an unknown truncation is left out."""
     assert client.health("newer").status is ServingStatus.UNKNOWN
     assert client.models()[0].truncations == (Truncation.END,)

@@ -15,6 +15,7 @@ with atheris.instrument_imports(include=["isogloss_server"]):
 
     from google.protobuf.message import DecodeError
     from isogloss.v1 import embedding_pb2 as pb
+    from isogloss.wire.sizes import MAX_DETAILS_BYTES
     from isogloss_server.clock import SystemClock
     from isogloss_server.engine.executor import Executor
     from isogloss_server.engine.pipeline import Pipeline
@@ -22,7 +23,7 @@ with atheris.instrument_imports(include=["isogloss_server"]):
     from isogloss_server.errors import DomainError
     from isogloss_server.factory import load
     from isogloss_server.rpc import codec
-    from isogloss_server.rpc.status import MAX_DETAILS_BYTES, to_status
+    from isogloss_server.rpc.status import to_status
     from isogloss_server.settings.declarations import Settings
 
 from tests.fuzz.libfuzzer import Counts, run

@@ -1,4 +1,4 @@
-"""embed_many of either client, run to its end, so that one test holds both to one promise."""
+"""Runs embed_many of either client to its end, so that one test covers both."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -6,23 +6,23 @@ from typing import Any
 
 import numpy as np
 from isogloss import AsyncClient, Client, ClientOptions, EmbeddedChunk
-from isogloss._bulk import Pace
+from isogloss._bulk import BulkTiming
 
 from tests.support.scripted_server import vector
 
 ONCE = ClientOptions(attempts=1)
-AT_ONCE = Pace(first_delay_s=0.0)
+NO_BACKOFF = BulkTiming(first_delay_s=0.0)
 Many = Callable[..., "Found"]
 Found = tuple[list[EmbeddedChunk], BaseException | None]
 
 
 def blocking(
-    address: str, texts: Any, pace: Pace = AT_ONCE, each: Callable[[Any], Any] = id, **arguments: Any
+    address: str, texts: Any, timing: BulkTiming = NO_BACKOFF, each: Callable[[Any], Any] = id, **arguments: Any
 ) -> Found:
-    """Returns the chunks, and the error at last; `each` is called with every chunk."""
+    """Returns the chunks and the final error, or None; calls `each` with every chunk."""
     found: list[EmbeddedChunk] = []
     with Client(address, options=ONCE) as client:
-        client._pace = pace
+        client._bulk_timing = timing
         try:
             for chunk in client.embed_many(texts, **arguments):
                 found.append(chunk)
@@ -33,15 +33,15 @@ def blocking(
 
 
 def asynchronous(
-    address: str, texts: Any, pace: Pace = AT_ONCE, each: Callable[[Any], Any] = id, **arguments: Any
+    address: str, texts: Any, timing: BulkTiming = NO_BACKOFF, each: Callable[[Any], Any] = id, **arguments: Any
 ) -> Found:
-    """Returns the chunks, and the error at last; `each` is called with every chunk."""
+    """Returns the chunks and the final error, or None; calls `each` with every chunk."""
     found: list[EmbeddedChunk] = []
 
     async def run() -> None:
-        """Iterates in a loop of its own, which is to be left without tasks."""
+        """Iterates in a new event loop; asyncio.run fails if tasks remain."""
         async with AsyncClient(address, options=ONCE) as client:
-            client._pace = pace
+            client._bulk_timing = timing
             async for chunk in client.embed_many(texts, **arguments):
                 found.append(chunk)
                 each(chunk)
@@ -54,19 +54,19 @@ def asynchronous(
 
 
 def numbered(count: int) -> list[str]:
-    """So many texts, all different."""
+    """Returns `count` different texts."""
     return [f"text {number}" for number in range(count)]
 
 
 def check_whole(found: Found, texts: list[str]) -> None:
-    """Asserts that all texts have their own vectors, once and in order."""
+    """Asserts that the chunks have all texts with their vectors, once and in order."""
     chunks, error = found
     assert error is None
     check_rows(chunks, texts)
 
 
 def check_rows(chunks: list[EmbeddedChunk], texts: list[str]) -> None:
-    """Asserts that the chunks are those of `texts`, without a gap."""
+    """Asserts that the chunks cover `texts` without a gap."""
     assert [text for chunk in chunks for text in chunk.texts] == texts
     assert [chunk.start for chunk in chunks] == list(_starts(chunks))
     for chunk in chunks:

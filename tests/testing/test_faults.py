@@ -56,11 +56,11 @@ def test_faults_come_in_order_each_to_its_method(server: FakeServer, client: Cli
 
 def test_wrong_scripts_are_refused(server: FakeServer) -> None:
     """A method or a status that does not exist is an error of the test, told at once."""
-    with pytest.raises(ValueError, match="a method is one of Embed, "):
+    with pytest.raises(ValueError, match="known: Embed, "):
         server.fail_next("embed")
-    with pytest.raises(ValueError, match="not 'BUSY'"):
+    with pytest.raises(ValueError, match="'BUSY'"):
         server.fail_next("Embed", code="BUSY")
-    with pytest.raises(ValueError, match="a method is one of"):
+    with pytest.raises(ValueError, match="unknown method"):
         server.hold("Close")
 
 
@@ -71,7 +71,7 @@ def test_a_held_call_waits_for_its_gate(server: FakeServer, client: Client) -> N
             calls = [threads.submit(client.embed, [text]) for text in "ab"]
             gate.wait_until_held(2)
             assert not any(call.done() for call in calls)
-            with pytest.raises(TimeoutError, match="2 calls came"):
+            with pytest.raises(TimeoutError, match="2 calls arrived"):
                 gate.wait_until_held(3, timeout_s=0)
         assert [len(call.result(30)) for call in calls] == [1, 1]
     assert len(client.embed(["c"])) == 1

@@ -25,7 +25,7 @@ from tests.support.wire import error_of
             lambda c: c.similarity(["a"], Vectors(np.ones((1, 256)), "other")),
             SpaceMismatchError,
             "SPACE_MISMATCH",
-            "candidates.vectors.space_id",
+            "candidates.space_id",
         ),
         (
             lambda c: c.similarity(["a"], Vectors(np.ones((1, 7)), "fake-space")),
@@ -33,7 +33,7 @@ from tests.support.wire import error_of
             "UNSUPPORTED_DIMENSIONS",
             "dimensions",
         ),
-        (lambda c: c.similarity([""], ["a"]), InvalidArgumentError, "EMPTY_TEXT", "queries.texts.texts[0]"),
+        (lambda c: c.similarity([""], ["a"]), InvalidArgumentError, "EMPTY_TEXT", "queries[0]"),
         (lambda c: c.health("other"), NotFoundError, "UNKNOWN_MODEL", "model"),
     ],
 )

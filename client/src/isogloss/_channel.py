@@ -1,4 +1,4 @@
-"""ClientOptions -> channels of grpc. The blocking and the asyncio client differ in the last step alone."""
+"""Creates the gRPC channels of the clients from ClientOptions: credentials, keepalive, load balancing, retries."""
 
 import json
 
@@ -10,73 +10,73 @@ from isogloss.options import ClientOptions
 SERVICE = "isogloss.v1.EmbeddingService"
 SCHEMES = frozenset({"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p"})
 UNLIMITED = -1
-LARGEST = 2**31 - 1
+MAX_INT32 = 2**31 - 1
 
 
 def open_blocking(options: ClientOptions) -> grpc.Channel:
-    """Returns a channel for threads. Nothing is sent until the first call."""
+    """Returns a channel for threads. It connects with the first call."""
     if options.tls:
         return grpc.secure_channel(address(options), _credentials(options), arguments(options))
     return grpc.insecure_channel(address(options), arguments(options))
 
 
 def open_asyncio(options: ClientOptions) -> grpc.aio.Channel:
-    """Returns a channel for the running event loop. Nothing is sent until the first call."""
+    """Returns a channel for the running event loop. It connects with the first call."""
     if options.tls:
         return grpc.aio.secure_channel(address(options), _credentials(options), arguments(options))
     return grpc.aio.insecure_channel(address(options), arguments(options))
 
 
 def address(options: ClientOptions) -> str:
-    """Returns the target with its scheme: the resolver "dns" where it names none."""
-    # "localhost:50051" looks like a scheme too, so only the schemes that gRPC has are taken for one.
+    """Returns the target as a gRPC name, with the resolver "dns" unless it has a scheme of gRPC's."""
+    # Only the schemes of gRPC count as schemes, because "localhost:50051" has the form of one too.
     if options.target.partition(":")[0] in SCHEMES or "://" in options.target:
         return options.target
     return f"dns:///{options.target}"
 
 
 def arguments(options: ClientOptions) -> list[tuple[str, int | str]]:
-    """Returns the channel arguments that `options` stand for."""
+    """Returns the channel arguments for `options`."""
     return [
         ("grpc.primary_user_agent", f"isogloss-python/{__version__}"),
         ("grpc.service_config", json.dumps(service_config(options))),
         ("grpc.enable_retries", 1),
-        # A request larger than this buffer, 256 KiB unless told, is never tried again.
-        ("grpc.per_rpc_retry_buffer_size", LARGEST),
-        # The server's limits are in ListModels; the transport's own (4 MiB) would refuse what those admit.
+        # gRPC never retries a request larger than this buffer; its default is 256 KiB.
+        ("grpc.per_rpc_retry_buffer_size", MAX_INT32),
+        # The limits are those in ListModels; the transport's default, 4 MiB, is lower than those.
         ("grpc.max_send_message_length", UNLIMITED),
         ("grpc.max_receive_message_length", options.max_receive_bytes),
-        # Keepalive also sets TCP_USER_TIMEOUT, which is what finds a peer that vanished without a word.
+        # Keepalive also sets TCP_USER_TIMEOUT, which detects a peer that vanished without closing the connection.
         ("grpc.keepalive_time_ms", round(options.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(options.keepalive_timeout_s * 1000)),
-        # A server that was restarted is found again within seconds; gRPC's own patience grows to two minutes.
+        # Reconnects to a restarted server within seconds; gRPC's default backoff grows to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
 
 
 def service_config(options: ClientOptions) -> dict[str, object]:
-    """Returns gRPC's service config: every address in turn, and tries again where that may help.
+    """Returns gRPC's service config: round robin over all addresses, and retries for transient failures.
 
-    The calls have no side effects, so trying again is always safe. A server that knows better how long to wait says so
-    in the trailer grpc-retry-pushback-ms, which gRPC obeys by itself.
+    The calls have no side effects, so retries are safe. gRPC also obeys the trailer grpc-retry-pushback-ms, by which a
+    server sets the delay before the next attempt.
     """
     method: dict[str, object] = {"name": [{"service": SERVICE}]}
-    stream = {"name": [{"service": SERVICE, "method": "EmbedStream"}]}  # tried again by embed_many, which knows more
+    stream = {"name": [{"service": SERVICE, "method": "EmbedStream"}]}  # embed_many has its own retries
     if options.attempts > 1:
         method["retryPolicy"] = {
             "maxAttempts": options.attempts,
             "initialBackoff": "0.1s",
             "maxBackoff": "2s",
             "backoffMultiplier": 3,
-            # CANCELLED: so gRPC's core ends what has arrived, and is in nobody's hands yet, when a server stops.
+            # CANCELLED: gRPC's core ends requests with it that a stopping server has received, but not yet accepted.
             "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
         }
     return {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method, stream]}
 
 
 def metadata(options: ClientOptions) -> tuple[tuple[str, str], ...]:
-    """Returns the metadata of every call."""
+    """Returns the metadata to send with every call."""
     return (("authorization", f"Bearer {options.api_key}"),) if options.api_key else ()
 
 

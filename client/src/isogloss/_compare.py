@@ -1,5 +1,8 @@
-"""Plans of comparisons: one Similarity if it fits the limits, else vectors first and then block by block."""
+"""Plans for similarity, pairwise and nearest: one Similarity request, or embeds and then Similarity block by block."""
 
+from __future__ import annotations
+
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +21,176 @@ from isogloss._arguments import (
     Side,
     Sides,
     TextSide,
-    refusal,
+    invalid_argument,
 )
-from isogloss._embed import Call, KnownModels, Limits, Plan, embed
+from isogloss._embed import Call, KnownLimits, Limits, Plan, embed
 from isogloss._messages import NeighborLists, read_nearest, read_scores, similarity_request
+from isogloss.errors import FieldViolation, IsoglossError, with_row_offset
 from isogloss.results import NO_TIME, Comparison, Neighbors, PairScores, Scores, Timings, Vectors, read_only
+
+Answer = TypeVar("Answer")
+Answer_co = TypeVar("Answer_co", covariant=True)
+Block = tuple[slice, slice]  # rows of queries, rows of candidates
+Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]  # candidate rows and scores, best first
+
+# Fields of a SimilarityRequest -> arguments of the client's methods.
+ARGUMENT_NAMES = (
+    (re.compile(r"\b(queries|candidates)\.texts\.texts\b"), r"\1"),
+    (re.compile(r"\bqueries\.texts\.input_type\b"), "query_type"),
+    (re.compile(r"\bcandidates\.texts\.input_type\b"), "candidate_type"),
+    (re.compile(r"\b(queries|candidates)\.vectors\.space_id\b"), r"\1.space_id"),
+    (re.compile(r"\b(queries|candidates)\.vectors(\.vectors)?\b"), r"\1"),
+    (re.compile(r"\bnearest\.(k|min_score)\b"), r"\1"),
+)
+ONE_QUERY = ((re.compile(r"\bqueries\[0\]|^queries$"), "query"),)
+
+
+def similarity(known: KnownLimits, arguments: CompareArguments, sides: Sides) -> Plan[Scores]:
+    """Computes the score of each query with each candidate; without candidates, of each query with each query."""
+    return _Comparer(known, arguments, AllPairs(), lambda: ScoreMatrix(*sides.size)).compare(sides)
+
+
+def pairwise(known: KnownLimits, arguments: CompareArguments, sides: Sides) -> Plan[PairScores]:
+    """Computes the score of query i with candidate i.
+
+    Raises:
+        InvalidArgumentError: The sides differ in length (reason UNEQUAL_SIDES).
+    """
+    queries, candidates = sides.size
+    if queries != candidates:
+        description = f"has {candidates} rows, but queries has {queries}; pairs need the same number"
+        raise invalid_argument("candidates", description, "UNEQUAL_SIDES")
+    return _Comparer(known, arguments, Pairwise(), lambda: PairList(queries)).compare(sides)
+
+
+def nearest(known: KnownLimits, arguments: CompareArguments, shape: Nearest, sides: Sides) -> Plan[list[Neighbors]]:
+    """Finds the candidates nearest to each query, best first, ties ordered by row."""
+    queries, candidates = sides.size
+    texts = sides.candidates.texts if isinstance(sides.candidates, TextSide) else (None,) * candidates
+    return _Comparer(known, arguments, shape, lambda: TopCandidates(queries, shape.k, texts)).compare(sides)
+
+
+def nearest_to_one(known: KnownLimits, arguments: CompareArguments, shape: Nearest, sides: Sides) -> Plan[Neighbors]:
+    """Finds the candidates nearest to a single query; errors name the argument `query`."""
+    try:
+        [neighbors] = yield from nearest(known, arguments, shape, sides)
+    except IsoglossError as error:
+        raise _renamed(error, ONE_QUERY) from None
+    return neighbors
+
+
+@dataclass(frozen=True, slots=True)
+class _EmbeddedSide:
+    """One side as vectors, with the truncated rows and the timings of its embed."""
+
+    vectors: Vectors
+    truncated: tuple[int, ...] = ()
+    timings: Timings = NO_TIME
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparer(Generic[Answer]):
+    """Runs a comparison of one shape. `new_collector` creates an empty collector for the scores."""
+
+    known: KnownLimits
+    arguments: CompareArguments
+    shape: Shape
+    new_collector: Callable[[], Collector[Answer]]
+
+    def compare(self, sides: Sides) -> Plan[Answer]:
+        """Compares `sides` in as few requests as the limits allow."""
+        sides.check()
+        model, rows = self.arguments.model, max(sides.size)
+        size = request_bytes(sides)
+        answer = yield from self.known.run(model, rows, size, partial(self._in_one_request, sides))
+        if answer is not None:
+            return answer
+        queries = yield from self._embed("queries", sides.queries, sides.candidates)
+        if sides.candidates is None:
+            candidates = _EmbeddedSide(queries.vectors)
+        else:
+            candidates = yield from self._embed("candidates", sides.candidates, queries.vectors)
+        Sides(queries.vectors, candidates.vectors).check()
+        return (yield from self.known.run(model, rows, size, partial(self._in_blocks, queries, candidates)))
+
+    def _in_one_request(self, sides: Sides, limits: Limits) -> Plan[Answer | None]:
+        """Compares `sides` in one request; returns None if it would exceed the limits."""
+        # A comparison with an empty side is sent for every limit: the server refuses it.
+        if not fits(sides, self.shape, limits) and 0 not in sides.size:
+            return None
+        collector = self.new_collector()
+        queries, candidates = sides.size
+        part = yield from self._compare_block(collector, (slice(0, queries), slice(0, candidates)), sides)
+        attributes = _attributes([part], part.truncated_queries, part.truncated_candidates, part.timings)
+        return collector.result(attributes)
+
+    def _in_blocks(self, queries: _EmbeddedSide, candidates: _EmbeddedSide, limits: Limits) -> Plan[Answer]:
+        collector = self.new_collector()
+        sides = VectorSides(queries.vectors, candidates.vectors)
+        parts: list[Comparison] = []
+        for block in collector.blocks(*sides.block_size(self.shape, limits)):
+            part = yield from self._compare_block(collector, block, sides.block(*block))
+            parts.append(part)
+        timings = Timings.total([queries.timings, candidates.timings, *(part.timings for part in parts)])
+        return collector.result(_attributes(parts, queries.truncated, candidates.truncated, timings))
+
+    def _compare_block(self, collector: Collector[Answer], block: Block, sides: Sides) -> Plan[Comparison]:
+        request = similarity_request(self.arguments, self.shape, sides.queries, sides.candidates)
+        try:
+            response = yield Call("Similarity", request)
+        except IsoglossError as error:
+            renamed = with_row_offset(_renamed(error, ARGUMENT_NAMES), block[0].start, "queries")
+            raise with_row_offset(renamed, block[1].start, "candidates") from None
+        return collector.add(block, response)
+
+    def _embed(self, name: str, side: Side, other: Side | None) -> Plan[_EmbeddedSide]:
+        """Returns `side` as vectors of unit length, in the space and dimensions of `other` if that has vectors."""
+        if isinstance(side, Vectors):
+            return _EmbeddedSide(side)
+        space_id, columns = (other.space_id, other.array.shape[1]) if isinstance(other, Vectors) else ("", 0)
+        arguments = EmbedArguments(
+            model=self.arguments.model,
+            input_type=side.input_type,
+            dimensions=self.arguments.dimensions or columns,
+            truncation=self.arguments.truncation,
+            priority=self.arguments.priority,
+            space_id=space_id,
+        )
+        found = yield from embed(self.known, arguments, side, name)
+        return _EmbeddedSide(Vectors(found.vectors, found.space_id), found.truncated_rows, found.timings)
+
+
+def _attributes(
+    parts: Sequence[Comparison],
+    truncated_queries: tuple[int, ...],
+    truncated_candidates: tuple[int, ...],
+    timings: Timings,
+) -> dict[str, Any]:
+    """Returns the attributes of Comparison for the result of the whole call."""
+    return {
+        "model": parts[0].model,
+        "space_id": parts[0].space_id,
+        "truncated_queries": truncated_queries,
+        "truncated_candidates": truncated_candidates,
+        "timings": timings,
+    }
+
+
+def _renamed(error: IsoglossError, names: Sequence[tuple[re.Pattern[str], str]]) -> IsoglossError:
+    """Returns `error` with the names of arguments in its message and violations replaced by `names`."""
+
+    def renamed(text: str) -> str:
+        """Returns `text` with all names replaced."""
+        for pattern, name in names:
+            text = pattern.sub(name, text)
+        return text
+
+    violations = tuple(FieldViolation(renamed(v.field), renamed(v.description)) for v in error.violations)
+    return error.replaced(renamed(error.message), violations=violations)
 
 
 def fits(sides: Sides, shape: Shape, limits: Limits) -> bool:
-    """Says whether one request may hold both sides whole."""
+    """Returns True if one request may hold both sides whole."""
     queries, candidates = sides.size
     present = [side for side in (sides.queries, sides.candidates) if side is not None]
     return (
@@ -37,21 +201,33 @@ def fits(sides: Sides, shape: Shape, limits: Limits) -> bool:
     )
 
 
+def request_bytes(sides: Sides) -> int:
+    """Returns the bytes of texts and vectors in a comparison, counted as the server does for max_request_bytes."""
+    return sum(_side_bytes(side) for side in (sides.queries, sides.candidates) if side is not None)
+
+
+def _side_bytes(side: Side) -> int:
+    return side.array.nbytes if isinstance(side, Vectors) else sum(side.sizes)
+
+
 @dataclass(frozen=True, slots=True)
 class VectorSides:
-    """Both sides as vectors, of one space and one length, which may be cut anywhere."""
+    """Two sides of vectors with the same space and dimensions, which can be split at any row."""
 
     queries: Vectors
     candidates: Vectors
 
-    def cut(self, queries: slice, candidates: slice) -> Sides:
-        """Returns a block of the comparison."""
+    def block(self, queries: slice, candidates: slice) -> Sides:
+        """Returns the given rows of both sides."""
         return Sides(_rows(self.queries, queries), _rows(self.candidates, candidates))
 
-    def block(self, shape: Shape, limits: Limits) -> tuple[int, int]:
-        """Returns how many queries and candidates one request may hold: near to a square, which sends the least."""
+    def block_size(self, shape: Shape, limits: Limits) -> tuple[int, int]:
+        """Returns the numbers of queries and candidates per request.
+
+        Halves the longer side until the block fits: blocks close to a square send the fewest vectors per score.
+        """
         height, width = len(self.queries), len(self.candidates)
-        while height * width > 1 and not fits(self.cut(slice(height), slice(width)), shape, limits):
+        while height * width > 1 and not fits(self.block(slice(height), slice(width)), shape, limits):
             if height >= width:
                 height = -(-height // 2)
             else:
@@ -59,40 +235,25 @@ class VectorSides:
         return height, width
 
 
-def request_bytes(sides: Sides) -> int:
-    """Returns the bytes of texts and vectors of a comparison, as the server counts them."""
-    return sum(_bytes(side) for side in (sides.queries, sides.candidates) if side is not None)
-
-
-def _bytes(side: Side) -> int:
-    return side.array.nbytes if isinstance(side, Vectors) else sum(side.sizes)
-
-
 def _rows(vectors: Vectors, rows: slice) -> Vectors:
     return Vectors(vectors.array[rows], vectors.space_id)
 
 
-Answer_co = TypeVar("Answer_co", covariant=True)
-
-
-Block = tuple[slice, slice]  # rows of queries, rows of candidates
-
-
-class Gatherer(Protocol[Answer_co]):
-    """Knows how a comparison of one shape is cut into blocks, and puts their answers together."""
+class Collector(Protocol[Answer_co]):
+    """Splits a comparison of one shape into blocks, and merges the responses."""
 
     def blocks(self, height: int, width: int) -> Iterator[Block]:
-        """Yields the blocks of at most `height` queries and `width` candidates, which cover the comparison."""
+        """Yields blocks of at most `height` queries and `width` candidates that cover the comparison."""
 
     def add(self, block: Block, response: Any) -> Comparison:
-        """Takes in the response to a block, and returns what it tells beside its scores."""
+        """Merges the response for a block; returns its attributes."""
 
-    def finished(self, about: dict[str, Any]) -> Answer_co:
-        """Returns the result of the whole, read-only; `about` are the attributes of its Comparison."""
+    def result(self, attributes: dict[str, Any]) -> Answer_co:
+        """Returns the result of the whole call, read-only, with the given attributes of Comparison."""
 
 
-class Grid:
-    """All pairs: scores float32 [q, c]."""
+class ScoreMatrix:
+    """Collector for all pairs: scores float32 [q, c]."""
 
     def __init__(self, queries: int, candidates: int) -> None:
         self._values = np.zeros((queries, candidates), np.float32)
@@ -102,45 +263,41 @@ class Grid:
         return _grid(*self._values.shape, height, width)
 
     def add(self, block: Block, response: Any) -> Comparison:
-        """Puts a block's scores in their place."""
-        here = self._values[block]
-        part = read_scores(response, *here.shape)
-        here[:] = part.values
+        """Stores the scores of a block."""
+        target = self._values[block]
+        part = read_scores(response, *target.shape)
+        target[:] = part.values
         return part
 
-    def finished(self, about: dict[str, Any]) -> Scores:
+    def result(self, attributes: dict[str, Any]) -> Scores:
         """Returns the scores."""
-        return Scores(values=read_only(self._values), **about)
+        return Scores(values=read_only(self._values), **attributes)
 
 
-class Diagonal:
-    """Pairs: scores float32 [n]."""
+class PairList:
+    """Collector for pairs: scores float32 [n]."""
 
     def __init__(self, pairs: int) -> None:
         self._values = np.zeros(pairs, np.float32)
 
     def blocks(self, height: int, width: int) -> Iterator[Block]:
         """Yields blocks along the diagonal."""
-        rows = _slices(len(self._values), min(height, width))
-        return ((these, these) for these in rows)
+        return ((rows, rows) for rows in _slices(len(self._values), min(height, width)))
 
     def add(self, block: Block, response: Any) -> Comparison:
-        """Puts a block's scores in their place."""
-        here = self._values[block[0]]
-        part = read_scores(response, 1, len(here))
-        here[:] = part.values[0]
+        """Stores the scores of a block."""
+        target = self._values[block[0]]
+        part = read_scores(response, 1, len(target))
+        target[:] = part.values[0]
         return part
 
-    def finished(self, about: dict[str, Any]) -> PairScores:
+    def result(self, attributes: dict[str, Any]) -> PairScores:
         """Returns the scores."""
-        return PairScores(values=read_only(self._values), **about)
+        return PairScores(values=read_only(self._values), **attributes)
 
 
-Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]  # candidate rows and scores, best first
-
-
-class Best:
-    """Nearest: for each query the best k candidates of all blocks, ties by lower row."""
+class TopCandidates:
+    """Collector for nearest: for each query the best k candidates of all blocks, ties ordered by row."""
 
     def __init__(self, queries: int, k: int, texts: Sequence[str | None]) -> None:
         self._k = k
@@ -152,23 +309,23 @@ class Best:
         return _grid(len(self._best), len(self._texts), height, width)
 
     def add(self, block: Block, response: Any) -> NeighborLists:
-        """Merges a block's neighbours into the best so far."""
+        """Merges the neighbours of a block into the best so far."""
         queries, candidates = block
         part = read_nearest(response, queries.stop - queries.start, candidates.stop - candidates.start)
         for query, (rows, scores) in enumerate(part.lists, start=queries.start):
             self._best[query] = self._merged(self._best[query], (rows + candidates.start, scores))
         return part
 
-    def finished(self, about: dict[str, Any]) -> list[Neighbors]:
+    def result(self, attributes: dict[str, Any]) -> list[Neighbors]:
         """Returns the neighbours of each query."""
-        truncated = set(about.pop("truncated_queries"))
+        truncated = set(attributes.pop("truncated_queries"))
         return [
             Neighbors(
                 rows=read_only(rows),
                 scores=read_only(scores),
                 texts=tuple(self._texts[row] for row in rows),
                 query_truncated=query in truncated,
-                **about,
+                **attributes,
             )
             for query, (rows, scores) in enumerate(self._best)
         ]
@@ -185,119 +342,3 @@ def _grid(queries: int, candidates: int, height: int, width: int) -> Iterator[Bl
 
 def _slices(length: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
-
-
-Answer = TypeVar("Answer")
-
-
-def similarity(known: KnownModels, arguments: CompareArguments, sides: Sides) -> Plan[Scores]:
-    """Returns every query's score against every candidate; without candidates, the queries against themselves."""
-    return _Comparing(known, arguments, AllPairs(), lambda: Grid(*sides.size)).compare(sides)
-
-
-def pairwise(known: KnownModels, arguments: CompareArguments, sides: Sides) -> Plan[PairScores]:
-    """Returns query i's score against candidate i; raises InvalidArgumentError where there are not as many of both."""
-    queries, candidates = sides.size
-    if queries != candidates:
-        raise refusal("candidates", f"are {candidates} for {queries} queries", "UNEQUAL_SIDES")
-    return _Comparing(known, arguments, Pairwise(), lambda: Diagonal(queries)).compare(sides)
-
-
-def nearest(known: KnownModels, arguments: CompareArguments, shape: Nearest, sides: Sides) -> Plan[list[Neighbors]]:
-    """Returns for each query the candidates nearest to it, best first, ties by lower row."""
-    queries, candidates = sides.size
-    texts = sides.candidates.texts if isinstance(sides.candidates, TextSide) else (None,) * candidates
-    return _Comparing(known, arguments, shape, lambda: Best(queries, shape.k, texts)).compare(sides)
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedded:
-    """A side as vectors, and what embedding it told."""
-
-    vectors: Vectors
-    truncated: tuple[int, ...] = ()
-    timings: Timings = NO_TIME
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparing(Generic[Answer]):
-    """A comparison of one shape. `new_gatherer` makes what puts its blocks together."""
-
-    known: KnownModels
-    arguments: CompareArguments
-    shape: Shape
-    new_gatherer: Callable[[], Gatherer[Answer]]
-
-    def compare(self, sides: Sides) -> Plan[Answer]:
-        """Returns the answer about `sides`, in as few requests as the limits allow."""
-        sides.check()
-        model, rows = self.arguments.model, max(sides.size)
-        size = request_bytes(sides)
-        answer = yield from self.known.within(model, rows, size, lambda limits: self._at_once(sides, limits))
-        if answer is not None:
-            return answer
-        queries = yield from self._embedded("queries.texts.", sides.queries, sides.candidates)
-        if sides.candidates is None:
-            candidates = _Embedded(queries.vectors)
-        else:
-            candidates = yield from self._embedded("candidates.texts.", sides.candidates, queries.vectors)
-        Sides(queries.vectors, candidates.vectors).check()
-        by_blocks = partial(self._by_blocks, queries, candidates)
-        return (yield from self.known.within(model, rows, size, by_blocks))
-
-    def _at_once(self, sides: Sides, limits: Limits) -> Plan[Answer | None]:
-        """Returns the answer to one request for everything; None where it would be too large."""
-        # An empty side is too large for nobody: the server refuses it in its own words.
-        if not fits(sides, self.shape, limits) and 0 not in sides.size:
-            return None
-        gatherer = self.new_gatherer()
-        queries, candidates = sides.size
-        part = yield from self._ask(gatherer, (slice(0, queries), slice(0, candidates)), sides)
-        return gatherer.finished(_about([part], part.truncated_queries, part.truncated_candidates, part.timings))
-
-    def _by_blocks(self, queries: _Embedded, candidates: _Embedded, limits: Limits) -> Plan[Answer]:
-        gatherer = self.new_gatherer()
-        sides = VectorSides(queries.vectors, candidates.vectors)
-        parts: list[Comparison] = []
-        for block in gatherer.blocks(*sides.block(self.shape, limits)):
-            part = yield from self._ask(gatherer, block, sides.cut(*block))
-            parts.append(part)
-        timings = Timings.total([queries.timings, candidates.timings, *(part.timings for part in parts)])
-        return gatherer.finished(_about(parts, queries.truncated, candidates.truncated, timings))
-
-    def _ask(self, gatherer: Gatherer[Answer], block: Block, sides: Sides) -> Plan[Comparison]:
-        request = similarity_request(self.arguments, self.shape, sides.queries, sides.candidates)
-        response = yield Call("Similarity", request)
-        return gatherer.add(block, response)
-
-    def _embedded(self, path: str, side: Side, other: Side | None) -> Plan[_Embedded]:
-        """Returns `side` as vectors of unit length, in the space and dimensions of `other` where that has them."""
-        if isinstance(side, Vectors):
-            return _Embedded(side)
-        space_id, columns = (other.space_id, other.array.shape[1]) if isinstance(other, Vectors) else ("", 0)
-        arguments = EmbedArguments(
-            model=self.arguments.model,
-            input_type=side.input_type,
-            dimensions=self.arguments.dimensions or columns,
-            truncation=self.arguments.truncation,
-            priority=self.arguments.priority,
-            space_id=space_id,
-        )
-        found = yield from embed(self.known, arguments, side, path)
-        return _Embedded(Vectors(found.vectors, found.space_id), found.truncated_rows, found.timings)
-
-
-def _about(
-    parts: Sequence[Comparison],
-    truncated_queries: tuple[int, ...],
-    truncated_candidates: tuple[int, ...],
-    timings: Timings,
-) -> dict[str, Any]:
-    """Returns the attributes of the whole's Comparison."""
-    return {
-        "model": parts[0].model,
-        "space_id": parts[0].space_id,
-        "truncated_queries": truncated_queries,
-        "truncated_candidates": truncated_candidates,
-        "timings": timings,
-    }

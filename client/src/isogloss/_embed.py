@@ -1,20 +1,20 @@
-"""Plans of single calls: splits an embed by the server's limits, and joins the parts.
+"""Plans for embed, health and models: limits of a request, splitting a call by them, joining the parts.
 
-A plan is a generator without input or output of its own: it yields a Call, receives the response or the exception, and
-returns the result. The blocking and the asyncio client run the same plans.
+A plan is a generator that does no I/O: it yields a Call, receives the response or the exception, and returns the
+result of the whole call. The blocking and the asyncio client run the same plans.
 """
 
-import re
+from __future__ import annotations
+
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from isogloss._arguments import EmbedArguments, TextSide, refusal
+from isogloss._arguments import EmbedArguments, TextSide, invalid_argument
 from isogloss._messages import (
     bad_answer,
     embed_request,
@@ -23,31 +23,23 @@ from isogloss._messages import (
     read_embed,
     read_health,
     read_models,
-    row_bytes,
 )
-from isogloss.errors import (
-    DeadlineExceededError,
-    FieldViolation,
-    InvalidArgumentError,
-    IsoglossError,
-    SpaceMismatchError,
-)
+from isogloss.errors import InvalidArgumentError, IsoglossError, SpaceMismatchError, with_row_offset
 from isogloss.results import Embeddings, HealthReport, ModelInfo, Timings, read_only
+from isogloss.wire.sizes import embed_response_bytes
 
 UNLIMITED = sys.maxsize
+# A call of one row within this size is sent without fetching the limits, which only matter for splitting. gRPC refuses
+# messages of some MiB without naming the limit.
 SMALL_BYTES = 1 << 20
-REASONS = frozenset({"TOO_MANY_TEXTS", "REQUEST_TOO_LARGE", "RESPONSE_TOO_LARGE"})
-ROW_OVERHEAD_BYTES = 20  # the most that a row takes beside its numbers: scale, token count, truncated row
-ROW_ERROR_BYTES = 240  # the most that a row's error takes
-TEXT_PATH = re.compile(r"\btexts\[(\d+)\]")
-
+LIMIT_REASONS = frozenset({"TOO_MANY_TEXTS", "REQUEST_TOO_LARGE", "RESPONSE_TOO_LARGE"})
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to send: the name of the method, and its message."""
+    """One request to send: the name of the RPC, and its message."""
 
     method: str
     request: Any
@@ -56,193 +48,70 @@ class Call:
 Plan = Generator[Call, Any, Result]
 
 
-class Run(Generic[Result]):
-    """A plan under way, and the time that it has. While not `done`, `call` is what to send next."""
+def embed(known: KnownLimits, arguments: EmbedArguments, side: TextSide, name: str = "texts") -> Plan[Embeddings]:
+    """Embeds `side` in as few requests as the limits allow.
 
-    call: Call
-    result: Result
-
-    def __init__(self, plan: Plan[Result], timeout_s: float) -> None:
-        self.done = False
-        self._plan = plan
-        self._timeout_s = timeout_s
-        self._deadline_s = time.monotonic() + timeout_s
-        self._step(lambda: next(plan))
-
-    def left_s(self) -> float:
-        """Returns the seconds that the next call may take; raises DeadlineExceededError where none are left."""
-        left = self._deadline_s - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceededError(f"no answer within {self._timeout_s:g} s, all parts of the call together")
-        return left
-
-    def answer(self, response: Any) -> None:
-        """Goes on with the response to `call`."""
-        self._step(lambda: self._plan.send(response))
-
-    def fail(self, error: IsoglossError) -> None:
-        """Goes on after `call` failed; raises what the plan makes of the error."""
-        self._step(lambda: self._plan.throw(error))
-
-    def _step(self, step: Callable[[], Call]) -> None:
-        try:
-            self.call = step()
-        except StopIteration as stop:
-            self.result = stop.value
-            self.done = True
-
-
-def health(model: str) -> Plan[HealthReport]:
-    """Returns how the server, or `model` alone, fares."""
-    response = yield Call("Health", health_request(model))
-    return read_health(response)
-
-
-def models() -> Plan[list[ModelInfo]]:
-    """Returns the models that the server offers, the default first."""
-    response = yield Call("ListModels", models_request())
-    return read_models(response)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one request to a model may hold, and the model's own dimensions (0 = unknown)."""
-
-    max_texts: int = UNLIMITED
-    max_request_bytes: int = UNLIMITED
-    max_response_bytes: int = UNLIMITED
-    max_pairs: int = UNLIMITED
-    dimensions: int = 0
-
-    @classmethod
-    def of(cls, model: ModelInfo) -> "Limits":
-        """Returns the limits that `model` announces; 0 announces none."""
-        return cls(
-            max_texts=model.max_texts or UNLIMITED,
-            max_request_bytes=model.max_request_bytes or UNLIMITED,
-            max_response_bytes=model.max_response_bytes or UNLIMITED,
-            max_pairs=model.max_pairs or UNLIMITED,
-            dimensions=next(iter(model.dimensions), 0),
-        )
-
-
-class KnownModels:
-    """What the server of one channel offers, asked once and shared by all threads of its client.
-
-    There is no lock: threads that start at the same moment may each ask, which costs a message. Waiting for one
-    another would cost them their deadlines.
-    """
-
-    def __init__(self) -> None:
-        self._models: list[ModelInfo] | None = None
-
-    def within(self, model: str, rows: int, size_bytes: int, phase: Callable[[Limits], Plan[Result]]) -> Plan[Result]:
-        """Returns what `phase`, about so many rows and bytes, returns under the limits of `model`.
-
-        A single row cannot be split, so that its limits need not be known, unless it may be more than gRPC itself
-        takes, which would refuse it without a reason. Where the server refuses a part as too
-        large, its limits have changed since they were learned: they are learned again, once, and `phase` runs again.
-        """
-        if rows <= 1 and size_bytes <= SMALL_BYTES:
-            return (yield from phase(Limits()))
-        if self._models is None:
-            yield from self._learn()
-        try:
-            return (yield from phase(self._limits(model)))
-        except InvalidArgumentError as error:
-            if error.reason not in REASONS:
-                raise
-        yield from self._learn()
-        return (yield from phase(self._limits(model)))
-
-    def learned(self, model: str) -> Plan[Limits]:
-        """Returns the limits of `model` as they are now."""
-        yield from self._learn()
-        return self._limits(model)
-
-    def _learn(self) -> Plan[None]:
-        self._models = yield from models()
-
-    def _limits(self, model: str) -> Limits:
-        # The default model comes first. A model that is not listed is for the server to refuse, in its own words.
-        named = (known for known in self._models or () if model in ("", known.name))
-        found = next(named, None)
-        return Limits() if found is None else Limits.of(found)
-
-
-def embed(known: KnownModels, arguments: EmbedArguments, side: TextSide, path: str = "") -> Plan[Embeddings]:
-    """Returns the vectors of `side`; errors name its texts after `path`, by their rows in the whole of it.
+    Args:
+        known: The limits of the server's models.
+        arguments: All arguments of the embed except its texts.
+        side: The texts.
+        name: The caller's argument that holds the texts, for errors.
 
     Raises:
-        SpaceMismatchError: The server changed the model between two parts.
+        SpaceMismatchError: The model changed between two parts.
     """
     parts: list[Embeddings] = []
+    count = len(side.texts)
 
     def remaining(limits: Limits) -> Plan[None]:
-        """Embeds what `parts` does not have yet."""
+        """Embeds the texts that `parts` does not cover yet."""
         start = sum(map(len, parts))
-        while start < len(side) or not parts:  # the server refuses an empty list, not the client
-            stop = _end_of_part(side.sizes, start, arguments, limits, path)
-            part = yield from _embed_part(_pinned(arguments, parts), side.texts[start:stop], start, path)
+        while start < count or not parts:  # an empty list is sent too: the server refuses it
+            stop = _end_of_part(side.sizes, start, arguments, limits, name)
+            part = yield from _embed_part(_in_space_of(parts, arguments), side.texts[start:stop], start, name)
             parts.append(part)
             start = stop
 
-    yield from known.within(arguments.model, len(side), sum(side.sizes), remaining)
+    yield from known.run(arguments.model, count, sum(side.sizes), remaining)
     return _joined(parts)
 
 
-def most_texts(arguments: EmbedArguments, limits: Limits) -> int:
-    """Returns how many texts one request may hold, by its own size and by its answer's."""
+def max_texts_per_request(arguments: EmbedArguments, limits: Limits) -> int:
+    """Returns the number of texts that the limits of a request's texts and of its response allow."""
     columns = arguments.dimensions or limits.dimensions
-    answer_row = (
-        row_bytes(arguments.element_type, columns)
-        + ROW_OVERHEAD_BYTES
-        + (ROW_ERROR_BYTES if arguments.allow_partial else 0)
-    )
-    return min(limits.max_texts, limits.max_response_bytes // answer_row)
+    row_bytes = embed_response_bytes(1, columns, arguments.element_type, allow_partial=arguments.allow_partial)
+    return min(limits.max_texts, limits.max_response_bytes // row_bytes)
 
 
-def shifted(error: IsoglossError, start: int, path: str = "") -> IsoglossError:
-    """Returns the error of a part as the whole call would have had it: texts[3] is texts[start + 3]."""
-
-    def shift(text: str) -> str:
-        """Returns `text` with the rows of the whole."""
-        return TEXT_PATH.sub(lambda found: f"texts[{int(found[1]) + start}]", text)
-
-    violations = tuple(
-        FieldViolation((path if v.field.startswith("texts") else "") + shift(v.field), shift(v.description))
-        for v in error.violations
-    )
-    metadata = dict(error.metadata)
-    if metadata.get("index", "").isdecimal():
-        metadata["index"] = str(int(metadata["index"]) + start)
-    return error.replaced(shift(error.message), violations=violations, metadata=metadata)
-
-
-def _embed_part(arguments: EmbedArguments, texts: Sequence[str], start: int, path: str) -> Plan[Embeddings]:
+def _embed_part(arguments: EmbedArguments, texts: Sequence[str], start: int, name: str) -> Plan[Embeddings]:
     try:
         response = yield Call("Embed", embed_request(arguments, texts))
     except IsoglossError as error:
-        raise shifted(error, start, path) from None
+        raise with_row_offset(error, start, name=name) from None
     return read_embed(response, len(texts))
 
 
-def _end_of_part(sizes: Sequence[int], start: int, arguments: EmbedArguments, limits: Limits, path: str) -> int:
-    most = min(most_texts(arguments, limits), len(sizes) - start)
+def _end_of_part(sizes: Sequence[int], start: int, arguments: EmbedArguments, limits: Limits, name: str) -> int:
+    """Returns the row after the last one of the part that begins at `start`.
+
+    Raises:
+        InvalidArgumentError: One text alone exceeds max_request_bytes (reason REQUEST_TOO_LARGE).
+    """
+    most = min(max_texts_per_request(arguments, limits), len(sizes) - start)
     stop, used = start, 0
     while stop < start + most and used + sizes[stop] <= limits.max_request_bytes:
         used += sizes[stop]
         stop += 1
     if stop == start < len(sizes) and sizes[start] > limits.max_request_bytes:
-        what = f"has {sizes[start]} bytes; one request may have {limits.max_request_bytes}"
-        error = refusal(f"{path}texts[{start}]", what, "REQUEST_TOO_LARGE")
+        description = f"has {sizes[start]} bytes; the limit of a request is {limits.max_request_bytes}"
+        error = invalid_argument(f"{name}[{start}]", description, "REQUEST_TOO_LARGE")
         figures = {"actual": str(sizes[start]), "limit": str(limits.max_request_bytes)}
         raise error.replaced(error.message, metadata=figures)
     return max(stop, start + 1)
 
 
-def _pinned(arguments: EmbedArguments, parts: Sequence[Embeddings]) -> EmbedArguments:
-    """Returns `arguments` that hold the server to the space of the first part."""
+def _in_space_of(parts: Sequence[Embeddings], arguments: EmbedArguments) -> EmbedArguments:
+    """Returns `arguments` that require the space of the first part, if there is one."""
     return replace(arguments, space_id=parts[0].space_id) if parts else arguments
 
 
@@ -251,7 +120,8 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
     if not others:
         return first
     if any(part.space_id != first.space_id for part in others):
-        raise SpaceMismatchError("the server answered parts of one call in two spaces", reason="SPACE_MISMATCH")
+        message = "the server used two spaces within one call; repeat the call"
+        raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
     if any((p.dimensions, p.element_type) != (first.dimensions, first.element_type) for p in others):
         raise bad_answer("parts of one call in two forms")
     starts = list(_starts(parts))
@@ -278,3 +148,82 @@ def _starts(parts: Sequence[Embeddings]) -> Iterator[int]:
     for part in parts:
         yield start
         start += len(part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of one request to a model, and the model's own dimensions (0 = unknown)."""
+
+    max_texts: int = UNLIMITED
+    max_request_bytes: int = UNLIMITED
+    max_response_bytes: int = UNLIMITED
+    max_pairs: int = UNLIMITED
+    dimensions: int = 0
+
+    @classmethod
+    def of(cls, model: ModelInfo) -> Limits:
+        """Returns the limits that the server reports for `model`, where 0 means no limit."""
+        return cls(
+            max_texts=model.max_texts or UNLIMITED,
+            max_request_bytes=model.max_request_bytes or UNLIMITED,
+            max_response_bytes=model.max_response_bytes or UNLIMITED,
+            max_pairs=model.max_pairs or UNLIMITED,
+            dimensions=next(iter(model.dimensions), 0),
+        )
+
+
+class KnownLimits:
+    """The limits of the server's models, fetched once per client and shared by its threads.
+
+    There is no lock: threads that start at the same moment may each fetch the limits, which costs a request. With a
+    lock, a thread could wait for another one's request beyond its own deadline.
+    """
+
+    def __init__(self) -> None:
+        self._models: list[ModelInfo] | None = None
+
+    def run(self, model: str, rows: int, size_bytes: int, plan: Callable[[Limits], Plan[Result]]) -> Plan[Result]:
+        """Runs `plan` with the limits of `model`, and once more with fetched limits if they have changed.
+
+        The limits have changed if the server refuses a request as too large. They are not fetched for a call of one
+        row within SMALL_BYTES, which cannot be split.
+
+        Args:
+            model: Name of the model; empty selects the server's default.
+            rows: Number of rows of the call.
+            size_bytes: Size of its texts and vectors.
+            plan: Starts the plan to run. It may keep the parts that were complete when it is started again.
+        """
+        if rows <= 1 and size_bytes <= SMALL_BYTES:
+            return (yield from plan(Limits()))
+        if self._models is None:
+            self._models = yield from models()
+        try:
+            return (yield from plan(self._limits(model)))
+        except InvalidArgumentError as error:
+            if error.reason not in LIMIT_REASONS:
+                raise
+        return (yield from plan((yield from self.fetch(model))))
+
+    def fetch(self, model: str) -> Plan[Limits]:
+        """Fetches the limits of all models and returns those of `model`."""
+        self._models = yield from models()
+        return self._limits(model)
+
+    def _limits(self, model: str) -> Limits:
+        # The default model is the first. The server refuses unlisted models, with a better message than this client's.
+        listed = (known for known in self._models or () if model in ("", known.name))
+        found = next(listed, None)
+        return Limits() if found is None else Limits.of(found)
+
+
+def models() -> Plan[list[ModelInfo]]:
+    """Returns the models that the server serves, the default model first."""
+    response = yield Call("ListModels", models_request())
+    return read_models(response)
+
+
+def health(model: str) -> Plan[HealthReport]:
+    """Returns the health of the server, or of `model` alone unless empty."""
+    response = yield Call("Health", health_request(model))
+    return read_health(response)

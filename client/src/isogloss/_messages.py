@@ -1,8 +1,7 @@
 """Converts arguments to requests, and responses to results. No other module of the client reads or builds messages."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from google.protobuf import duration_pb2
 from numpy.typing import NDArray
 
 from isogloss._arguments import AllPairs, CompareArguments, EmbedArguments, Nearest, Pairwise, Shape, TextSide
-from isogloss._failures import code_name, from_status, read_details
+from isogloss._failures import from_status
 from isogloss.enums import ElementType, ServingStatus, Truncation
 from isogloss.errors import InternalError, IsoglossError
 from isogloss.results import (
@@ -23,71 +22,33 @@ from isogloss.results import (
     Scores,
     Timings,
     Vectors,
-    read_only,
 )
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss.wire.enums import to_number
-
-DTYPES: Mapping[ElementType, np.dtype[Any]] = MappingProxyType(
-    {
-        ElementType.FLOAT32: np.dtype("<f4"),
-        ElementType.FLOAT16: np.dtype("<f2"),
-        ElementType.INT8: np.dtype("i1"),
-        ElementType.UINT8: np.dtype("u1"),
-        ElementType.UBINARY: np.dtype("u1"),
-        ElementType.BINARY: np.dtype("i1"),
-    }
-)
-PACKED = frozenset({ElementType.UBINARY, ElementType.BINARY})  # eight columns to a byte
-SCALED = frozenset({ElementType.INT8, ElementType.UINT8})
+from isogloss.wire.enums import UNSPECIFIED
+from isogloss.wire.matrix import Elements, MatrixError, decode, encode, quantize
+from isogloss.wire.status import code_name, read
 
 
-@dataclass(frozen=True, slots=True)
-class Elements:
-    """A Matrix as numpy reads it: array [rows, columns] (packed types: [rows, ceil(columns / 8)]), scales [rows]."""
-
-    array: NDArray[np.generic]
-    element_type: ElementType
-    scales: NDArray[np.float32]
-    columns: int
-
-
-def row_bytes(element_type: ElementType, columns: int) -> int:
-    """Returns the bytes that a row of `columns` numbers takes in a Matrix's data."""
-    return -(-columns // 8) if element_type in PACKED else columns * DTYPES[element_type].itemsize
-
-
-def to_matrix(array: NDArray[np.float32]) -> pb.Matrix:
-    """Returns float32 [n, d] as a message."""
-    rows, columns = array.shape
-    data = array.astype("<f4", copy=False).tobytes()
-    return pb.Matrix(data=data, rows=rows, columns=columns, element_type=ElementType.FLOAT32.number)
-
-
-def from_matrix(matrix: pb.Matrix, rows: int) -> Elements:
-    """Returns what `matrix` holds, read-only and without copying it.
+def from_matrix(message: pb.Matrix, rows: int) -> Elements:
+    """Returns the contents of a Matrix as read-only arrays, without a copy of its data.
 
     Raises:
-        InternalError: The parts of the matrix disagree, or it has not the `rows` that were asked for; joining or
-            indexing it would give one text the vector of another (reason BAD_ANSWER).
+        InternalError: The matrix is invalid, or the number of its rows is not `rows`; to join or index it would give
+            one text the vector of another (reason BAD_ANSWER).
     """
-    element_type = ElementType.from_number(matrix.element_type or ElementType.FLOAT32.number)
+    element_type = ElementType.by_number.get(message.element_type or ElementType.FLOAT32.number)
     if element_type is None:
-        raise bad_answer(f"vectors of the unknown element type {matrix.element_type}")
-    width = row_bytes(element_type, matrix.columns)
-    if matrix.rows != rows or len(matrix.data) != rows * width:
-        found = f"{matrix.rows} rows of {matrix.columns} columns in {len(matrix.data)} bytes"
-        raise bad_answer(f"{found} where {rows} rows of {element_type} were asked for")
-    scales = np.array(matrix.row_scales, dtype=np.float32)
-    if len(scales) != (rows if element_type in SCALED else 0):
-        raise bad_answer(f"{len(scales)} scales for {rows} rows of {element_type}")
-    dtype = DTYPES[element_type]
-    array = np.frombuffer(matrix.data, dtype).reshape(rows, width // dtype.itemsize)
-    return Elements(array, element_type, read_only(scales), matrix.columns)
+        raise bad_answer(f"vectors of the unknown element type {message.element_type}")
+    if message.rows != rows:
+        raise bad_answer(f"{message.rows} rows instead of {rows}")
+    try:
+        return decode(message, element_type)
+    except MatrixError as error:
+        raise bad_answer(f"an invalid matrix: {error}") from None
 
 
 def bad_answer(found: str) -> InternalError:
-    """Returns the error for a response that does not fit its request."""
+    """Returns the error for a response that contradicts its request."""
     return InternalError(f"the server answered with {found}", reason="BAD_ANSWER")
 
 
@@ -99,7 +60,7 @@ def embed_request(arguments: EmbedArguments, texts: Sequence[str]) -> pb.EmbedRe
         input_type=arguments.input_type.number,
         dimensions=arguments.dimensions,
         element_type=arguments.element_type.number,
-        truncation=to_number(arguments.truncation),
+        truncation=_number(arguments.truncation),
         normalize=arguments.normalize,
         priority=arguments.priority.number,
         allow_partial=arguments.allow_partial,
@@ -126,7 +87,7 @@ def similarity_request(
         model=arguments.model,
         metric=arguments.metric.number,
         dimensions=arguments.dimensions,
-        truncation=to_number(arguments.truncation),
+        truncation=_number(arguments.truncation),
         priority=arguments.priority.number,
         all_pairs=pb.AllPairs() if isinstance(shape, AllPairs) else None,
         pairwise=pb.Pairwise() if isinstance(shape, Pairwise) else None,
@@ -144,9 +105,15 @@ def models_request() -> pb.ListModelsRequest:
     return pb.ListModelsRequest()
 
 
+def _number(truncation: Truncation | None) -> Any:
+    return UNSPECIFIED if truncation is None else truncation.number
+
+
 def _items(side: TextSide | Vectors) -> pb.Items:
     if isinstance(side, Vectors):
-        return pb.Items(vectors=pb.VectorList(vectors=to_matrix(side.array), space_id=side.space_id))
+        items = pb.Items(vectors=pb.VectorList(space_id=side.space_id))
+        encode(quantize(side.array, ElementType.FLOAT32), items.vectors.vectors)
+        return items
     return pb.Items(texts=pb.TextList(texts=side.texts, input_type=side.input_type.number))
 
 
@@ -159,21 +126,23 @@ class NeighborLists(Comparison):
 
 def read_embed(response: pb.EmbedResponse, texts: int) -> Embeddings:
     """Returns the answer to an embed of so many texts; raises InternalError where it does not fit them."""
-    elements = from_matrix(response.embeddings, texts)
     if response.per_text_counts and len(response.token_counts) != texts:
         raise bad_answer(f"{len(response.token_counts)} token counts for {texts} texts")
+    row_errors = tuple(_row_error(entry) for entry in response.row_errors)
+    timings = _timings(response.timings)
+    elements = from_matrix(response.embeddings, texts)
     return Embeddings(
         elements=elements.array,
         element_type=elements.element_type,
-        row_scales=elements.scales,
+        row_scales=elements.row_scales,
         dimensions=elements.columns,
         model=response.model,
         space_id=response.space_id,
         token_counts=tuple(response.token_counts),
         truncated_rows=tuple(response.truncated_rows),
-        row_errors=tuple(_row_error(entry) for entry in response.row_errors),
+        row_errors=row_errors,
         total_tokens=response.total_tokens,
-        timings=_timings(response.timings),
+        timings=timings,
     )
 
 
@@ -236,7 +205,7 @@ def _model(entry: pb.ModelInfo) -> ModelInfo:
         max_pairs=entry.max_pairs,
         languages=tuple(entry.languages),
         has_roles=entry.has_roles,
-        truncations=tuple(_known(Truncation.from_number(value) for value in entry.truncations)),
+        truncations=tuple(filter(None, map(Truncation.by_number.get, entry.truncations))),
         license=entry.license,
     )
 
@@ -252,9 +221,7 @@ def _comparison(response: pb.SimilarityResponse) -> dict[str, Any]:
 
 
 def _row_error(entry: pb.RowError) -> RowError:
-    return RowError(
-        entry.row, code_name(entry.status), read_details(entry.status).get("reason", ""), entry.status.message
-    )
+    return RowError(entry.row, code_name(entry.status), read(entry.status).reason, entry.status.message)
 
 
 def _timings(timings: pb.Timings) -> Timings:
@@ -272,8 +239,4 @@ def _seconds(duration: Any) -> float:
 
 
 def _status(value: int) -> ServingStatus:
-    return ServingStatus.from_number(value) or ServingStatus.UNKNOWN
-
-
-def _known(words: Iterable[Truncation | None]) -> Iterable[Truncation]:
-    return (word for word in words if word is not None)
+    return ServingStatus.by_number.get(value, ServingStatus.UNKNOWN)

@@ -1,249 +1,48 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import grpc
 
-from isogloss import _arguments as given
-from isogloss import _bulk, _compare, _embed
-from isogloss._arguments import AnyTexts, BulkArguments, EmbedArguments, many_texts
-from isogloss._bulk import Chunker
+from isogloss import _arguments, _bulk, _compare, _embed
+from isogloss._base_client import BaseClient
 from isogloss._channel import open_asyncio
 from isogloss._embed import Call, Plan, Result
 from isogloss._failures import from_rpc_error
-from isogloss.client import BaseClient
 from isogloss.errors import CallCancelledError, FailedPreconditionError, IsoglossError
 from isogloss.options import ClientOptions
-from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores
+from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores, Vectors
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
 Source = Iterator[str] | AsyncIterator[str]
 
 
-class AsyncioClient(BaseClient):
-    """A channel, made with the first call, and the running of plans on it."""
+class AsyncClient(BaseClient):
+    """Embeds and compares texts on an Isogloss server, from the event loop in which its first call runs.
 
-    def __init__(self, target: str | None = None, *, options: ClientOptions | None = None) -> None:
-        super().__init__(target, options)
+    Every call has a deadline, is retried after transient failures, and is split if it exceeds the server's limits. The
+    client connects with the first call. Cancelling a call raises asyncio.CancelledError and cancels the request on the
+    server.
+
+    Args:
+        target: Address of the server, such as "localhost:50051"; overrides the target of the options.
+        options: All other settings of the connection.
+    """
+
+    def __init__(self, target: str | None = None, *, options: ClientOptions | None = None, **misplaced: Never) -> None:
+        super().__init__(target, options, misplaced)
         self._channel: grpc.aio.Channel | None = None
         self._stub: EmbeddingServiceStub | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = asyncio.Event()
 
-    async def close(self) -> None:
-        """Ends the connection, and with CallCancelledError the calls that still run. Closing twice is fine."""
-        self._closed = True
-        self._closing.set()
-        if self._channel is not None:
-            await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_exception: object) -> None:
-        await self.close()
-
-    async def _run(self, plan: Plan[Result], timeout_s: float | None) -> Result:
-        run = self._start(plan, timeout_s)
-        while not run.done:
-            try:
-                response = await self._send(run.call, run.left_s())
-            except IsoglossError as error:
-                run.fail(error)
-            else:
-                run.answer(response)
-        return run.result
-
-    async def _send(self, call: Call, timeout_s: float) -> Any:
-        method = getattr(self._connected(), call.method)
-        try:
-            return await method(call.request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            # Without grpc in the traceback; a debugger still finds it as __context__.
-            raise from_rpc_error(error) from None
-        except grpc.aio.UsageError:  # grpc's for a closed channel
-            self._require_open()
-            raise
-        except asyncio.CancelledError:
-            if self._closed and not _cancelled():
-                raise self._closed_meanwhile() from None
-            raise
-
-    def _connected(self) -> EmbeddingServiceStub:
-        loop = asyncio.get_running_loop()
-        if self._stub is None:
-            # Not in the constructor, which may run before there is a loop: a channel belongs to one.
-            self._loop = loop
-            self._channel = open_asyncio(self._options)
-            self._stub = EmbeddingServiceStub(self._channel)
-        if loop is not self._loop:
-            message = "this client belongs to the event loop of its first call; make one for each loop"
-            raise FailedPreconditionError(message, reason="OTHER_EVENT_LOOP")
-        return self._stub
-
-    def _run_many(
-        self, arguments: EmbedArguments, bulk: BulkArguments, texts: AnyTexts
-    ) -> AsyncGenerator[EmbeddedChunk, None]:
-        given = many_texts(texts, Iterable, AsyncIterable)
-        source = aiter(given) if isinstance(given, AsyncIterable) else iter(given)
-        return self._chunks(self._start_many(arguments, bulk), source)
-
-    async def _chunks(self, plan: _bulk.Steps, texts: Source) -> AsyncGenerator[EmbeddedChunk, None]:
-        """Yields what `plan` gives, and leaves no stream behind, however it ends."""
-        stream = _Stream()
-        go_on = partial(next, plan)
-        try:
-            while True:
-                try:
-                    step = go_on()
-                except StopIteration:
-                    return
-                if isinstance(step, _bulk.Give):
-                    yield step.chunk
-                    go_on = partial(next, plan)
-                    continue
-                try:
-                    go_on = partial(plan.send, await self._take(step, stream, texts))
-                except Exception as error:  # noqa: BLE001 - the plan decides what it means
-                    go_on = partial(plan.throw, error)
-        finally:
-            await stream.drop()
-
-    async def _take(self, step: _bulk.Step, stream: "_Stream", texts: Source) -> Any:  # noqa: PLR0911 - a table
-        """Takes one step, and returns what the plan is to be told."""
-        self._require_under_way()
-        match step:
-            case Call():
-                return await self._send(step, self._options.timeout_s)
-            case _bulk.Read(chunker):
-                return await _filled(chunker, texts)
-            case _bulk.Open():
-                return stream.open(self._open)
-            case _bulk.Send(request):
-                return stream.send(request)
-            case _bulk.HalfClose():
-                return stream.half_close()
-            case _bulk.Drop():
-                return await stream.drop()
-            case _bulk.Receive(timeout_s):
-                return await stream.receive(timeout_s)
-            case _bulk.Pause(seconds):
-                return await _or_none(self._closing.wait(), seconds)
-
-    def _open(self, requests: Any) -> Any:
-        try:
-            return self._connected().EmbedStream(requests, metadata=self._metadata)
-        except grpc.aio.UsageError:  # grpc's for a closed channel
-            self._require_under_way()
-            raise
-
-
-class _Stream:
-    """An EmbedStream, opened as often as the plan asks.
-
-    Two tasks serve it, and end with it: grpc's takes requests from one queue, ours puts answers into the other, where
-    they can be waited for no longer than the plan wants to.
-    """
-
-    def __init__(self) -> None:
-        self._outbox: asyncio.Queue[Any] = asyncio.Queue()  # requests; None = no more
-        self._inbox: asyncio.Queue[Any] = asyncio.Queue()  # messages, and last END or an IsoglossError
-        self._call: Any = None
-        self._forwarding: asyncio.Task[None] | None = None
-
-    def open(self, method: Callable[[Any], Any]) -> None:
-        """Opens a stream with `method`, in the place of one that has ended."""
-        self._outbox, self._inbox = asyncio.Queue(), asyncio.Queue()
-        self._call = method(_until_none(self._outbox))
-        ended = partial(self._outbox.put_nowait, None)
-        self._call.add_done_callback(lambda _: ended())  # else grpc's task would wait for requests for ever
-        self._forwarding = asyncio.create_task(_forward(self._call, self._inbox))
-
-    def send(self, request: Any) -> None:
-        """Sends a request, as soon as the server reads it."""
-        self._outbox.put_nowait(request)
-
-    def half_close(self) -> None:
-        """Sends nothing after what was sent."""
-        self._outbox.put_nowait(None)
-
-    async def receive(self, timeout_s: float) -> Any:
-        """Returns the next message, END, or None where there is none in time; raises what ended the stream."""
-        await asyncio.sleep(0)  # the loop moves messages only while others wait
-        if self._inbox.empty() and timeout_s <= 0:
-            return None
-        found = await _or_none(self._inbox.get(), timeout_s)
-        if isinstance(found, IsoglossError):
-            raise found
-        return found
-
-    async def drop(self) -> None:
-        """Cancels the stream, unless it has ended."""
-        if self._call is not None and self._forwarding is not None:
-            self._call.cancel()
-            await asyncio.wait([self._forwarding])
-
-
-async def _forward(call: Any, inbox: asyncio.Queue[Any]) -> None:
-    """Puts all messages of a stream into `inbox`, and at last how it ended."""
-    try:
-        async for message in call:
-            inbox.put_nowait(message)
-    except grpc.RpcError as error:
-        inbox.put_nowait(from_rpc_error(error))
-    except asyncio.CancelledError:  # grpc's for a stream that was cancelled on this side
-        inbox.put_nowait(CallCancelledError("the stream was cancelled"))
-        raise
-    else:
-        inbox.put_nowait(_bulk.END)
-
-
-async def _until_none(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while (item := await queue.get()) is not None:
-        yield item
-
-
-async def _filled(chunker: Chunker, texts: Source) -> bool:
-    """Fills `chunker`; returns whether the source may have more."""
-    if isinstance(texts, Iterator):
-        return any(chunker.add(text) for text in texts)
-    async for text in texts:
-        if chunker.add(text):
-            return True
-    return False
-
-
-async def _or_none(awaitable: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
-    """Returns what `awaitable` does, or None where it takes longer."""
-    try:
-        return await asyncio.wait_for(awaitable, timeout_s)
-    except TimeoutError:
-        return None
-
-
-def _cancelled() -> bool:
-    """Says whether somebody cancelled this task; grpc raises the same exception when the channel is closed."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-class AsyncClient(AsyncioClient):
-    """Embeds and compares texts on an Isogloss server, from one event loop: the one that its first call runs in.
-
-    Arguments, results and errors are those of Client, where they are described. Cancelling a call cancels it on the
-    server as well, and raises asyncio.CancelledError as everywhere.
-
-    Args:
-        target: Where the server listens, such as "localhost:50051"; goes before the options' target.
-        options: All else about the connection.
-    """
-
     async def embed(
         self,
-        texts: given.GivenTexts,
+        texts: Iterable[str],
         *,
         model: str = "",
         input_type: str = "similarity",
@@ -256,8 +55,35 @@ class AsyncClient(AsyncioClient):
         space_id: str = "",
         timeout_s: float | None = None,
     ) -> Embeddings:
-        """Returns one vector for each text, in order; as Client.embed."""
-        arguments = given.embed_arguments(
+        """Embeds texts: one vector per text, in order.
+
+        A call that exceeds the server's limits is split into several requests, and the responses are joined.
+
+        Args:
+            texts: The texts, any number. Each needs a character other than white space.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            input_type: Use of the texts, a value of InputType. Models without roles ignore it.
+            dimensions: Length of each vector, one of ModelInfo.dimensions; 0 selects the model's own.
+            element_type: Number format of the vectors in the response, a value of ElementType. `Embeddings.vectors` is
+                float32 for every format.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            normalize: True scales vectors to unit length.
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            allow_partial: True returns zeros and a `row_errors` entry for a text that fails; False raises the error.
+            space_id: Required embedding space, such as that of an index; empty accepts any.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            Embeddings with `vectors` float32 [n, d]. Rows have unit length if `normalize` and `element_type` is
+            "float32" (up to rounding also for "float16").
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The model's space is not `space_id`, or changed during the call.
+            IsoglossError: Another failure, see isogloss.errors.
+        """
+        arguments = _arguments.embed_arguments(
             model=model,
             input_type=input_type,
             dimensions=dimensions,
@@ -268,12 +94,12 @@ class AsyncClient(AsyncioClient):
             allow_partial=allow_partial,
             space_id=space_id,
         )
-        side = given.texts("texts", texts, arguments.input_type)
-        return await self._run(_embed.embed(self._known, arguments, side), timeout_s)
+        side = _arguments.texts("texts", texts, arguments.input_type)
+        return await self._run(_embed.embed(self._limits, arguments, side), timeout_s)
 
     def embed_many(
         self,
-        texts: given.AnyTexts,
+        texts: Iterable[str] | AsyncIterable[str],
         *,
         model: str = "",
         input_type: str = "similarity",
@@ -287,12 +113,38 @@ class AsyncClient(AsyncioClient):
         window_chunks: int = 8,
         patience_s: float = 60.0,
     ) -> AsyncGenerator[EmbeddedChunk, None]:
-        """Yields the vectors of any number of texts, in order; as Client.embed_many.
+        """Embeds any number of texts on one stream, and yields the vectors in chunks, in the order of the texts.
 
-        `texts` may be asynchronous as well. Where the iteration is left before its end, contextlib.aclosing ends the
-        stream at once.
+        The call has the priority "bulk". Lost connections and restarts of the server do not end it: chunks without a
+        response are sent again. If the source of the texts raises, its error is raised after the chunks before it.
+        When leaving the loop early, close the generator with contextlib.aclosing, which cancels the stream at once.
+
+        Args:
+            texts: The texts, from any iterable or asynchronous iterable, such as the lines of a file. At most
+                `window_chunks` chunks are read ahead of the last chunk yielded.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            input_type: Use of the texts, a value of InputType. Models without roles ignore it.
+            dimensions: Length of each vector, one of ModelInfo.dimensions; 0 selects the model's own.
+            element_type: Number format of the vectors in the responses, a value of ElementType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            normalize: True scales vectors to unit length.
+            allow_partial: True returns zeros and a `row_errors` entry for a text that fails; False raises the error.
+            space_id: Required embedding space; empty accepts that of the first chunk. Set it when you resume a run.
+            chunk_texts: Maximum number of texts per chunk. The server's limits may make chunks smaller.
+            window_chunks: Maximum number of chunks held in memory.
+            patience_s: Retry budget: the call fails after this many seconds of waiting without a response. A stream
+                without a message for half of it is replaced.
+
+        Yields:
+            Chunks with `embeddings.vectors` float32 [n, d], as from `embed`.
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; rows in it count from the first text of the call.
+            SpaceMismatchError: The server's space is not `space_id`, or changed during the call.
+            IsoglossError: Another failure, see isogloss.errors. Raised after the chunks before the failed one.
         """
-        arguments = given.embed_arguments(
+        arguments = _arguments.embed_arguments(
             model=model,
             input_type=input_type,
             dimensions=dimensions,
@@ -303,13 +155,17 @@ class AsyncClient(AsyncioClient):
             allow_partial=allow_partial,
             space_id=space_id,
         )
-        bulk = given.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
-        return self._run_many(arguments, bulk, texts)
+        bulk = _arguments.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
+        texts = _arguments.text_source(texts, Iterable, AsyncIterable)
+        self._check_usable()
+        source = aiter(texts) if isinstance(texts, AsyncIterable) else iter(texts)
+        plan = _bulk.BulkEmbed(self._limits, arguments, bulk, self._bulk_timing).steps()
+        return self._run_many(plan, source)
 
     async def similarity(
         self,
-        queries: given.GivenSide,
-        candidates: given.GivenSide | None = None,
+        queries: Iterable[str] | Embeddings | Vectors,
+        candidates: Iterable[str] | Embeddings | Vectors | None = None,
         *,
         model: str = "",
         metric: str = "cosine",
@@ -320,17 +176,41 @@ class AsyncClient(AsyncioClient):
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> Scores:
-        """Returns the score of every query against every candidate, float32 [q, c]; as Client.similarity."""
-        arguments = given.compare_arguments(
+        """Computes the score of each query with each candidate.
+
+        Texts are embedded as vectors of unit length; vectors are compared as they are.
+
+        Args:
+            queries: Texts, the result of an `embed`, or stored Vectors.
+            candidates: The same for the other side; None compares the queries with each other.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            metric: A value of Metric; higher scores are nearer for all of them.
+            dimensions: Length of the vectors of texts; 0 selects that of the other side's vectors, or the model's own.
+            query_type: Use of queries that are texts, a value of InputType.
+            candidate_type: Use of candidates that are texts, a value of InputType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            Scores with `values` float32 [q, c].
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The spaces of the two sides differ, or differ from the model's.
+            IsoglossError: Another failure, see isogloss.errors.
+        """
+        arguments = _arguments.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.sides(queries, candidates, query_type, candidate_type)
-        return await self._run(_compare.similarity(self._known, arguments, sides), timeout_s)
+        sides = _arguments.sides(queries, candidates, query_type, candidate_type)
+        return await self._run(_compare.similarity(self._limits, arguments, sides), timeout_s)
 
     async def pairwise(
         self,
-        queries: given.GivenSide,
-        candidates: given.GivenSide,
+        queries: Iterable[str] | Embeddings | Vectors,
+        candidates: Iterable[str] | Embeddings | Vectors,
         *,
         model: str = "",
         metric: str = "cosine",
@@ -341,17 +221,41 @@ class AsyncClient(AsyncioClient):
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> PairScores:
-        """Returns the score of query i against candidate i, float32 [n]; as Client.pairwise."""
-        arguments = given.compare_arguments(
+        """Computes the score of query i with candidate i.
+
+        Texts are embedded as vectors of unit length; vectors are compared as they are.
+
+        Args:
+            queries: Texts, the result of an `embed`, or stored Vectors.
+            candidates: The same for the other side, with as many rows.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            metric: A value of Metric; higher scores are nearer for all of them.
+            dimensions: Length of the vectors of texts; 0 selects that of the other side's vectors, or the model's own.
+            query_type: Use of queries that are texts, a value of InputType.
+            candidate_type: Use of candidates that are texts, a value of InputType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            PairScores with `values` float32 [n].
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The spaces of the two sides differ, or differ from the model's.
+            IsoglossError: Another failure, see isogloss.errors.
+        """
+        arguments = _arguments.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.both_sides(queries, candidates, query_type, candidate_type)
-        return await self._run(_compare.pairwise(self._known, arguments, sides), timeout_s)
+        sides = _arguments.both_sides(queries, candidates, query_type, candidate_type)
+        return await self._run(_compare.pairwise(self._limits, arguments, sides), timeout_s)
 
     async def nearest(
         self,
         query: str,
-        candidates: given.GivenSide,
+        candidates: Iterable[str] | Embeddings | Vectors,
         *,
         k: int = 10,
         min_score: float | None = None,
@@ -364,27 +268,45 @@ class AsyncClient(AsyncioClient):
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> Neighbors:
-        """Returns the candidates nearest to one query, best first, ties by lower row; as Client.nearest."""
-        [neighbors] = await self.nearest_many(
-            [given.string("query", query)],
-            candidates,
-            k=k,
-            min_score=min_score,
-            model=model,
-            metric=metric,
-            dimensions=dimensions,
-            query_type=query_type,
-            candidate_type=candidate_type,
-            truncation=truncation,
-            priority=priority,
-            timeout_s=timeout_s,
+        """Finds the candidates nearest to one query.
+
+        Texts are embedded as vectors of unit length; vectors are compared as they are.
+
+        Args:
+            query: The text to find neighbours of.
+            candidates: Texts, the result of an `embed`, or stored Vectors.
+            k: Maximum number of neighbours.
+            min_score: Minimum score of a neighbour; None sets no minimum.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            metric: A value of Metric; higher scores are nearer for all of them.
+            dimensions: Length of the vectors of texts; 0 selects that of the other side's vectors, or the model's own.
+            query_type: Use of queries that are texts, a value of InputType.
+            candidate_type: Use of candidates that are texts, a value of InputType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            Neighbors, at most k, best first, ties ordered by row.
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The spaces of the two sides differ, or differ from the model's.
+            IsoglossError: Another failure, see isogloss.errors.
+        """
+        shape = _arguments.nearest_shape(k, min_score)
+        arguments = _arguments.compare_arguments(
+            model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        return neighbors
+        queries = [_arguments.string("query", query)]
+        sides = _arguments.both_sides(queries, candidates, query_type, candidate_type)
+        return await self._run(_compare.nearest_to_one(self._limits, arguments, shape, sides), timeout_s)
 
     async def nearest_many(
         self,
-        queries: given.GivenSide,
-        candidates: given.GivenSide,
+        queries: Iterable[str] | Embeddings | Vectors,
+        candidates: Iterable[str] | Embeddings | Vectors,
         *,
         k: int = 10,
         min_score: float | None = None,
@@ -397,18 +319,253 @@ class AsyncClient(AsyncioClient):
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> list[Neighbors]:
-        """Returns for each query the candidates nearest to it, best first; as Client.nearest_many."""
-        shape = given.nearest_shape(k, min_score)
-        arguments = given.compare_arguments(
+        """Finds the candidates nearest to each query.
+
+        Texts are embedded as vectors of unit length; vectors are compared as they are.
+
+        Args:
+            queries: Texts, the result of an `embed`, or stored Vectors.
+            candidates: Texts, the result of an `embed`, or stored Vectors.
+            k: Maximum number of neighbours per query.
+            min_score: Minimum score of a neighbour; None sets no minimum.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            metric: A value of Metric; higher scores are nearer for all of them.
+            dimensions: Length of the vectors of texts; 0 selects that of the other side's vectors, or the model's own.
+            query_type: Use of queries that are texts, a value of InputType.
+            candidate_type: Use of candidates that are texts, a value of InputType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            Neighbors of each query, at most k, best first, ties ordered by row.
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The spaces of the two sides differ, or differ from the model's.
+            IsoglossError: Another failure, see isogloss.errors.
+        """
+        shape = _arguments.nearest_shape(k, min_score)
+        arguments = _arguments.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.both_sides(queries, candidates, query_type, candidate_type)
-        return await self._run(_compare.nearest(self._known, arguments, shape, sides), timeout_s)
-
-    async def health(self, model: str = "", *, timeout_s: float | None = None) -> HealthReport:
-        """Returns whether the server, or `model` alone, can serve now, and how loaded it is."""
-        return await self._run(_embed.health(given.string("model", model)), timeout_s)
+        sides = _arguments.both_sides(queries, candidates, query_type, candidate_type)
+        return await self._run(_compare.nearest(self._limits, arguments, shape, sides), timeout_s)
 
     async def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
-        """Returns the models that the server offers, the default first."""
+        """Lists the served models, the default model first.
+
+        Args:
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+        """
         return await self._run(_embed.models(), timeout_s)
+
+    async def health(self, model: str = "", *, timeout_s: float | None = None) -> HealthReport:
+        """Reports the health and load of the server.
+
+        Args:
+            model: Name of a model to report alone; empty reports all models.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+        """
+        return await self._run(_embed.health(_arguments.string("model", model)), timeout_s)
+
+    async def close(self) -> None:
+        """Closes the connection; running calls raise CallCancelledError. Closing twice has no effect."""
+        self._closed = True
+        self._closing.set()
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
+    async def _run(self, plan: Plan[Result], timeout_s: float | None) -> Result:
+        """Sends the requests of `plan` and returns its result."""
+        deadline = self._start(timeout_s)
+        advance = partial(next, plan)
+        while True:
+            try:
+                call = advance()
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            try:
+                response = await self._send(call, deadline.remaining_s())
+            except IsoglossError as error:
+                advance = partial(plan.throw, error)
+            else:
+                advance = partial(plan.send, response)
+
+    async def _send(self, call: Call, timeout_s: float) -> Any:
+        method = getattr(self._connected(), call.method)
+        try:
+            return await method(call.request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            # "from None" hides grpc's exception in tracebacks; debuggers still find it as __context__.
+            raise from_rpc_error(error) from None
+        except grpc.aio.UsageError:  # raised by grpc for a closed channel
+            self._check_open()
+            raise
+        except asyncio.CancelledError:
+            if self._closed and not _cancelled():
+                raise self._closed_during_call() from None
+            raise
+
+    def _connected(self) -> EmbeddingServiceStub:
+        """Returns the stub; creates the channel in the first call, because a channel belongs to the running loop."""
+        loop = asyncio.get_running_loop()
+        if self._stub is None:
+            self._loop = loop
+            self._channel = open_asyncio(self._options)
+            self._stub = EmbeddingServiceStub(self._channel)
+        if loop is not self._loop:
+            message = "the client belongs to the event loop of its first call; create one client per loop"
+            raise FailedPreconditionError(message, reason="OTHER_EVENT_LOOP")
+        return self._stub
+
+    async def _run_many(self, plan: _bulk.Steps, texts: Source) -> AsyncGenerator[EmbeddedChunk, None]:
+        """Executes the steps of `plan` and yields its chunks; cancels an open stream in the end."""
+        stream = _EmbedStream()
+        advance = partial(next, plan)
+        try:
+            while True:
+                try:
+                    step = advance()
+                except StopIteration:
+                    return
+                if isinstance(step, _bulk.Emit):
+                    yield step.chunk
+                    advance = partial(next, plan)
+                    continue
+                try:
+                    advance = partial(plan.send, await self._execute(step, stream, texts))
+                except Exception as error:  # noqa: BLE001 - the plan handles it or raises it again
+                    advance = partial(plan.throw, error)
+        finally:
+            await stream.cancel()
+
+    async def _execute(self, step: _bulk.Step, stream: "_EmbedStream", texts: Source) -> Any:  # noqa: PLR0911 - a table
+        """Executes one step and returns the reply for the plan."""
+        if self._closed or os.getpid() != self._process:
+            raise self._interrupted()
+        match step:
+            case Call():
+                return await self._send(step, self._options.timeout_s)
+            case _bulk.Read(chunker):
+                return await _fill(chunker, texts)
+            case _bulk.Open():
+                return stream.open(self._open_stream)
+            case _bulk.Send(request):
+                return stream.send(request)
+            case _bulk.HalfClose():
+                return stream.half_close()
+            case _bulk.Cancel():
+                return await stream.cancel()
+            case _bulk.Receive(timeout_s):
+                return await stream.receive(timeout_s)
+            case _bulk.Sleep(seconds):
+                return await self._sleep(seconds)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits, or until the client is closed."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            return
+
+    def _open_stream(self, requests: Any) -> Any:
+        try:
+            return self._connected().EmbedStream(requests, metadata=self._metadata)
+        except grpc.aio.UsageError:  # raised by grpc for a closed channel
+            if self._closed:
+                raise self._closed_during_call() from None
+            raise
+
+
+class _EmbedStream:
+    """An EmbedStream call, which can be opened again after it has ended.
+
+    Two tasks serve it and end with it: one of grpc's reads requests from the outbox, and one of this class writes
+    messages to the inbox, where the caller can wait for them with a timeout.
+    """
+
+    def __init__(self) -> None:
+        self._outbox: asyncio.Queue[Any] = asyncio.Queue()  # requests; None ends them
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()  # messages, then END_OF_STREAM or an IsoglossError
+        self._call: Any = None
+        self._forwarding: asyncio.Task[None] | None = None
+
+    def open(self, method: Callable[[Any], Any]) -> None:
+        """Starts a call with `method`; the previous one has ended."""
+        self._outbox, self._inbox = asyncio.Queue(), asyncio.Queue()
+        self._call = method(_until_none(self._outbox))
+        end = partial(self._outbox.put_nowait, None)
+        self._call.add_done_callback(lambda _: end())  # without it, grpc's task would wait for requests forever
+        self._forwarding = asyncio.create_task(_forward(self._call, self._inbox))
+
+    def send(self, request: Any) -> None:
+        """Queues a request."""
+        self._outbox.put_nowait(request)
+
+    def half_close(self) -> None:
+        """Ends the requests after those that are queued."""
+        self._outbox.put_nowait(None)
+
+    async def receive(self, timeout_s: float) -> Any:
+        """Returns the next message, END_OF_STREAM, or None after `timeout_s`; raises the error that ended it."""
+        await asyncio.sleep(0)  # the event loop transfers messages only while this task is suspended
+        if self._inbox.empty() and timeout_s <= 0:
+            return None
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await self._inbox.get()
+        except TimeoutError:
+            return None
+        if isinstance(message, IsoglossError):
+            raise message
+        return message
+
+    async def cancel(self) -> None:
+        """Cancels the call, unless it has ended, and waits for the forwarding task."""
+        if self._call is not None and self._forwarding is not None:
+            self._call.cancel()
+            await asyncio.wait([self._forwarding])
+
+
+async def _forward(call: Any, inbox: asyncio.Queue[Any]) -> None:
+    """Puts all messages of a stream into `inbox`, then END_OF_STREAM or the error that ended it."""
+    try:
+        async for message in call:
+            inbox.put_nowait(message)
+    except grpc.RpcError as error:
+        inbox.put_nowait(from_rpc_error(error))
+    except asyncio.CancelledError:  # raised by grpc for a call that was cancelled locally
+        inbox.put_nowait(CallCancelledError("the stream was cancelled"))
+        raise
+    else:
+        inbox.put_nowait(_bulk.END_OF_STREAM)
+
+
+async def _until_none(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+    while (item := await queue.get()) is not None:
+        yield item
+
+
+async def _fill(chunker: _bulk.Chunker, texts: Source) -> bool:
+    """Adds texts to `chunker` until it is full; returns True if the source may have more."""
+    if isinstance(texts, Iterator):
+        return any(chunker.add(text) for text in texts)
+    async for text in texts:
+        if chunker.add(text):
+            return True
+    return False
+
+
+def _cancelled() -> bool:
+    """Returns True if this task was cancelled; grpc raises CancelledError also when the channel is closed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -4,249 +4,45 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import grpc
 
-from isogloss import _arguments as given
-from isogloss import _bulk, _compare, _embed
-from isogloss._arguments import BulkArguments, EmbedArguments, many_texts, seconds
-from isogloss._bulk import Bulk, Pace, Steps
-from isogloss._channel import metadata, open_blocking
-from isogloss._embed import Call, KnownModels, Plan, Result, Run
+from isogloss import _arguments, _bulk, _compare, _embed
+from isogloss._base_client import BaseClient
+from isogloss._channel import open_blocking
+from isogloss._embed import Call, Plan, Result
 from isogloss._failures import from_rpc_error
-from isogloss.errors import CallCancelledError, FailedPreconditionError, IsoglossError
+from isogloss.errors import IsoglossError
 from isogloss.options import ClientOptions
-from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores
+from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores, Vectors
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
-THREAD = "isogloss-embed-many"
+THREAD_NAME = "isogloss-embed-many"
 
 
-class BaseClient:
-    """A client's options and state, without a channel."""
+class Client(BaseClient):
+    """Embeds and compares texts on an Isogloss server. Any number of threads may share a client.
 
-    def __init__(self, target: str | None, options: ClientOptions | None) -> None:
-        given = options or ClientOptions()
-        self._options = given if target is None else replace(given, target=target)
-        self._metadata = metadata(self._options)
-        self._known = KnownModels()
-        self._pace = Pace()
-        self._closed = False
-        self._process = os.getpid()
+    Every call has a deadline, is retried after transient failures, and is split if it exceeds the server's limits. The
+    client connects with the first call. Create it after forking a process, not before.
 
-    def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
-        return f"{type(self).__name__}({self._options.target!r}{state})"
+    Args:
+        target: Address of the server, such as "localhost:50051"; overrides the target of the options.
+        options: All other settings of the connection.
+    """
 
-    def _start(self, plan: Plan[Result], timeout_s: float | None) -> Run[Result]:
-        """Returns `plan` under way; raises FailedPreconditionError where this client can make no calls."""
-        self._require_open()
-        self._require_own_process()
-        return Run(plan, seconds("timeout_s", timeout_s, self._options.timeout_s))
-
-    def _start_many(self, arguments: EmbedArguments, bulk: BulkArguments) -> Steps:
-        """Returns the plan of an embed_many; raises FailedPreconditionError where this client can make no calls."""
-        self._require_open()
-        self._require_own_process()
-        return Bulk(self._known, arguments, bulk, self._pace).steps()
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise FailedPreconditionError("this client is closed", reason="CLIENT_CLOSED") from None
-
-    def _require_own_process(self) -> None:
-        if os.getpid() != self._process:
-            # grpc's threads did not follow into the child, where a call would wait for them until its deadline.
-            message = "this client was made before the process forked; make one in the child"
-            raise FailedPreconditionError(message, reason="CLIENT_FORKED")
-
-    def _require_under_way(self) -> None:
-        """Raises what ends a call that takes several steps where it cannot go on."""
-        self._require_own_process()
-        if self._closed:
-            raise self._closed_meanwhile()
-
-    @staticmethod
-    def _closed_meanwhile() -> CallCancelledError:
-        return CallCancelledError("the client was closed while the call ran", reason="CLIENT_CLOSED")
-
-
-class BlockingClient(BaseClient):
-    """A channel, and the running of plans on it."""
-
-    def __init__(self, target: str | None = None, *, options: ClientOptions | None = None) -> None:
-        super().__init__(target, options)
+    def __init__(self, target: str | None = None, *, options: ClientOptions | None = None, **misplaced: Never) -> None:
+        super().__init__(target, options, misplaced)
         self._channel = open_blocking(self._options)
         self._stub = EmbeddingServiceStub(self._channel)
         self._closing = threading.Event()
 
-    def close(self) -> None:
-        """Ends the connection, and with CallCancelledError the calls that still run. Closing twice is fine."""
-        self._closed = True
-        self._closing.set()
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def _run(self, plan: Plan[Result], timeout_s: float | None) -> Result:
-        run = self._start(plan, timeout_s)
-        while not run.done:
-            try:
-                response = self._send(run.call, run.left_s())
-            except IsoglossError as error:
-                run.fail(error)
-            else:
-                run.answer(response)
-        return run.result
-
-    def _send(self, call: Call, timeout_s: float) -> Any:
-        method = getattr(self._stub, call.method)
-        try:
-            return method(call.request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            # Without grpc in the traceback; a debugger still finds it as __context__.
-            raise from_rpc_error(error) from None
-        except ValueError:  # grpc's for a closed channel
-            self._require_open()
-            raise
-
-    def _open(self, requests: Iterator[Any]) -> Any:
-        try:
-            return self._stub.EmbedStream(requests, metadata=self._metadata)
-        except ValueError:  # grpc's for a closed channel
-            self._require_under_way()
-            raise
-
-    def _run_many(
-        self, arguments: EmbedArguments, bulk: BulkArguments, texts: Iterable[str]
-    ) -> Generator[EmbeddedChunk, None, None]:
-        source = iter(many_texts(texts, Iterable))
-        return self._chunks(self._start_many(arguments, bulk), source)
-
-    def _chunks(self, plan: _bulk.Steps, texts: Iterator[str]) -> Generator[EmbeddedChunk, None, None]:
-        """Yields what `plan` gives, and leaves no stream behind, however it ends."""
-        stream = _Stream()
-        go_on = partial(next, plan)
-        try:
-            while True:
-                try:
-                    step = go_on()
-                except StopIteration:
-                    return
-                if isinstance(step, _bulk.Give):
-                    yield step.chunk
-                    go_on = partial(next, plan)
-                    continue
-                try:
-                    go_on = partial(plan.send, self._take(step, stream, texts))
-                except Exception as error:  # noqa: BLE001 - the plan decides what it means
-                    go_on = partial(plan.throw, error)
-        finally:
-            stream.drop()
-
-    def _take(self, step: _bulk.Step, stream: "_Stream", texts: Iterator[str]) -> Any:  # noqa: PLR0911 - a table
-        """Takes one step, and returns what the plan is to be told."""
-        self._require_under_way()
-        match step:
-            case Call():
-                return self._send(step, self._options.timeout_s)
-            case _bulk.Read(chunker):
-                return any(chunker.add(text) for text in texts)
-            case _bulk.Open():
-                return stream.open(self._open)
-            case _bulk.Send(request):
-                return stream.send(request)
-            case _bulk.HalfClose():
-                return stream.half_close()
-            case _bulk.Drop():
-                return stream.drop()
-            case _bulk.Receive(timeout_s):
-                return stream.receive(timeout_s)
-            case _bulk.Pause(seconds):
-                return self._closing.wait(seconds)
-
-
-class _Stream:
-    """An EmbedStream, opened as often as the plan asks.
-
-    Two threads serve it, and end with it: grpc's takes requests from one queue, ours puts answers into the other, where
-    the caller can wait for them no longer than it wants to.
-    """
-
-    def __init__(self) -> None:
-        self._outbox: SimpleQueue[Any] = SimpleQueue()  # requests; None = no more
-        self._inbox: SimpleQueue[Any] = SimpleQueue()  # messages, and last END or an IsoglossError
-        self._call: Any = None
-
-    def open(self, method: Callable[[Iterator[Any]], Any]) -> None:
-        """Opens a stream with `method`, in the place of one that has ended."""
-        self._outbox, self._inbox = SimpleQueue(), SimpleQueue()
-        self._call = method(iter(self._outbox.get, None))
-        if not self._call.add_callback(self.half_close):  # else grpc's thread would wait for requests for ever
-            self.half_close()
-        threading.Thread(target=_forward, args=(self._call, self._inbox), name=THREAD, daemon=True).start()
-
-    def send(self, request: Any) -> None:
-        """Sends a request, as soon as the server reads it."""
-        self._outbox.put(request)
-
-    def half_close(self) -> None:
-        """Sends nothing after what was sent."""
-        self._outbox.put(None)
-
-    def receive(self, timeout_s: float) -> Any:
-        """Returns the next message, END, or None where there is none in time; raises what ended the stream."""
-        try:
-            found = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
-        except Empty:
-            return None
-        if isinstance(found, IsoglossError):
-            raise found
-        return found
-
-    def drop(self) -> None:
-        """Cancels the stream, unless it has ended."""
-        # When the interpreter goes down, its threads stand still, holding the locks that this would wait for.
-        if self._call is not None and not sys.is_finalizing():
-            self._call.cancel()
-
-
-def _forward(call: Any, inbox: SimpleQueue[Any]) -> None:
-    """Puts all messages of a stream into `inbox`, and at last how it ended."""
-    try:
-        for message in call:
-            inbox.put(message)
-    except grpc.RpcError as error:
-        inbox.put(from_rpc_error(error))
-    else:
-        inbox.put(_bulk.END)
-
-
-class Client(BlockingClient):
-    """Embeds and compares texts on an Isogloss server. Any number of threads may share one.
-
-    Every call has a deadline, is tried again where that may help, and is split where it is larger than the server's
-    limits. Nothing is sent before the first call. Make a client after forking, not before.
-
-    Every call raises one of the errors that isogloss.errors draws, such as InvalidArgumentError where an argument is
-    wrong, UnavailableError where no server answers, and DeadlineExceededError when the time is up.
-
-    Args:
-        target: Where the server listens, such as "localhost:50051"; goes before the options' target.
-        options: All else about the connection.
-    """
-
     def embed(
         self,
-        texts: given.GivenTexts,
+        texts: Iterable[str],
         *,
         model: str = "",
         input_type: str = "similarity",
@@ -259,26 +55,35 @@ class Client(BlockingClient):
         space_id: str = "",
         timeout_s: float | None = None,
     ) -> Embeddings:
-        """Returns one vector for each text, in order.
+        """Embeds texts: one vector per text, in order.
+
+        A call that exceeds the server's limits is split into several requests, and the responses are joined.
 
         Args:
-            texts: Any number of them, each with a character that is not white space.
-            model: A ModelInfo.name; empty = the server's default.
-            input_type: An InputType: what the texts are for.
-            dimensions: How many numbers a vector has; 0 = the model's own, else one of ModelInfo.dimensions.
-            element_type: An ElementType: how vectors cross the wire. The result's `vectors` are float32 anyway.
-            truncation: A Truncation: what becomes of a text longer than the model reads; None = "end", or "error" for a
-                model that does not offer "end".
-            normalize: Whether to bring vectors to unit length.
-            priority: A Priority: "bulk" for work that nobody waits for.
-            allow_partial: Whether a text that fails becomes zeros and an entry of row_errors, not the call's error.
-            space_id: Where not empty, the space that the vectors must lie in, such as that of an index.
-            timeout_s: Seconds that the whole call may take; None = the options' timeout_s.
+            texts: The texts, any number. Each needs a character other than white space.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            input_type: Use of the texts, a value of InputType. Models without roles ignore it.
+            dimensions: Length of each vector, one of ModelInfo.dimensions; 0 selects the model's own.
+            element_type: Number format of the vectors in the response, a value of ElementType. `Embeddings.vectors` is
+                float32 for every format.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            normalize: True scales vectors to unit length.
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            allow_partial: True returns zeros and a `row_errors` entry for a text that fails; False raises the error.
+            space_id: Required embedding space, such as that of an index; empty accepts any.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            Embeddings with `vectors` float32 [n, d]. Rows have unit length if `normalize` and `element_type` is
+            "float32" (up to rounding also for "float16").
 
         Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
             SpaceMismatchError: The model's space is not `space_id`, or changed during the call.
+            IsoglossError: Another failure, see isogloss.errors.
         """
-        arguments = given.embed_arguments(
+        arguments = _arguments.embed_arguments(
             model=model,
             input_type=input_type,
             dimensions=dimensions,
@@ -289,8 +94,8 @@ class Client(BlockingClient):
             allow_partial=allow_partial,
             space_id=space_id,
         )
-        side = given.texts("texts", texts, arguments.input_type)
-        return self._run(_embed.embed(self._known, arguments, side), timeout_s)
+        side = _arguments.texts("texts", texts, arguments.input_type)
+        return self._run(_embed.embed(self._limits, arguments, side), timeout_s)
 
     def embed_many(
         self,
@@ -308,21 +113,38 @@ class Client(BlockingClient):
         window_chunks: int = 8,
         patience_s: float = 60.0,
     ) -> Generator[EmbeddedChunk, None, None]:
-        """Yields the vectors of any number of texts, in order and chunk by chunk, in the lane of bulk work.
+        """Embeds any number of texts on one stream, and yields the vectors in chunks, in the order of the texts.
 
-        `texts` may come from any source, such as a file, and are read as they are needed: no more than `window_chunks`
-        chunks ahead of the one that was yielded last, of at most `chunk_texts` texts each and within the server's
-        limits. Where the source raises, that comes after the vectors of what it gave. All other arguments are as of
-        `embed`.
+        The call has the priority "bulk". Lost connections and restarts of the server do not end it: chunks without a
+        response are sent again. If the source of the texts raises, its error is raised after the chunks before it.
+        Leaving the loop early cancels the stream.
 
-        The work outlives lost connections and restarted servers, up to `patience_s` seconds of waiting without any
-        answer; a chunk has half of them. It never changes space: give `space_id` when you resume it.
+        Args:
+            texts: The texts, from any iterable, such as the lines of a file. At most `window_chunks` chunks are read
+                ahead of the last chunk yielded.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            input_type: Use of the texts, a value of InputType. Models without roles ignore it.
+            dimensions: Length of each vector, one of ModelInfo.dimensions; 0 selects the model's own.
+            element_type: Number format of the vectors in the responses, a value of ElementType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            normalize: True scales vectors to unit length.
+            allow_partial: True returns zeros and a `row_errors` entry for a text that fails; False raises the error.
+            space_id: Required embedding space; empty accepts that of the first chunk. Set it when you resume a run.
+            chunk_texts: Maximum number of texts per chunk. The server's limits may make chunks smaller.
+            window_chunks: Maximum number of chunks held in memory.
+            patience_s: Retry budget: the call fails after this many seconds of waiting without a response. A stream
+                without a message for half of it is replaced.
+
+        Yields:
+            Chunks with `embeddings.vectors` float32 [n, d], as from `embed`.
 
         Raises:
-            SpaceMismatchError: The server's space is not `space_id`, or not that of the first chunk.
-            IsoglossError: As of `embed`, after the chunks before the one at fault; rows are those of the whole.
+            InvalidArgumentError: An argument or a text is invalid; rows in it count from the first text of the call.
+            SpaceMismatchError: The server's space is not `space_id`, or changed during the call.
+            IsoglossError: Another failure, see isogloss.errors. Raised after the chunks before the failed one.
         """
-        arguments = given.embed_arguments(
+        arguments = _arguments.embed_arguments(
             model=model,
             input_type=input_type,
             dimensions=dimensions,
@@ -333,13 +155,17 @@ class Client(BlockingClient):
             allow_partial=allow_partial,
             space_id=space_id,
         )
-        bulk = given.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
-        return self._run_many(arguments, bulk, texts)
+        bulk = _arguments.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
+        texts = _arguments.text_source(texts, Iterable)
+        self._check_usable()
+        source = iter(texts)
+        plan = _bulk.BulkEmbed(self._limits, arguments, bulk, self._bulk_timing).steps()
+        return self._run_many(plan, source)
 
     def similarity(
         self,
-        queries: given.GivenSide,
-        candidates: given.GivenSide | None = None,
+        queries: Iterable[str] | Embeddings | Vectors,
+        candidates: Iterable[str] | Embeddings | Vectors | None = None,
         *,
         model: str = "",
         metric: str = "cosine",
@@ -350,37 +176,41 @@ class Client(BlockingClient):
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> Scores:
-        """Returns the score of every query against every candidate, float32 [q, c].
+        """Computes the score of each query with each candidate.
 
-        A side is a list of texts, which are embedded to unit length, or the Embeddings of an earlier call, or Vectors
-        that the caller kept, which are taken as they are.
+        Texts are embedded as vectors of unit length; vectors are compared as they are.
 
         Args:
-            queries: One side.
-            candidates: The other side; None compares the queries with themselves.
-            model: A ModelInfo.name; empty = the server's default.
-            metric: A Metric; greater is nearer for all of them.
-            dimensions: How many numbers to compare of texts; 0 = as many as the other side's vectors have.
-            query_type: An InputType: what the queries are for, where they are texts.
-            candidate_type: An InputType: what the candidates are for, where they are texts.
-            truncation: A Truncation: what becomes of a text longer than the model reads; None = "end", or "error" for a
-                model that does not offer "end".
-            priority: A Priority: "bulk" for work that nobody waits for.
-            timeout_s: Seconds that the whole call may take; None = the options' timeout_s.
+            queries: Texts, the result of an `embed`, or stored Vectors.
+            candidates: The same for the other side; None compares the queries with each other.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            metric: A value of Metric; higher scores are nearer for all of them.
+            dimensions: Length of the vectors of texts; 0 selects that of the other side's vectors, or the model's own.
+            query_type: Use of queries that are texts, a value of InputType.
+            candidate_type: Use of candidates that are texts, a value of InputType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            Scores with `values` float32 [q, c].
 
         Raises:
-            SpaceMismatchError: The sides lie in two spaces (found before anything is sent), or not in the model's.
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The spaces of the two sides differ, or differ from the model's.
+            IsoglossError: Another failure, see isogloss.errors.
         """
-        arguments = given.compare_arguments(
+        arguments = _arguments.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.sides(queries, candidates, query_type, candidate_type)
-        return self._run(_compare.similarity(self._known, arguments, sides), timeout_s)
+        sides = _arguments.sides(queries, candidates, query_type, candidate_type)
+        return self._run(_compare.similarity(self._limits, arguments, sides), timeout_s)
 
     def pairwise(
         self,
-        queries: given.GivenSide,
-        candidates: given.GivenSide,
+        queries: Iterable[str] | Embeddings | Vectors,
+        candidates: Iterable[str] | Embeddings | Vectors,
         *,
         model: str = "",
         metric: str = "cosine",
@@ -391,20 +221,41 @@ class Client(BlockingClient):
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> PairScores:
-        """Returns the score of query i against candidate i, float32 [n]. Both sides have as many rows.
+        """Computes the score of query i with candidate i.
 
-        All arguments are as of `similarity`.
+        Texts are embedded as vectors of unit length; vectors are compared as they are.
+
+        Args:
+            queries: Texts, the result of an `embed`, or stored Vectors.
+            candidates: The same for the other side, with as many rows.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            metric: A value of Metric; higher scores are nearer for all of them.
+            dimensions: Length of the vectors of texts; 0 selects that of the other side's vectors, or the model's own.
+            query_type: Use of queries that are texts, a value of InputType.
+            candidate_type: Use of candidates that are texts, a value of InputType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            PairScores with `values` float32 [n].
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The spaces of the two sides differ, or differ from the model's.
+            IsoglossError: Another failure, see isogloss.errors.
         """
-        arguments = given.compare_arguments(
+        arguments = _arguments.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.both_sides(queries, candidates, query_type, candidate_type)
-        return self._run(_compare.pairwise(self._known, arguments, sides), timeout_s)
+        sides = _arguments.both_sides(queries, candidates, query_type, candidate_type)
+        return self._run(_compare.pairwise(self._limits, arguments, sides), timeout_s)
 
     def nearest(
         self,
         query: str,
-        candidates: given.GivenSide,
+        candidates: Iterable[str] | Embeddings | Vectors,
         *,
         k: int = 10,
         min_score: float | None = None,
@@ -417,29 +268,45 @@ class Client(BlockingClient):
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> Neighbors:
-        """Returns the candidates nearest to one query, best first, ties by lower row.
+        """Finds the candidates nearest to one query.
 
-        At most `k`, and none that scores below `min_score`. All other arguments are as of `similarity`.
+        Texts are embedded as vectors of unit length; vectors are compared as they are.
+
+        Args:
+            query: The text to find neighbours of.
+            candidates: Texts, the result of an `embed`, or stored Vectors.
+            k: Maximum number of neighbours.
+            min_score: Minimum score of a neighbour; None sets no minimum.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            metric: A value of Metric; higher scores are nearer for all of them.
+            dimensions: Length of the vectors of texts; 0 selects that of the other side's vectors, or the model's own.
+            query_type: Use of queries that are texts, a value of InputType.
+            candidate_type: Use of candidates that are texts, a value of InputType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            Neighbors, at most k, best first, ties ordered by row.
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The spaces of the two sides differ, or differ from the model's.
+            IsoglossError: Another failure, see isogloss.errors.
         """
-        return self.nearest_many(
-            [given.string("query", query)],
-            candidates,
-            k=k,
-            min_score=min_score,
-            model=model,
-            metric=metric,
-            dimensions=dimensions,
-            query_type=query_type,
-            candidate_type=candidate_type,
-            truncation=truncation,
-            priority=priority,
-            timeout_s=timeout_s,
-        )[0]
+        shape = _arguments.nearest_shape(k, min_score)
+        arguments = _arguments.compare_arguments(
+            model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
+        )
+        queries = [_arguments.string("query", query)]
+        sides = _arguments.both_sides(queries, candidates, query_type, candidate_type)
+        return self._run(_compare.nearest_to_one(self._limits, arguments, shape, sides), timeout_s)
 
     def nearest_many(
         self,
-        queries: given.GivenSide,
-        candidates: given.GivenSide,
+        queries: Iterable[str] | Embeddings | Vectors,
+        candidates: Iterable[str] | Embeddings | Vectors,
         *,
         k: int = 10,
         min_score: float | None = None,
@@ -452,18 +319,199 @@ class Client(BlockingClient):
         priority: str = "interactive",
         timeout_s: float | None = None,
     ) -> list[Neighbors]:
-        """Returns what `nearest` does, for each query; all other arguments are as of `similarity`."""
-        shape = given.nearest_shape(k, min_score)
-        arguments = given.compare_arguments(
+        """Finds the candidates nearest to each query.
+
+        Texts are embedded as vectors of unit length; vectors are compared as they are.
+
+        Args:
+            queries: Texts, the result of an `embed`, or stored Vectors.
+            candidates: Texts, the result of an `embed`, or stored Vectors.
+            k: Maximum number of neighbours per query.
+            min_score: Minimum score of a neighbour; None sets no minimum.
+            model: Name of a served model, see `models`; empty selects the server's default.
+            metric: A value of Metric; higher scores are nearer for all of them.
+            dimensions: Length of the vectors of texts; 0 selects that of the other side's vectors, or the model's own.
+            query_type: Use of queries that are texts, a value of InputType.
+            candidate_type: Use of candidates that are texts, a value of InputType.
+            truncation: Treatment of texts over ModelInfo.max_tokens, a value of Truncation. None selects "end", or
+                "error" for a model that does not support "end".
+            priority: A value of Priority: "bulk" yields to "interactive" calls of other clients.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            Neighbors of each query, at most k, best first, ties ordered by row.
+
+        Raises:
+            InvalidArgumentError: An argument or a text is invalid; `violations` name it.
+            SpaceMismatchError: The spaces of the two sides differ, or differ from the model's.
+            IsoglossError: Another failure, see isogloss.errors.
+        """
+        shape = _arguments.nearest_shape(k, min_score)
+        arguments = _arguments.compare_arguments(
             model=model, metric=metric, dimensions=dimensions, truncation=truncation, priority=priority
         )
-        sides = given.both_sides(queries, candidates, query_type, candidate_type)
-        return self._run(_compare.nearest(self._known, arguments, shape, sides), timeout_s)
-
-    def health(self, model: str = "", *, timeout_s: float | None = None) -> HealthReport:
-        """Returns whether the server, or `model` alone, can serve now, and how loaded it is."""
-        return self._run(_embed.health(given.string("model", model)), timeout_s)
+        sides = _arguments.both_sides(queries, candidates, query_type, candidate_type)
+        return self._run(_compare.nearest(self._limits, arguments, shape, sides), timeout_s)
 
     def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
-        """Returns the models that the server offers, the default first."""
+        """Lists the served models, the default model first.
+
+        Args:
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+        """
         return self._run(_embed.models(), timeout_s)
+
+    def health(self, model: str = "", *, timeout_s: float | None = None) -> HealthReport:
+        """Reports the health and load of the server.
+
+        Args:
+            model: Name of a model to report alone; empty reports all models.
+            timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+        """
+        return self._run(_embed.health(_arguments.string("model", model)), timeout_s)
+
+    def close(self) -> None:
+        """Closes the connection; running calls raise CallCancelledError. Closing twice has no effect."""
+        self._closed = True
+        self._closing.set()
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _run(self, plan: Plan[Result], timeout_s: float | None) -> Result:
+        """Sends the requests of `plan` and returns its result."""
+        deadline = self._start(timeout_s)
+        advance = partial(next, plan)
+        while True:
+            try:
+                call = advance()
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            try:
+                response = self._send(call, deadline.remaining_s())
+            except IsoglossError as error:
+                advance = partial(plan.throw, error)
+            else:
+                advance = partial(plan.send, response)
+
+    def _send(self, call: Call, timeout_s: float) -> Any:
+        method = getattr(self._stub, call.method)
+        try:
+            return method(call.request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            # "from None" hides grpc's exception in tracebacks; debuggers still find it as __context__.
+            raise from_rpc_error(error) from None
+        except ValueError:  # raised by grpc for a closed channel
+            self._check_open()
+            raise
+
+    def _run_many(self, plan: _bulk.Steps, texts: Iterator[str]) -> Generator[EmbeddedChunk, None, None]:
+        """Executes the steps of `plan` and yields its chunks; cancels an open stream in the end."""
+        stream = _EmbedStream()
+        advance = partial(next, plan)
+        try:
+            while True:
+                try:
+                    step = advance()
+                except StopIteration:
+                    return
+                if isinstance(step, _bulk.Emit):
+                    yield step.chunk
+                    advance = partial(next, plan)
+                    continue
+                try:
+                    advance = partial(plan.send, self._execute(step, stream, texts))
+                except Exception as error:  # noqa: BLE001 - the plan handles it or raises it again
+                    advance = partial(plan.throw, error)
+        finally:
+            stream.cancel()
+
+    def _execute(self, step: _bulk.Step, stream: "_EmbedStream", texts: Iterator[str]) -> Any:  # noqa: PLR0911 - a table
+        """Executes one step and returns the reply for the plan."""
+        if self._closed or os.getpid() != self._process:
+            raise self._interrupted()
+        match step:
+            case Call():
+                return self._send(step, self._options.timeout_s)
+            case _bulk.Read(chunker):
+                return any(chunker.add(text) for text in texts)
+            case _bulk.Open():
+                return stream.open(self._open_stream)
+            case _bulk.Send(request):
+                return stream.send(request)
+            case _bulk.HalfClose():
+                return stream.half_close()
+            case _bulk.Cancel():
+                return stream.cancel()
+            case _bulk.Receive(timeout_s):
+                return stream.receive(timeout_s)
+            case _bulk.Sleep(seconds):
+                return self._closing.wait(seconds)
+
+    def _open_stream(self, requests: Iterator[Any]) -> Any:
+        try:
+            return self._stub.EmbedStream(requests, metadata=self._metadata)
+        except ValueError:  # raised by grpc for a closed channel
+            if self._closed:
+                raise self._closed_during_call() from None
+            raise
+
+
+class _EmbedStream:
+    """An EmbedStream call, which can be opened again after it has ended.
+
+    Two threads serve it and end with it: one of grpc's reads requests from the outbox, and one of this class writes
+    messages to the inbox, where the caller can wait for them with a timeout.
+    """
+
+    def __init__(self) -> None:
+        self._outbox: SimpleQueue[Any] = SimpleQueue()  # requests; None ends them
+        self._inbox: SimpleQueue[Any] = SimpleQueue()  # messages, then END_OF_STREAM or an IsoglossError
+        self._call: Any = None
+
+    def open(self, method: Callable[[Iterator[Any]], Any]) -> None:
+        """Starts a call with `method`; the previous one has ended."""
+        self._outbox, self._inbox = SimpleQueue(), SimpleQueue()
+        self._call = method(iter(self._outbox.get, None))
+        if not self._call.add_callback(self.half_close):  # without it, grpc's thread would wait for requests forever
+            self.half_close()
+        threading.Thread(target=_forward, args=(self._call, self._inbox), name=THREAD_NAME, daemon=True).start()
+
+    def send(self, request: Any) -> None:
+        """Queues a request."""
+        self._outbox.put(request)
+
+    def half_close(self) -> None:
+        """Ends the requests after those that are queued."""
+        self._outbox.put(None)
+
+    def receive(self, timeout_s: float) -> Any:
+        """Returns the next message, END_OF_STREAM, or None after `timeout_s`; raises the error that ended it."""
+        try:
+            message = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+        except Empty:
+            return None
+        if isinstance(message, IsoglossError):
+            raise message
+        return message
+
+    def cancel(self) -> None:
+        """Cancels the call, unless it has ended."""
+        # While the interpreter shuts down, its threads are frozen and hold the locks that cancel() needs.
+        if self._call is not None and not sys.is_finalizing():
+            self._call.cancel()
+
+
+def _forward(call: Any, inbox: SimpleQueue[Any]) -> None:
+    """Puts all messages of a stream into `inbox`, then END_OF_STREAM or the error that ended it."""
+    try:
+        for message in call:
+            inbox.put(message)
+    except grpc.RpcError as error:
+        inbox.put(from_rpc_error(error))
+    else:
+        inbox.put(_bulk.END_OF_STREAM)

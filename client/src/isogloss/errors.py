@@ -1,20 +1,21 @@
-"""What can go wrong, as exceptions. No exception of grpc ever leaves this package.
+"""Exceptions of the client. Exceptions of grpc never reach the caller.
 
 IsoglossError
-├── InvalidArgumentError       the call is wrong and stays wrong; also a ValueError
-├── NotFoundError              no such model
-├── FailedPreconditionError    right in itself, wrong for what this server or client now is
-│   └── SpaceMismatchError     vectors of two spaces
-├── UnauthenticatedError       no key, or an unknown one
-├── PermissionDeniedError      a key that may not do this
-├── ResourceExhaustedError     overload, a quota, or a message too large
-├── UnavailableError           no server answers, or it is starting or draining
-├── DeadlineExceededError      the call's time is up; also a TimeoutError
-├── CallCancelledError         the call was given up, such as by closing the client under it
-├── UnimplementedError         the server does not know the call
-└── InternalError              a fault of the server's, or an answer that makes no sense
+├── InvalidArgumentError       the request is invalid and stays so; also a ValueError
+├── NotFoundError              unknown model
+├── FailedPreconditionError    a valid request, not possible in the current state of server or client
+│   └── SpaceMismatchError     vectors of two embedding spaces
+├── UnauthenticatedError       API key missing or unknown
+├── PermissionDeniedError      API key without permission for the call
+├── ResourceExhaustedError     overload, a quota, or a message that is too large
+├── UnavailableError           the server is unreachable, starting or draining
+├── DeadlineExceededError      the time limit of the call has passed; also a TimeoutError
+├── CallCancelledError         the call was cancelled, such as by closing the client
+├── UnimplementedError         the server does not implement the call
+└── InternalError              a failure of the server, or an invalid response
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,24 +27,24 @@ RETRYABLE_CODES = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One argument that is at fault: its path, such as "texts[3]", and what is wrong with it."""
+    """An invalid argument: its name, such as "texts[3]", and what is wrong with it."""
 
     field: str
     description: str
 
 
 class IsoglossError(Exception):
-    """Any failure of a call. Decide by its class, `reason` and `retryable`, never by its message.
+    """Failure of a call. Handle it by class, `reason` and `retryable`; messages may change between versions.
 
     Attributes:
-        message: One sentence for people.
-        code: The name of the gRPC status, such as "INVALID_ARGUMENT".
-        reason: A stable upper-case word, such as "TOO_MANY_TEXTS"; empty where the server gave none.
-        metadata: Figures that belong to the reason, such as "limit" and "actual".
-        violations: The arguments at fault, where the caller can mend them.
-        retryable: Whether the same call may succeed later. The channel has tried again already.
-        retry_after_s: Seconds that the server asks to wait before that, where it says so.
-        request_id: The server's name for the call, to find it in the server's log.
+        message: Description for people, one sentence.
+        code: Name of the gRPC status, such as "INVALID_ARGUMENT".
+        reason: Stable identifier of the cause, such as "TOO_MANY_TEXTS"; empty if the server sent none.
+        metadata: Values that belong to the reason, such as "limit" and "actual".
+        violations: The invalid arguments, if the caller can correct them.
+        retryable: True if the same call may succeed later. The client has used up its own retries by then.
+        retry_after_s: Seconds to wait before a retry, as requested by the server; None if it requested no delay.
+        request_id: Identifier of the call in the server's log; None if the call did not reach a server.
     """
 
     default_code: ClassVar[str] = "UNKNOWN"
@@ -78,11 +79,11 @@ class IsoglossError(Exception):
         return f"{self.message} [{', '.join(marks)}]"
 
     def replaced(self, message: str, **changes: Any) -> Self:
-        """Returns the same error with another message and, by keyword, other attributes."""
+        """Returns a copy of the error with another message and the attributes in `changes` replaced."""
         return type(self)(message, **{**self._attributes(), **changes})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions cross process pools by pickle, which would call the class with the message alone.
+        # By default, pickle (used by process pools) calls the class with the message alone.
         return partial(type(self), **self._attributes()), (self.message,)
 
     def _attributes(self) -> dict[str, Any]:
@@ -91,35 +92,35 @@ class IsoglossError(Exception):
 
 
 class InvalidArgumentError(IsoglossError, ValueError):
-    """The call is wrong whatever the server's state; `violations` say where. Some are found before anything is sent."""
+    """The request is invalid; `violations` name the arguments. Some are detected before a request is sent."""
 
     default_code = "INVALID_ARGUMENT"
 
 
 class NotFoundError(IsoglossError):
-    """What the call names is not served here, such as a model (reason UNKNOWN_MODEL)."""
+    """The server does not serve the named model (reason UNKNOWN_MODEL)."""
 
     default_code = "NOT_FOUND"
 
 
 class FailedPreconditionError(IsoglossError):
-    """The call is right in itself, and wrong for what the server, or this client, now is."""
+    """The request is valid, but not possible in the current state of the server or of this client."""
 
     default_code = "FAILED_PRECONDITION"
 
 
 class SpaceMismatchError(FailedPreconditionError):
-    """Vectors of one space were to be used in another, where comparing them means nothing."""
+    """Vectors of two embedding spaces cannot be compared or joined."""
 
 
 class UnauthenticatedError(IsoglossError):
-    """The server wants a key, and got none or an unknown one."""
+    """The server requires an API key, and the call had none or an unknown one."""
 
     default_code = "UNAUTHENTICATED"
 
 
 class PermissionDeniedError(IsoglossError):
-    """The server knows the key and does not let it do this."""
+    """The API key is known, but has no permission for the call."""
 
     default_code = "PERMISSION_DENIED"
 
@@ -131,37 +132,37 @@ class ResourceExhaustedError(IsoglossError):
 
 
 class UnavailableError(IsoglossError):
-    """No server could be reached, or it is starting or draining."""
+    """The server is unreachable, starting or draining."""
 
     default_code = "UNAVAILABLE"
 
 
 class DeadlineExceededError(IsoglossError, TimeoutError):
-    """The call took longer than its timeout_s, retries and parts included."""
+    """The call took longer than its timeout_s, which includes retries and all parts of a split call."""
 
     default_code = "DEADLINE_EXCEEDED"
 
 
 class CallCancelledError(IsoglossError):
-    """The call was given up, such as by closing the client while it ran."""
+    """The call was cancelled, such as by closing the client while it ran."""
 
     default_code = "CANCELLED"
 
 
 class UnimplementedError(IsoglossError):
-    """The server does not know the call: it is older, or no Isogloss server at all."""
+    """The server does not implement the call: it is an older version, or not an Isogloss server."""
 
     default_code = "UNIMPLEMENTED"
 
 
 class InternalError(IsoglossError):
-    """A fault of the server's, or an answer that makes no sense (reason BAD_ANSWER)."""
+    """The server failed, or sent an invalid response (reason BAD_ANSWER)."""
 
     default_code = "INTERNAL"
 
 
-# Every status that gRPC has, but OK. The contract does not use those that share a class with their neighbour; a proxy
-# may, and `code` tells them apart.
+# All gRPC statuses except OK. The contract does not use those that share a class with the line above; a proxy may, and
+# `code` distinguishes them.
 BY_CODE: Mapping[str, type[IsoglossError]] = MappingProxyType(
     {
         "INVALID_ARGUMENT": InvalidArgumentError,
@@ -183,12 +184,37 @@ BY_CODE: Mapping[str, type[IsoglossError]] = MappingProxyType(
     }
 )
 
-# Reasons that callers handle on their own. Each refines the class of its status.
+# Reasons with a class of their own, a subclass of that of their status.
 BY_REASON: Mapping[str, type[IsoglossError]] = MappingProxyType({"SPACE_MISMATCH": SpaceMismatchError})
 
 
 def error_class(code: str, reason: str) -> type[IsoglossError]:
-    """Returns the exception's class for a gRPC status name and an ErrorInfo reason."""
+    """Returns the exception class for the name of a gRPC status and the reason of an ErrorInfo."""
     general = BY_CODE.get(code, InternalError)
     refined = BY_REASON.get(reason, general)
     return refined if issubclass(refined, general) else general
+
+
+def with_row_offset(error: IsoglossError, offset: int, field: str = "texts", *, name: str = "") -> IsoglossError:
+    """Returns the error of a part of a call as an error of the whole call.
+
+    Args:
+        error: The error of the part.
+        offset: Row in the whole call of the part's first row: texts[3] becomes texts[offset + 3].
+        field: The argument that was split.
+        name: New name of the argument; empty keeps `field`.
+    """
+    pattern = re.compile(rf"\b{field}\[(\d+)\]")
+
+    def moved(text: str) -> str:
+        """Returns `text` with rows of the whole call."""
+        return pattern.sub(lambda found: f"{name or field}[{int(found[1]) + offset}]", text)
+
+    violations = tuple(
+        FieldViolation(name if name and v.field == field else moved(v.field), moved(v.description))
+        for v in error.violations
+    )
+    metadata = dict(error.metadata)
+    if metadata.get("index", "").isdecimal() and any(pattern.match(v.field) for v in error.violations):
+        metadata["index"] = str(int(metadata["index"]) + offset)
+    return error.replaced(moved(error.message), violations=violations, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Results of the client's calls, as frozen values."""
+"""Results of the client's calls, as frozen values with read-only arrays."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,20 +10,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from isogloss.enums import ElementType, ServingStatus, Truncation
 from isogloss.errors import InvalidArgumentError
+from isogloss.wire.matrix import Elements, dequantize
 
 Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the server spent its time, in seconds, summed over the parts of a call that was split.
+    """Time that the server spent on a call, in seconds, summed over all requests if the call was split.
 
     Attributes:
-        total_s: From the request's arrival to its answer.
-        tokenization_s: Cutting texts into tokens.
-        queue_s: Waiting for a batch.
-        inference_s: Running the model, shared with the other texts of the batches.
-        cached_rows: How many rows were answered without inference.
+        total_s: From the arrival of the request to its response.
+        tokenization_s: Tokenizing the texts.
+        queue_s: Waiting in the batch queue.
+        inference_s: Running the model, on batches that may contain texts of other calls too.
+        cached_rows: Number of rows taken from the cache, without inference.
     """
 
     total_s: float = 0.0
@@ -34,7 +35,7 @@ class Timings:
 
     @classmethod
     def total(cls, parts: "Iterable[Timings]") -> "Timings":
-        """Returns the sum of `parts`."""
+        """Returns the sum of `parts`, field by field."""
         return reduce(cls._plus, parts, cls())
 
     def _plus(self, other: "Timings") -> "Timings":
@@ -52,7 +53,14 @@ NO_TIME = Timings()
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a text could not be embedded, where allow_partial let the others pass: its row, and what is wrong."""
+    """Failure of one text of an embed with allow_partial.
+
+    Attributes:
+        row: Row of the text.
+        code: Name of the gRPC status, such as "INVALID_ARGUMENT".
+        reason: Stable identifier of the cause, such as "EMPTY_TEXT".
+        message: Description for people.
+    """
 
     row: int
     code: str
@@ -62,21 +70,21 @@ class RowError:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Embeddings:
-    """One vector for each text of an embed, in order.
+    """Result of an embed: one vector per text, in order.
 
     Attributes:
-        elements: The vectors as they crossed the wire, read-only: [n, d] of `element_type`, or uint8 or int8
-            [n, ceil(d / 8)] for the two binary types.
-        element_type: How to read `elements`.
-        row_scales: float32 [n] for INT8 and UINT8, else [0].
+        elements: The vectors as received, read-only: [n, d] of `element_type`; UBINARY uint8 and BINARY int8
+            [n, ceil(d / 8)].
+        element_type: Number format of `elements`.
+        row_scales: Scale of each row, float32 [n], for INT8 and UINT8; [0] for other types.
         dimensions: d, the length of each vector.
-        model: The model that answered.
-        space_id: The space that the vectors lie in; only vectors of one space may be compared.
-        token_counts: Tokens read of each text, after truncation; empty where the model's provider does not tell.
-        truncated_rows: Rows whose text was cut, ascending; empty as well where the provider does not tell.
-        row_errors: With allow_partial, the rows that are zeros because their text could not be embedded, ascending.
-        total_tokens: Tokens read of all texts, as a provider bills them.
-        timings: Where the server spent its time.
+        model: Name of the model that computed the vectors.
+        space_id: Embedding space of the vectors. Only vectors of the same space are comparable.
+        token_counts: Tokens of each text after truncation; empty if the model's provider does not report them.
+        truncated_rows: Rows whose text was truncated, ascending; empty if the provider does not report them.
+        row_errors: The rows of zeros whose text failed, ascending; only with allow_partial.
+        total_tokens: Tokens of all texts, as billed by a provider.
+        timings: Time that the server spent.
     """
 
     elements: NDArray[np.generic]
@@ -93,12 +101,12 @@ class Embeddings:
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
-        """The vectors as float32 [n, d], read-only, whatever the element type.
+        """The vectors as float32 [n, d], read-only, for every element type.
 
-        FLOAT16 is widened, INT8 and UINT8 take their row's scale, and the two binary types read as +1 and -1. Rows
-        have unit length where normalize was set and the element type is exact (FLOAT32; nearly so FLOAT16).
+        FLOAT16 is widened, INT8 and UINT8 are multiplied by their row's scale, and bits of the two binary types become
+        +1 and -1. With normalize, rows have unit length for FLOAT32 and, up to rounding, for FLOAT16.
         """
-        return read_only(_widened(self.elements, self.element_type, self.row_scales, self.dimensions))
+        return read_only(dequantize(Elements(self.elements, self.dimensions, self.element_type, self.row_scales)))
 
     def __len__(self) -> int:
         return len(self.elements)
@@ -110,12 +118,12 @@ class Embeddings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddedChunk:
-    """Some texts of an embed_many, which follow one another, and their vectors.
+    """Consecutive texts of an embed_many, and their vectors.
 
     Attributes:
-        start: Row of the first text in the whole, and so how many texts came before.
-        texts: The texts, as many as rows of `embeddings`.
-        embeddings: Their vectors; rows in it, such as truncated_rows, are counted from `start`.
+        start: Row of the first text among all texts; equals the number of texts before this chunk.
+        texts: The texts, one per row of `embeddings`.
+        embeddings: Their vectors. Row numbers in it, such as truncated_rows, are relative to this chunk.
     """
 
     start: int
@@ -128,14 +136,19 @@ class EmbeddedChunk:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Vectors:
-    """Vectors that a caller has kept, as one side of a comparison.
+    """Stored vectors, as one side of a comparison. They are compared as given, without normalization.
+
+    Args:
+        array: Numbers [n, d], as anything that numpy converts. A writable array is copied.
+        space_id: Embedding space of the vectors: the `space_id` of the Embeddings that they come from.
 
     Attributes:
-        array: The vectors, float32 [n, d], read-only; any numbers that numpy reads as two dimensions are converted.
-        space_id: The space they lie in, as the Embeddings that they came from said.
+        array: The vectors, float32 [n, d], read-only.
+        space_id: Embedding space of the vectors.
 
     Raises:
-        InvalidArgumentError: The array has not two dimensions, or other things than numbers (reason BAD_MATRIX).
+        InvalidArgumentError: The array does not have two dimensions, or does not consist of numbers (reason
+            BAD_MATRIX).
     """
 
     array: NDArray[np.float32]
@@ -154,7 +167,7 @@ class Vectors:
 
 
 def read_only(array: NDArray[Number]) -> NDArray[Number]:
-    """Returns `array` itself, closed to writing."""
+    """Makes `array` read-only and returns it."""
     array.setflags(write=False)
     return array
 
@@ -162,48 +175,29 @@ def read_only(array: NDArray[Number]) -> NDArray[Number]:
 def _matrix(array: ArrayLike) -> NDArray[np.float32]:
     try:
         given = np.asarray(array)
-        # A copy where the caller could still write into it: results and their sides never change.
+        # Copies an array that the caller could still modify.
         matrix = np.array(given, dtype=np.float32, order="C", copy=True) if given.flags.writeable else given
         matrix = np.ascontiguousarray(matrix, dtype=np.float32)
     except (TypeError, ValueError):
-        raise InvalidArgumentError("vectors must be numbers in rows of one length", reason="BAD_MATRIX") from None
+        raise InvalidArgumentError(
+            "vectors must be rows of numbers, all of the same length", reason="BAD_MATRIX"
+        ) from None
     if given.ndim != 2:
         message = f"vectors must have two dimensions [n, d], not {given.ndim}"
         raise InvalidArgumentError(message, reason="BAD_MATRIX")
     return matrix
 
 
-def _widened(
-    elements: NDArray[np.generic], element_type: ElementType, scales: NDArray[np.float32], dimensions: int
-) -> NDArray[np.float32]:
-    match element_type:
-        case ElementType.FLOAT32 | ElementType.FLOAT16:
-            return elements.astype(np.float32, copy=False)
-        case ElementType.INT8:
-            return elements.astype(np.float32) * scales[:, np.newaxis]
-        case ElementType.UINT8:
-            return (elements.astype(np.float32) - np.float32(128)) * scales[:, np.newaxis]
-        case ElementType.UBINARY:
-            return _signs(elements.view(np.uint8), dimensions)
-        case ElementType.BINARY:
-            return _signs(elements.view(np.uint8) ^ np.uint8(0x80), dimensions)  # adds back the 128, modulo 256
-
-
-def _signs(packed: NDArray[np.uint8], dimensions: int) -> NDArray[np.float32]:
-    bits = np.unpackbits(packed, axis=1, count=dimensions)
-    return bits.astype(np.float32) * np.float32(2) - np.float32(1)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """What every comparison tells beside its scores.
+    """Attributes that all results of comparisons have in common.
 
     Attributes:
-        model: The model that answered.
-        space_id: The space that was compared in.
-        truncated_queries: Rows of queries whose text was cut, ascending.
-        truncated_candidates: Rows of candidates whose text was cut, ascending.
-        timings: Where the server spent its time.
+        model: Name of the model that embedded the texts.
+        space_id: Embedding space of both sides.
+        truncated_queries: Rows of queries whose text was truncated, ascending.
+        truncated_candidates: Rows of candidates whose text was truncated, ascending.
+        timings: Time that the server spent.
     """
 
     model: str
@@ -215,20 +209,20 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores(Comparison):
-    """Every query against every candidate: values float32 [q, c], read-only. Greater is nearer, whatever the metric."""
+    """Score of each query with each candidate: values float32 [q, c], read-only. Higher is nearer for all metrics."""
 
     values: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairScores(Comparison):
-    """Query i against candidate i: values float32 [n], read-only. Greater is nearer, whatever the metric."""
+    """Score of query i with candidate i: values float32 [n], read-only. Higher is nearer for all metrics."""
 
     values: NDArray[np.float32]
 
 
 class Neighbor(NamedTuple):
-    """A candidate near to a query: its row, its text (None where candidates were vectors), its score."""
+    """A candidate near a query: its row, its text (None if the candidates were vectors), its score."""
 
     row: int
     text: str | None
@@ -237,17 +231,17 @@ class Neighbor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Neighbors(Sequence[Neighbor]):
-    """The candidates nearest to one query, best first, ties by lower row. Reads as a list of Neighbor.
+    """Candidates nearest to one query, best first, ties ordered by row. A sequence of Neighbor, equal to such a list.
 
     Attributes:
-        rows: int64 [k], read-only: rows of the candidates.
-        scores: float32 [k], read-only, descending. Greater is nearer, whatever the metric.
-        texts: The candidates' texts; None for each where candidates were vectors.
-        model: The model that answered.
-        space_id: The space that was compared in.
-        query_truncated: Whether the query's text was cut.
-        truncated_candidates: Rows of all candidates, near or not, whose text was cut, ascending.
-        timings: Where the server spent its time, on all queries of the call.
+        rows: Rows of the candidates, int64 [k], read-only.
+        scores: Their scores, float32 [k], read-only, descending. Higher is nearer for all metrics.
+        texts: Their texts; None for each if the candidates were vectors.
+        model: Name of the model that embedded the texts.
+        space_id: Embedding space of both sides.
+        query_truncated: True if the query's text was truncated.
+        truncated_candidates: Rows of all candidates, listed here or not, whose text was truncated, ascending.
+        timings: Time that the server spent on all queries of the call.
     """
 
     rows: NDArray[np.int64]
@@ -285,23 +279,23 @@ class Neighbors(Sequence[Neighbor]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A model that the server offers, and the limits of one request to it. The client keeps them by itself.
+    """A served model, and the limits of one request to it. The client splits larger calls by these limits.
 
     Attributes:
-        name: What to give as `model`.
-        space_id: The space of its vectors.
-        backend: What runs it, such as "static".
-        revision: Of the weights, where there is one.
-        dimensions: What to give as `dimensions`, the model's own first.
-        max_tokens: Tokens that it reads of one text.
-        max_texts: Texts of one request. Here and below, 0 means that the server announces no limit.
-        max_request_bytes: Bytes of UTF-8 text, or of vectors, of one request.
-        max_response_bytes: Bytes of one answer.
-        max_pairs: Queries times candidates of one comparison.
-        languages: BCP 47 tags of the languages it was trained for.
-        has_roles: Whether input_type changes the vector.
-        truncations: What to give as `truncation`.
-        license: SPDX expression of the weights.
+        name: Value for the argument `model`.
+        space_id: Embedding space of its vectors.
+        backend: Runtime of the model, such as "static".
+        revision: Revision of the weights; empty if unknown.
+        dimensions: Values for the argument `dimensions`, the model's own first.
+        max_tokens: Tokens per text; longer texts are truncated or refused.
+        max_texts: Texts per request. Here and below, 0 means that the server reports no limit.
+        max_request_bytes: Bytes of UTF-8 text, or of vectors, per request.
+        max_response_bytes: Bytes per response.
+        max_pairs: Queries times candidates per comparison.
+        languages: Languages of the training data, as BCP 47 tags; empty if unknown.
+        has_roles: True if input_type changes the vector.
+        truncations: Values for the argument `truncation`.
+        license: License of the weights, as an SPDX expression.
     """
 
     name: str
@@ -322,14 +316,14 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelHealth:
-    """How one model fares.
+    """Health of one model.
 
     Attributes:
-        model: Its name.
-        status: Whether it serves.
-        detail: One line for people; empty where all is well.
-        queued_texts: Texts that wait for a batch now.
-        embedded_texts: Texts embedded since the server started.
+        model: Name of the model.
+        status: Serving status.
+        detail: Description for people, one line; empty if the model is healthy.
+        queued_texts: Texts in the batch queue now.
+        embedded_texts: Texts embedded since the start of the server.
     """
 
     model: str
@@ -341,13 +335,13 @@ class ModelHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """How the server fares.
+    """Health of the server.
 
     Attributes:
-        status: The worst of the models', or that of the one asked for.
-        version: Of the server.
-        uptime_s: Seconds since the server started.
-        models: Each model, or the one asked for.
+        status: The worst status of the models in `models`.
+        version: Version of the server.
+        uptime_s: Seconds since the start of the server.
+        models: Health of each model, or of the requested model alone.
     """
 
     status: ServingStatus

@@ -26,7 +26,7 @@ async def test_partial_blames_single_texts_and_embeds_the_others() -> None:
     job = EmbedRequest(texts=["", "ab", "!!!", " ", "abc"], allow_partial=True, normalize=False)
     result = await pipeline(CountingEmbedder()).embed(job)
     expected = [[0] * 4, [2, 1, 1, 1], [0] * 4, [0] * 4, [3, 1, 1, 1]]
-    np.testing.assert_array_equal(result.matrix.elements, expected)
+    np.testing.assert_array_equal(result.matrix.array, expected)
     assert {row: fault.reason for row, fault in result.embedded.row_errors.items()} == {
         0: "EMPTY_TEXT", 2: "TEXT_WITHOUT_TOKENS", 3: "EMPTY_TEXT"
     }  # fmt: skip
@@ -38,7 +38,7 @@ async def test_partial_blames_single_texts_and_embeds_the_others() -> None:
 async def test_partial_with_no_good_text_is_zeros(texts: list[str]) -> None:
     """Where every text is at fault every row is zeros, and each is told."""
     result = await pipeline(CountingEmbedder()).embed(EmbedRequest(texts=texts, allow_partial=True, dimensions=2))
-    np.testing.assert_array_equal(result.matrix.elements, np.zeros((len(texts), 2)))
+    np.testing.assert_array_equal(result.matrix.array, np.zeros((len(texts), 2)))
     assert sorted(result.embedded.row_errors) == list(range(len(texts)))
 
 
@@ -70,7 +70,7 @@ async def test_bulk_jobs_work_one_at_a_time_and_hold_nobody() -> None:
     bulk = [asyncio.ensure_future(line.embed(EmbedRequest(texts=["bulk"], priority=Priority.BULK))) for _ in range(5)]
     await began.wait()
     interactive = await line.embed(EmbedRequest(texts=["now"]))
-    assert interactive.matrix.elements.shape == (1, 4)
+    assert interactive.matrix.array.shape == (1, 4)
     assert embedder.calls == [["now"]]
     assert registry.get("test").queued_texts == 5
     bulk[1].cancel()

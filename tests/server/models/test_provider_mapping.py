@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import ElementType
-from isogloss_server.engine import vectors
+from isogloss.wire.matrix import to_elements, unit_length
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
@@ -95,7 +95,7 @@ async def test_openai_is_asked_for_the_whole_vector_as_bytes(fake: FakeProvider,
     assert (sent.path, sent.headers["authorization"]) == ("/v1/embeddings", f"Bearer {KEY}")
     assert sent.body == {"input": ["one", "two"], "model": SMALL_NAME, "encoding_format": "base64"}
     whole = vectors_of(SMALL_NAME, "", ["one", "two"], 1536)
-    np.testing.assert_allclose(array_of(answer.embeddings), vectors.unit_length(whole[:, :256]), atol=1e-7)
+    np.testing.assert_allclose(array_of(answer.embeddings), unit_length(whole[:, :256]), atol=1e-7)
 
 
 @pytest.mark.parametrize("dimensions", [0, 256, 512, 1024, 1536])
@@ -105,9 +105,7 @@ async def test_embed_v4_is_shortened_by_our_own_definition(fake: FakeProvider, d
         answer = await m.stub.Embed(pb.EmbedRequest(texts=["one"], dimensions=dimensions))
     assert fake.requests[0].body["output_dimension"] == 1536
     whole = vectors_of("embed-v4.0", DOCUMENT, ["one"], 1536)
-    np.testing.assert_allclose(
-        array_of(answer.embeddings), vectors.unit_length(whole[:, : dimensions or 1536]), atol=1e-7
-    )
+    np.testing.assert_allclose(array_of(answer.embeddings), unit_length(whole[:, : dimensions or 1536]), atol=1e-7)
 
 
 @pytest.mark.parametrize(("source", "dimensions"), [(V4, 384), (LIGHT, 256), (SMALL, 100)])
@@ -129,8 +127,8 @@ async def test_element_types_are_made_by_our_own_definition(
     async with remote(fake, source, OwnTime()) as m:
         answer = await m.stub.Embed(pb.EmbedRequest(texts=["one", "two"], element_type=element_type.number))
     rows = vectors_of(model, kind, ["one", "two"], fake.widths[model])
-    due = vectors.shape(rows, rows.shape[1], normalize=True, element_type=element_type)
-    np.testing.assert_array_equal(array_of(answer.embeddings), due.elements)
+    due = to_elements(rows, rows.shape[1], normalize=True, element_type=element_type)
+    np.testing.assert_array_equal(array_of(answer.embeddings), due.array)
     np.testing.assert_array_equal(answer.embeddings.row_scales, due.row_scales)
 
 

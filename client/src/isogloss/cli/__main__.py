@@ -1,4 +1,4 @@
-"""`python -m isogloss.cli`, the same as the command `isogloss`."""
+"""Entry point of `python -m isogloss.cli`, the same as the command `isogloss`."""
 
 import sys
 

@@ -1,63 +1,92 @@
-"""What the command line takes, and how it is turned into a client's options."""
+"""The command line of `isogloss`: its verbs and flags, and their conversion to the options of a client."""
 
 import argparse
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
 from isogloss._version import __version__
-from isogloss.cli.completion import SHELLS
 from isogloss.enums import ElementType, InputType, Metric, Truncation
 from isogloss.options import ClientOptions
 
 SERVER = "localhost:50051"
+SHELLS = ("bash", "zsh", "fish")
+MAX_UINT32 = 2**32 - 1
 EPILOG = """\
 environment:
-  ISOGLOSS_SERVER   the server, where --server is not given
-  ISOGLOSS_API_KEY  the key to send; there is no flag for it, because other users of the machine can read arguments
-  NO_COLOR          no colours, where --color is not given
+  ISOGLOSS_SERVER   address of the server, if --server is not given
+  ISOGLOSS_API_KEY  API key; there is no flag for it, because other users of the machine can read the arguments
+  NO_COLOR          disables colours, if --color is not given
 
-exit codes: 0, 2 for wrong usage, 1 for any other error, 130 after Ctrl-C
+exit codes: 0 for success, 2 for wrong usage, 1 for other errors, 130 after Ctrl-C
 
 example:
   isogloss similarity "Good night" "Gute Nacht" "The stock market fell"
 """
-TEXTS = "the texts; without any, or for -, the lines of standard input that are not blank"
-
-
-LARGEST = 2**32 - 1
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, with exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Writes the line and ends the program."""
-        self.exit(2, f"isogloss: {' '.join(message.split())} (see {self.prog} --help)\n")
+TEXTS = "the texts; without any, or with -, each line of standard input that is not blank"
+# Field of ClientOptions -> where the command line takes it from.
+SOURCES = {
+    "target": "--server (or ISOGLOSS_SERVER)",
+    "api_key": "ISOGLOSS_API_KEY",
+    "timeout_s": "--timeout-s",
+    "root_certificates": "--root-certificates",
+}
 
 
 class UsageError(Exception):
-    """The command line is wrong in a way that argparse cannot see."""
+    """The command line is wrong in a way that argparse does not check."""
+
+
+class InputError(Exception):
+    """The data on standard input is invalid."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that prints errors as one line, with exit code 2, and suggests flags for unknown ones."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses `args`; exits with a suggestion if a flag is unknown."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown_message(unknown))
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the error and exits."""
+        self.exit(2, f"isogloss: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+    def _unknown_message(self, unknown: Sequence[str]) -> str:
+        flags = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
+        if not flags:
+            return f"unexpected argument {unknown[0]!r}"
+        close = difflib.get_close_matches(flags[0], self._option_string_actions, n=1)
+        return f"unknown flag {flags[0]}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps every verb and most flags on one line with their help."""
+    """Prints every verb, and most flags, on one line with its help."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
-        self._action_max_length = 14  # argparse forgets that verbs are indented twice
+        self._action_max_length = 14  # argparse does not count the second indentation of verbs
 
 
 class _Verbs:
-    """The verbs of the program, each with its line in the program's help and an example at the end of its own."""
+    """The verbs of the program, each with a line in the program's help and an example in its own."""
 
     def __init__(self, program: argparse.ArgumentParser) -> None:
         self._parsers = program.add_subparsers(
-            dest="command", required=True, title="verbs", metavar="VERB", help="isogloss VERB --help tells more"
+            dest="command",
+            required=True,
+            title="verbs",
+            metavar="VERB",
+            help="run isogloss VERB --help for details",
         )
 
     def add(self, name: str, line: str, *example: str, parents: tuple[argparse.ArgumentParser, ...] = ()) -> Any:
-        """Returns the parser of a new verb."""
+        """Adds a verb and returns its parser."""
         return self._parsers.add_parser(
             name,
             help=line,
@@ -81,18 +110,25 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     _embed(verbs, common)
     _similarity(verbs, common)
     _nearest(verbs, common)
-    line = "say whether the server can serve; exit code 1 if not"
+    line = "report the server's health; exit code 1 if not serving"
     health = verbs.add("health", line, "isogloss health && echo ready", parents=common)
-    health.add_argument("--model", default="", metavar="NAME", help="ask about this model alone")
-    verbs.add("models", "list the models that the server offers", "isogloss models --json", parents=common)
-    line = "print a script that lets a shell complete this command"
+    health.add_argument("--model", default="", metavar="NAME", help="report this model alone")
+    verbs.add("models", "list the served models", "isogloss models --json", parents=common)
+    line = "print a script that completes this command in a shell"
     completion = verbs.add("completion", line, "source <(isogloss completion bash)")
-    completion.add_argument("shell", choices=list(SHELLS), help="which shell")
+    completion.add_argument(
+        "shell", choices=SHELLS, help="shell of the script; needs pip install 'isogloss[completion]'"
+    )
     return top
 
 
 def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ClientOptions:
-    """Returns the client's options; raises UsageError where a value is out of its range, OSError for a missing file."""
+    """Returns the client's options.
+
+    Raises:
+        UsageError: A value is out of range; the message names its flag or variable.
+        OSError: The file of --root-certificates cannot be read.
+    """
     authorities = arguments.root_certificates
     try:
         return ClientOptions(
@@ -103,11 +139,12 @@ def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Cl
             timeout_s=arguments.timeout_s,
         )
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        field, _, problem = str(error).partition(" ")
+        raise UsageError(f"{SOURCES.get(field, field)} {problem}") from None
 
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns what every verb about texts gives to the client."""
+    """Returns the arguments that all verbs about texts pass to the client."""
     return {
         "model": arguments.model,
         "dimensions": arguments.dimensions,
@@ -120,36 +157,51 @@ def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     common = Parser(add_help=False)
     group = common.add_argument_group("server and output")
     server = environment.get("ISOGLOSS_SERVER") or SERVER
-    group.add_argument("--server", default=server, metavar="HOST:PORT", help="where it listens (default: %(default)s)")
+    group.add_argument("--server", default=server, metavar="HOST:PORT", help="its address (default: %(default)s)")
     group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
-    group.add_argument(
-        "--root-certificates", type=Path, metavar="FILE", help="authorities to trust, in PEM; implies --tls"
+    authorities = group.add_argument(
+        "--root-certificates", type=Path, metavar="FILE", help="certificate authorities, in PEM; implies --tls"
     )
+    _complete_files(authorities)
     group.add_argument(
         "--timeout-s",
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="for a call; long input is sent in several (default: %(default)g)",
+        help="time limit per call; long input takes several calls (default: %(default)g)",
     )
     group.add_argument("--json", action="store_true", help="print JSON")
     group.add_argument(
-        "--color", choices=["auto", "always", "never"], default="auto", help="default: on a terminal, unless NO_COLOR"
+        "--color",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="auto: on a terminal, unless NO_COLOR is set (default: %(default)s)",
     )
     return common
 
 
 def _embed(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None:
     examples = ['isogloss embed "Good morning" "おはよう"', "isogloss embed --npy vectors.npy < sentences.txt"]
-    verb = verbs.add("embed", "turn texts into vectors", *examples, parents=common)
+    verb = verbs.add("embed", "embed texts as vectors", *examples, parents=common)
     _texts(verb, "texts", TEXTS)
-    verb.add_argument(
-        "--npy", type=Path, metavar="FILE", help="write float32 [texts, dimensions] for numpy.load, whole or not at all"
+    npy = verb.add_argument(
+        "--npy",
+        type=_output_file,
+        metavar="FILE",
+        help="write float32 [texts, dimensions] for numpy.load; an error leaves the file unchanged",
     )
-    verb.add_argument("--jsonl", action="store_true", help="print a JSON object for each text as soon as it is there")
+    _complete_files(npy)
+    verb.add_argument("--jsonl", action="store_true", help="print one JSON object per text, while embedding")
     _model(verb)
-    verb.add_argument("--input-type", choices=list(InputType), default="similarity", help="what the texts are for")
-    verb.add_argument("--element-type", choices=list(ElementType), default="float32", help="how vectors travel")
+    verb.add_argument(
+        "--input-type", choices=_values(InputType), default="similarity", help="use of the texts (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--element-type",
+        choices=_values(ElementType),
+        default="float32",
+        help="number format in transit (default: %(default)s)",
+    )
 
 
 def _similarity(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None:
@@ -157,61 +209,88 @@ def _similarity(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> N
     verb = verbs.add("similarity", "compare texts with each other", example, parents=common)
     _texts(verb, "texts", TEXTS)
     verb.add_argument(
-        "--candidate", action="append", metavar="TEXT", help="compare with these, not with each other; repeatable"
+        "--candidate",
+        action="append",
+        metavar="TEXT",
+        help="compare the texts with this one, instead of with each other; repeatable",
     )
-    verb.add_argument("--pairwise", action="store_true", help="score each text with the --candidate of the same place")
+    verb.add_argument(
+        "--pairwise", action="store_true", help="compare the first text with the first --candidate, and so on"
+    )
     _model(verb)
     _metric(verb)
 
 
 def _nearest(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None:
     example = 'isogloss nearest "Where is the station?" -k 3 < sentences.txt'
-    verb = verbs.add("nearest", "find the texts nearest to one", example, parents=common)
+    verb = verbs.add("nearest", "find the texts nearest to a query", example, parents=common)
     verb.add_argument("query", metavar="QUERY", help="the text to find neighbours of")
-    _texts(verb, "candidates", "the texts to search; without any, or for -, the lines of standard input")
-    verb.add_argument("-k", type=_neighbours, default=10, help="how many neighbours at most (default: %(default)d)")
-    verb.add_argument("--min-score", type=float, metavar="SCORE", help="leave out what scores lower")
+    _texts(verb, "candidates", TEXTS.replace("the texts", "the texts to search", 1))
+    verb.add_argument("-k", type=_neighbours, default=10, help="maximum number of neighbours (default: %(default)d)")
+    verb.add_argument("--min-score", type=float, metavar="SCORE", help="minimum score of a neighbour")
     _model(verb)
     _metric(verb)
 
 
-def _whole(text: str, least: int, most: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
-    if not least <= number <= most:
-        raise argparse.ArgumentTypeError(f"must be from {least} to {most}, not {number}")
-    return number
-
-
-def _neighbours(text: str) -> int:
-    return _whole(text, 1, LARGEST)
-
-
-def _dimensions(text: str) -> int:
-    return _whole(text, 0, LARGEST)
-
-
 def _texts(verb: argparse.ArgumentParser, name: str, explanation: str) -> None:
-    verb.add_argument(name, nargs="*", metavar="TEXT", help=explanation)
+    # The default makes argparse treat the argument as optional when it lists missing ones.
+    verb.add_argument(name, nargs="*", default=[], metavar="TEXT", help=explanation)
 
 
 def _model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", default="", metavar="NAME", help="its name (default: the server's default model)")
+    verb.add_argument("--model", default="", metavar="NAME", help="name of the model (default: the server's default)")
     verb.add_argument(
         "--dimensions",
         type=_dimensions,
         default=0,
         metavar="D",
-        help="how many numbers of a vector (default: the model's)",
+        help="length of each vector (default: the model's own)",
     )
     verb.add_argument(
         "--truncation",
-        choices=list(Truncation),
-        help="what becomes of texts too long (default: end, or error for a model that does not offer end)",
+        choices=_values(Truncation),
+        help="treatment of texts that are too long (default: end, or error if the model does not support end)",
     )
 
 
 def _metric(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--metric", choices=list(Metric), default="cosine", help="greater is nearer for all of them")
+    verb.add_argument(
+        "--metric",
+        choices=_values(Metric),
+        default="cosine",
+        help="higher scores are nearer for all metrics (default: %(default)s)",
+    )
+
+
+def _values(kind: type[StrEnum]) -> list[str]:
+    """Returns the values of an enum; argparse would print its members as <Truncation.END: 'end'>."""
+    return [member.value for member in kind]
+
+
+def _complete_files(action: argparse.Action) -> None:
+    """Makes the completion scripts of shtab complete file names for the flag."""
+    action.complete = "file"  # type: ignore[attr-defined]
+
+
+def _output_file(text: str) -> Path:
+    if text == "-":
+        raise argparse.ArgumentTypeError("standard output (-) is not supported; name a file")
+    return Path(text)
+
+
+def _neighbours(text: str) -> int:
+    return _whole_number(text, 1)
+
+
+def _dimensions(text: str) -> int:
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+    if not least <= number <= MAX_UINT32:
+        raise argparse.ArgumentTypeError(f"must be between {least} and {MAX_UINT32}, not {number}")
+    return number

@@ -1,7 +1,6 @@
-"""The commands of the command line."""
+"""The verbs of the command line: each calls the client and prints the result."""
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,101 +10,34 @@ from typing import Any
 
 import numpy as np
 
-from isogloss.cli.arguments import UsageError, model_arguments
+from isogloss.cli.arguments import InputError, UsageError, model_arguments
 from isogloss.cli.output import NpyFile, Output
-from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, vector_table
+from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, printable, vector_table
 from isogloss.client import Client
 from isogloss.enums import ServingStatus
-from isogloss.errors import FieldViolation, IsoglossError, SpaceMismatchError
+from isogloss.errors import IsoglossError, SpaceMismatchError, with_row_offset
 from isogloss.results import Embeddings, Neighbor
 
-# What is held in memory at a time; the client cuts it further where the server's limits ask for that.
+# Limits of the texts held in memory at a time. The client splits a chunk further if the server's limits are lower.
 CHUNK_TEXTS = 1024
 CHUNK_CHARACTERS = 2**21
-NO_TEXTS = "no texts, neither as arguments nor on standard input"
-ROW = re.compile(r"(?<!queries\.texts\.)\btexts\[(\d+)\]")
 HEALTHY = frozenset({ServingStatus.SERVING, ServingStatus.DEGRADED})
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some of the texts, as vectors; `start` is the row of the first among all."""
+    """Consecutive texts and their vectors; `start` is the row of the first among all texts."""
 
     start: int
     texts: Sequence[str]
     embeddings: Embeddings
 
 
-def embedded(client: Client, given: Sequence[str], **arguments: Any) -> Iterator[Chunk]:
-    """Yields the texts as vectors of one space, chunk by chunk; raises UsageError where there are none."""
-    space_id = ""
-    for start, texts in chunks(given):
-        try:
-            found = client.embed(texts, space_id=space_id, **arguments)
-        except IsoglossError as error:
-            raise shifted(error, start) from None
-        space_id = found.space_id
-        yield Chunk(start, texts, found)
-
-
-def whole(given: Sequence[str]) -> list[str]:
-    """Returns all texts; raises UsageError where there are none."""
-    found = list(_stream(given))
-    if not found:
-        raise UsageError(NO_TEXTS)
-    return found
-
-
-def chunks(given: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yields some texts at a time, after the row of their first; raises UsageError where there are none."""
-    start = 0
-    for texts in _chunked(_stream(given)):
-        yield start, texts
-        start += len(texts)
-    if not start:
-        raise UsageError(NO_TEXTS)
-
-
-def shifted(error: IsoglossError, start: int) -> IsoglossError:
-    """Returns the error of a chunk as all texts together would have had it: texts[3] is texts[start + 3]."""
-
-    def shift(text: str) -> str:
-        """Returns `text` with the rows of the whole."""
-        return ROW.sub(lambda found: f"texts[{int(found[1]) + start}]", text)
-
-    violations = tuple(FieldViolation(shift(v.field), shift(v.description)) for v in error.violations)
-    return error.replaced(shift(error.message), violations=violations)
-
-
-def _stream(given: Sequence[str]) -> Iterator[str]:
-    """Yields the texts that were given, or where there are none, or a single -, the lines of standard input."""
-    if given and list(given) != ["-"]:
-        yield from given
-        return
-    for line in sys.stdin or ():  # there is none where it was closed before the start
-        text = line.rstrip("\r\n")
-        if text and not text.isspace():
-            yield text
-
-
-def _chunked(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    characters = 0
-    for text in texts:
-        chunk.append(text)
-        characters += len(text)
-        if len(chunk) == CHUNK_TEXTS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
 def embed(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """Prints one vector for each text, or writes them to a file."""
+    """Prints the vector of each text, or writes the vectors to a file."""
     if arguments.jsonl and (arguments.json or arguments.npy):
-        raise UsageError("--jsonl goes with neither --json nor --npy")
-    chunks = embedded(
+        raise UsageError("--jsonl cannot be combined with --json or --npy")
+    chunks = embed_chunks(
         client,
         arguments.texts,
         input_type=arguments.input_type,
@@ -125,7 +57,7 @@ def embed(client: Client, arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _write_npy(file: Path, chunks: Iterator[Chunk], output: Output) -> None:
-    """Writes the vectors, and prints what has to be known of them beside the numbers."""
+    """Writes the vectors to `file`, and prints their shape, model and space."""
     truncated: list[int] = []
     with NpyFile(file) as written:
         for chunk in chunks:
@@ -141,11 +73,12 @@ def _write_npy(file: Path, chunks: Iterator[Chunk], output: Output) -> None:
         "space_id": last.space_id,
         "truncated_rows": truncated,
     }
-    output.show(data, lambda: f"{file}: float32 [{rows}, {columns}], model {last.model}, space {last.space_id}\n")
+    line = f"{file}: float32 [{rows}, {columns}], model {last.model}, space {last.space_id}"
+    output.show(data, lambda: f"{printable(line)}\n")
 
 
 def _print_lines(chunks: Iterator[Chunk], output: Output) -> None:
-    """Prints one JSON object for each text as soon as its chunk is there."""
+    """Prints one JSON object per text, as soon as its chunk is embedded."""
     for chunk in chunks:
         found, truncated = chunk.embeddings, frozenset(chunk.embeddings.truncated_rows)
         for row, text in enumerate(chunk.texts):
@@ -163,7 +96,7 @@ def _print_lines(chunks: Iterator[Chunk], output: Output) -> None:
 
 
 def _print_object(chunks: Iterator[Chunk], output: Output) -> None:
-    """Prints one JSON object for all texts together, which has to wait for the last."""
+    """Prints one JSON object for all texts, after the last chunk."""
     found = list(chunks)
     first = found[0].embeddings
     data: dict[str, Any] = {
@@ -183,8 +116,8 @@ def _truncated(chunk: Chunk) -> list[int]:
 
 
 def similarity(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """Prints the scores of texts with each other, or with --candidate."""
-    texts, others = whole(arguments.texts), arguments.candidate
+    """Prints the scores of the texts with each other, or with the texts of --candidate."""
+    texts, others = all_texts(arguments.texts), arguments.candidate
     if arguments.pairwise:
         return _pairwise(client, arguments, output, texts)
     found = client.similarity(texts, others, metric=arguments.metric, **model_arguments(arguments))
@@ -197,14 +130,14 @@ def similarity(client: Client, arguments: argparse.Namespace, output: Output) ->
         "candidates": columns,
         "scores": found.values,
     }
-    output.show(data, lambda: heat_map(found.values, texts, columns, colour=output.colour))
+    output.show(data, lambda: heat_map(found.values, texts, columns, colour=output.colour, max_width=output.columns))
     return 0
 
 
 def _pairwise(client: Client, arguments: argparse.Namespace, output: Output, texts: Sequence[str]) -> int:
     others = arguments.candidate or []
     if len(others) != len(texts):
-        raise UsageError(f"--pairwise needs as many --candidate as texts: {len(others)} for {len(texts)}")
+        raise UsageError(f"--pairwise requires one --candidate per text: {len(others)} for {len(texts)} texts")
     found = client.pairwise(texts, others, metric=arguments.metric, **model_arguments(arguments))
     data = {
         "model": found.model,
@@ -220,10 +153,10 @@ def _pairwise(client: Client, arguments: argparse.Namespace, output: Output, tex
 
 
 def nearest(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """Prints the candidates nearest to a query. Only some candidates are held at a time."""
+    """Prints the candidates nearest to a query; holds one chunk of candidates in memory at a time."""
     best: list[Neighbor] = []
     spaces: dict[str, str] = {}  # space -> model
-    for start, candidates in chunks(arguments.candidates):
+    for start, candidates in text_chunks(arguments.candidates):
         try:
             found = client.nearest(
                 arguments.query,
@@ -234,12 +167,12 @@ def nearest(client: Client, arguments: argparse.Namespace, output: Output) -> in
                 **model_arguments(arguments),
             )
         except IsoglossError as error:
-            raise shifted(error, start) from None
+            raise with_row_offset(error, start, "candidates") from None
         spaces[found.space_id] = found.model
         if len(spaces) > 1:
-            message = "the server changed the model's space between two parts of the candidates"
+            message = "the space of the model changed while the candidates were compared; run the command again"
             raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
-        # Sorting is stable: of equal scores, the lower row stays first.
+        # Sorting is stable: of equal scores, the lower row remains first.
         both = [*best, *(neighbor._replace(row=neighbor.row + start) for neighbor in found)]
         best = sorted(both, key=lambda neighbor: -neighbor.score)[: arguments.k]
     [(space_id, model)] = spaces.items()
@@ -255,25 +188,25 @@ def nearest(client: Client, arguments: argparse.Namespace, output: Output) -> in
 
 
 def health(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """Prints how the server fares, and returns 1 where it cannot serve."""
+    """Prints the health of the server; returns exit code 1 if it cannot serve."""
     report = client.health(arguments.model)
 
-    def readable() -> str:
-        """Returns a line for the server, and one for each model."""
+    def table() -> str:
+        """Returns a line for the server and one per model."""
         rows = [("MODEL", "STATUS", "QUEUED", "EMBEDDED", "DETAIL")]
         rows += [(m.model, m.status, str(m.queued_texts), str(m.embedded_texts), m.detail) for m in report.models]
-        return f"{report.status}: version {report.version}, up {report.uptime_s:.0f} s\n\n{aligned(rows)}"
+        return f"{report.status}: version {printable(report.version)}, up {report.uptime_s:.0f} s\n\n{aligned(rows)}"
 
-    output.show(asdict(report), readable)
+    output.show(asdict(report), table)
     return 0 if report.status in HEALTHY else 1
 
 
 def models(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
-    """Prints what the server offers."""
+    """Prints the served models."""
     found = client.models()
 
-    def readable() -> str:
-        """Returns a line for each model."""
+    def table() -> str:
+        """Returns a line per model."""
         rows = [("MODEL", "BACKEND", "DIMENSIONS", "MAX TOKENS", "LANGUAGES", "LICENSE", "SPACE")]
         rows += [
             (
@@ -281,7 +214,7 @@ def models(client: Client, _arguments: argparse.Namespace, output: Output) -> in
                 m.backend,
                 " ".join(map(str, m.dimensions)),
                 str(m.max_tokens),
-                str(len(m.languages)),
+                str(len(m.languages) or "unknown"),
                 m.license,
                 m.space_id,
             )
@@ -289,10 +222,72 @@ def models(client: Client, _arguments: argparse.Namespace, output: Output) -> in
         ]
         return aligned(rows)
 
-    output.show({"models": [asdict(model) for model in found]}, readable)
+    output.show({"models": [asdict(model) for model in found]}, table)
     return 0
 
 
 COMMANDS: Mapping[str, Callable[[Client, argparse.Namespace, Output], int]] = MappingProxyType(
     {"embed": embed, "similarity": similarity, "nearest": nearest, "health": health, "models": models}
 )
+
+
+def embed_chunks(client: Client, given: Sequence[str], **arguments: Any) -> Iterator[Chunk]:
+    """Yields all texts as vectors of one space, chunk by chunk; raises UsageError if there are none."""
+    space_id = ""
+    for start, texts in text_chunks(given):
+        try:
+            found = client.embed(texts, space_id=space_id, **arguments)
+        except IsoglossError as error:
+            raise with_row_offset(error, start) from None
+        space_id = found.space_id
+        yield Chunk(start, texts, found)
+
+
+def all_texts(given: Sequence[str]) -> list[str]:
+    """Returns all texts; raises UsageError if there are none."""
+    return [text for _, texts in text_chunks(given) for text in texts]
+
+
+def text_chunks(given: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yields the row of a chunk's first text, and its texts; raises UsageError if there are none.
+
+    Args:
+        given: The texts of the command line; empty or a single - selects the lines of standard input.
+    """
+    start = 0
+    for texts in _chunks(_stdin_lines() if not given or list(given) == ["-"] else given):
+        yield start, texts
+        start += len(texts)
+    if not start:
+        raise UsageError("no texts, neither as arguments nor on standard input")
+
+
+def _stdin_lines() -> Iterator[str]:
+    """Yields the lines of standard input that are not blank; raises InputError for invalid characters."""
+    if sys.stdin is None:  # closed before the start
+        return
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="surrogateescape")  # a strict decoder fails without the number of the line
+    for number, line in enumerate(sys.stdin, 1):
+        text = line.rstrip("\r\n")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            encoding = (getattr(sys.stdin, "encoding", None) or "utf-8").upper()
+            raise InputError(f"standard input, line {number}: not valid {encoding}") from None
+        if text and not text.isspace():
+            yield text
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == CHUNK_TEXTS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

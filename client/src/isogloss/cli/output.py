@@ -1,8 +1,9 @@
-"""Where a command prints, and how: for people or, with --json, for programs."""
+"""Output of the commands: text or JSON on standard output, and vectors in .npy files."""
 
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,65 +19,77 @@ from isogloss.cli.arguments import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where to print, and whether in colours and as JSON."""
+    """A stream, and the form of what is printed to it.
+
+    Attributes:
+        stream: Where to print.
+        colour: True prints colours.
+        as_json: True prints JSON instead of tables.
+        columns: Width of the terminal; None if the stream is not a terminal.
+    """
 
     stream: TextIO
     colour: bool
     as_json: bool
+    columns: int | None
 
     @classmethod
     def of(cls, stream: TextIO, arguments: argparse.Namespace, environment: Mapping[str, str]) -> "Output":
-        """Returns the output that the arguments ask for; by itself, colours go to a terminal that can show them."""
-        dumb = environment.get("TERM") == "dumb" or bool(environment.get("NO_COLOR"))
-        colour = arguments.color == "always" or (arguments.color == "auto" and stream.isatty() and not dumb)
-        return cls(stream, colour, arguments.json)
+        """Returns the output for --json and --color; "auto" prints colours to a terminal that supports them."""
+        terminal = stream.isatty()
+        plain = environment.get("TERM") == "dumb" or bool(environment.get("NO_COLOR"))
+        colour = arguments.color == "always" or (arguments.color == "auto" and terminal and not plain)
+        return cls(stream, colour, arguments.json, shutil.get_terminal_size().columns if terminal else None)
 
-    def show(self, data: Mapping[str, Any], readable: Callable[[], str]) -> None:
-        """Prints `data` as one JSON object, or what `readable` makes for people."""
+    def show(self, data: Mapping[str, Any], table: Callable[[], str]) -> None:
+        """Prints `data` as one JSON object, or the text that `table` returns."""
         if self.as_json:
             self.line(data)
         else:
-            self.stream.write(readable())
+            self.stream.write(table())
 
     def line(self, data: Mapping[str, Any]) -> None:
         """Prints `data` as one line of JSON."""
-        json.dump(data, self.stream, ensure_ascii=False, default=_plain)
+        json.dump(data, self.stream, ensure_ascii=False, default=_to_json)
         self.stream.write("\n")
 
 
-def _plain(value: Any) -> Any:
-    """Returns what json cannot write by itself as what it can."""
+def _to_json(value: Any) -> Any:
+    """Converts values that json does not support."""
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
 class NpyFile:
-    """float32 [n, d] of a number of rows that shows only at the end.
+    """Writes float32 [n, d] to a file, row by row; the file appears when it is complete.
 
-    Rows go to a new file beside `path`, which takes the place of `path` where the `with` block ends without an
+    Rows are written to a temporary file beside `path`. It replaces `path` if the `with` block ends without an
     exception, and is removed otherwise.
 
     Raises:
-        UsageError: There is something at `path` that is no file, such as a folder or a device.
+        UsageError: `path` exists and is not a regular file.
         OSError: The file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path.resolve()
         if self._path.exists() and not self._path.is_file():
-            raise UsageError(f"--npy: {path} is no file")
+            raise UsageError(f"--npy: {path} is not a regular file")
         self._partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
-        self._file = self._partial.open("xb")
+        try:
+            self._file = self._partial.open("xb")
+        except OSError as error:  # names `path`, not the temporary file
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
         self._rows_at = 0
         self.shape = (0, 0)
 
     def append(self, rows: NDArray[np.float32]) -> None:
-        """Writes float32 [n, d] below what was written."""
+        """Writes float32 [n, d] after the rows so far."""
         count, columns = rows.shape
         if not self._rows_at:
             self.shape = (0, columns)
-            self._rows_at = self._header()
+            self._rows_at = self._write_header()
         if columns != self.shape[1]:
-            raise ValueError(f"rows of {columns} numbers below rows of {self.shape[1]}")
+            raise ValueError(f"rows have {columns} columns, but the rows before them have {self.shape[1]}")
         self._file.write(rows.astype("<f4", order="C", copy=False).tobytes())
         self.shape = (self.shape[0] + count, columns)
 
@@ -97,12 +110,12 @@ class NpyFile:
 
     def _finish(self) -> None:
         self._file.seek(0)
-        # numpy leaves room in the header for the number of rows to grow.
-        if self._header() != self._rows_at:
-            raise OSError(f"{self._path}: the header of {self.shape[0]} rows does not fit before them")
+        # numpy reserves space in the header for a larger number of rows.
+        if self._write_header() != self._rows_at:
+            raise OSError(f"{self._path}: the header for {self.shape[0]} rows exceeds the space reserved for it")
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _header(self) -> int:
+    def _write_header(self) -> int:
         npy.write_array_header_1_0(self._file, {"descr": "<f4", "fortran_order": False, "shape": self.shape})
         return self._file.tell()

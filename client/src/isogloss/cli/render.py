@@ -1,7 +1,7 @@
-"""How wide a text is on a terminal, and how to make it as wide as a column."""
+"""Tables and heat maps for terminals: column widths of every script, colours, printable characters."""
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,33 +9,34 @@ from numpy.typing import ArrayLike, NDArray
 from isogloss.results import Neighbor
 
 ELLIPSIS = "…"
-# Around a label with letters that run from right to left: keeps terminals that reorder text from moving the columns
-# beside it. Both marks are invisible and take no column.
+# Marks around a label with right-to-left letters: without them, terminals that reorder text move the columns beside it.
+# Both are invisible and have no width.
 ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
 RAMP = (17, 18, 24, 25, 31, 30, 36, 35, 41, 77, 113, 149, 185, 221)  # dark blue, green, yellow
-BLACK_DIGITS_FROM = 6  # on the colours before it, digits are white
+BLACK_DIGITS_FROM = 6  # darker colours have white digits
 LABEL_COLUMNS = 40
-SHOWN_NUMBERS = 5  # of a vector
+MIN_LABEL_COLUMNS = 8
+SHOWN_NUMBERS = 5  # of each vector
 
 
 def printable(text: str) -> str:
-    """Returns `text` on one line, without characters that could command a terminal or reorder a line."""
+    """Returns `text` on one line, without characters that control a terminal or reorder the line."""
     return "".join(_shown(character) for character in text)
 
 
 def width(text: str) -> int:
-    """Returns the columns that `text` takes: two for wide East Asian characters, none for marks that combine."""
+    """Returns the width of `text` in columns: two for wide East Asian characters, none for combining marks."""
     return sum(map(_columns, text))
 
 
 def fitted(text: str, columns: int) -> str:
-    """Returns `text` made exactly so wide: padded to the right, or cut with an ellipsis. It must be printable."""
+    """Returns the printable `text`, padded on the right or cut with an ellipsis to exactly `columns` columns."""
     shown = text if width(text) <= columns else _cut(text, columns - 1) + ELLIPSIS
     return isolated(shown) + " " * (columns - width(shown))
 
 
 def isolated(text: str) -> str:
-    """Returns `text`, between invisible marks where it has letters that run from right to left."""
+    """Returns `text`, between directional isolates if it has right-to-left letters."""
     if any(unicodedata.bidirectional(character) in {"R", "AL"} for character in text):
         return f"{ISOLATE}{text}{POP_ISOLATE}"
     return text
@@ -51,7 +52,7 @@ def _cut(text: str, columns: int) -> str:
 
 
 def _columns(character: str) -> int:
-    # U+1160 to U+11FF are the later parts of a Korean syllable, drawn onto the first.
+    # U+1160 to U+11FF are medial and final parts of Korean syllables, drawn over the initial part.
     if unicodedata.category(character) in {"Mn", "Me", "Cf"} or "\u1160" <= character <= "\u11ff":
         return 0
     return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
@@ -64,43 +65,77 @@ def _shown(character: str) -> str:
         case "Cs":
             return "\ufffd"
         case "Cf":
-            # Joiners shape Indic and Arabic letters and emoji; the others, marks of direction among them, are dropped.
+            # Keeps joiners, which shape Indic and Arabic letters and emoji; drops others, such as directional marks.
             return character if character in "\u200c\u200d" else ""
         case _:
             return character
 
 
-def heat_map(values: ArrayLike, row_labels: Sequence[str], column_labels: Sequence[str], *, colour: bool) -> str:
-    """Returns the scores [q, c] as lines of text, one a row; with `colour`, the nearer the brighter.
+def heat_map(
+    values: ArrayLike,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    *,
+    colour: bool,
+    max_width: int | None = None,
+) -> str:
+    """Returns scores as lines of text, one per row.
 
-    Rows and columns are numbered from 0, as everywhere. Where the columns are the same texts as the rows, the rows'
-    numbers explain them; else a list of the columns goes before the table.
+    Rows and columns are numbered from 0. If the columns have other labels than the rows, a list of them precedes the
+    table. Columns that exceed `max_width` continue in further tables below.
+
+    Args:
+        values: Scores [q, c].
+        row_labels: Text of each row.
+        column_labels: Text of each column.
+        colour: True adds background colours, brighter for higher scores.
+        max_width: Maximum width of the lines in columns of the terminal; None sets no maximum.
     """
     table = np.asarray(values, dtype=np.float64).reshape(len(row_labels), len(column_labels))
     texts = [[f"{value:z.2f}" for value in row] for row in table]
     cell = max([4, *(len(text) for row in texts for text in row)])
-    labels = list(_numbered(row_labels))
-    label = max([0, *map(width, labels)])
     low, high = (table.min(), table.max()) if table.size else (0.0, 0.0)
+    labels, per_table = _layout(row_labels, len(column_labels), cell + 2, max_width)
+    indent = " " * (max([0, *map(width, labels)]) + 1)
 
-    lines = [] if list(row_labels) == list(column_labels) else [*_numbered(column_labels), ""]
-    lines.append(" " * (label + 1) + "".join(f"{number:>{cell + 1}} " for number in range(len(column_labels))))
-    for name, row, shown in zip(labels, table, texts, strict=True):
-        cells = (f"{text:>{cell + 1}} " for text in shown)
-        if colour:
-            cells = (_painted(text, _share(value, low, high)) for text, value in zip(cells, row, strict=True))
-        lines.append(f"{name} {''.join(cells)}")
+    lines = [] if list(row_labels) == list(column_labels) else [*_numbered(column_labels, LABEL_COLUMNS), ""]
+    for start in range(0, max(1, len(column_labels)), per_table):
+        columns = range(start, min(start + per_table, len(column_labels)))
+        lines += [""] if start else []
+        lines.append(indent + "".join(f"{number:>{cell + 1}} " for number in columns))
+        for name, row, shown in zip(labels, table, texts, strict=True):
+            cells = [f"{shown[column]:>{cell + 1}} " for column in columns]
+            if colour:
+                cells = [_painted(text, _share(row[c], low, high)) for text, c in zip(cells, columns, strict=True)]
+            lines.append(f"{name} {''.join(cells)}")
     if colour and table.size:
-        lines += ["", " " * (label + 1) + _scale(low, high)]
+        lines += ["", indent + _scale(low, high)]
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
+def _layout(row_labels: Sequence[str], count: int, cell: int, max_width: int | None) -> tuple[list[str], int]:
+    """Returns the numbered labels, and the number of score columns per table, for lines of at most `max_width`.
+
+    Labels shrink to MIN_LABEL_COLUMNS to keep all columns in one table. In several tables, they take up to a third.
+    """
+    labels = _numbered(row_labels, LABEL_COLUMNS)
+    if max_width is None:
+        return labels, max(1, count)
+    digits = len(str(max(0, len(row_labels) - 1))) + 2
+    available = max_width - count * cell - 1 - digits
+    if available < LABEL_COLUMNS:
+        columns = available if available >= MIN_LABEL_COLUMNS else max(MIN_LABEL_COLUMNS, max_width // 3)
+        labels = _numbered(row_labels, min(columns, LABEL_COLUMNS))
+    used = max([0, *map(width, labels)]) + 1
+    return labels, max(1, (max_width - used) // cell)
+
+
 def neighbors_table(neighbors: Sequence[Neighbor], *, colour: bool) -> str:
-    """Returns the neighbours of one query as lines of text, best first: score, row, and text where there is one."""
+    """Returns the neighbours of a query as lines of text, best first: score, row, and text if there is one."""
     if not neighbors:
         return "no neighbours\n"
     scores = [neighbor.score for neighbor in neighbors]
-    low, high = min(0.0, *scores), max(1.0, *scores)  # so that the colours of several cosine tables mean the same
+    low, high = min(0.0, *scores), max(1.0, *scores)  # the same colours for all tables of cosine scores
     texts = [f"{score:z.3f}" for score in scores]
     cell = max(5, *map(len, texts))
     digits = max(3, *(len(str(neighbor.row)) for neighbor in neighbors))
@@ -114,7 +149,7 @@ def neighbors_table(neighbors: Sequence[Neighbor], *, colour: bool) -> str:
 
 
 def pair_table(values: NDArray[np.float32], queries: Sequence[str], candidates: Sequence[str], *, colour: bool) -> str:
-    """Returns the scores [n] of pairs as lines of text: score, query, candidate."""
+    """Returns the scores of pairs, [n], as lines of text: score, query, candidate."""
     scores = values.tolist()
     low, high = min([0.0, *scores]), max([1.0, *scores])
     columns = min(LABEL_COLUMNS, max([0, *(width(printable(query)) for query in queries)]))
@@ -128,26 +163,26 @@ def pair_table(values: NDArray[np.float32], queries: Sequence[str], candidates: 
 
 
 def vector_table(vectors: NDArray[np.float32], texts: Sequence[str]) -> str:
-    """Returns the first numbers of each vector [n, d] as lines of text, before what they stand for."""
+    """Returns the vectors [n, d] as lines of text: the first numbers of each, then its text."""
     more = "" if vectors.shape[1] <= SHOWN_NUMBERS else f" … {vectors.shape[1]} numbers"
     rows = (" ".join(f"{number:+.4f}" for number in row[:SHOWN_NUMBERS]) for row in vectors)
     return "".join(f"{row}{more}  {isolated(printable(text))}\n" for row, text in zip(rows, texts, strict=True))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Returns `rows` of cells as lines of text whose columns are aligned."""
+    """Returns rows of cells as lines of text with aligned columns."""
     shown = [[printable(cell) for cell in row] for row in rows]
     columns = [max(map(width, column)) for column in zip(*shown, strict=True)]
     lines = ("  ".join(map(fitted, row, columns)) for row in shown)
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def _numbered(labels: Sequence[str]) -> Iterator[str]:
-    """Yields the labels after their numbers, each as wide as the others and at most about LABEL_COLUMNS."""
+def _numbered(labels: Sequence[str], max_columns: int) -> list[str]:
+    """Returns the labels after their numbers, all with the same width, cut to `max_columns` without the number."""
     digits = len(str(max(0, len(labels) - 1)))
     shown = [printable(label) for label in labels]
-    columns = min(LABEL_COLUMNS, max([0, *map(width, shown)]))
-    return (f"{number:>{digits}}  {fitted(label, columns)}" for number, label in enumerate(shown))
+    columns = min(max_columns, max([0, *map(width, shown)]))
+    return [f"{number:>{digits}}  {fitted(label, columns)}" for number, label in enumerate(shown)]
 
 
 def _share(value: float, low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""Checks, vectors and comparisons of the fake server."""
+"""The model of the fake server: settings, checks of requests, vectors and comparisons."""
 
 import hashlib
 import math
@@ -10,53 +10,55 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 import numpy as np
 from google.protobuf import duration_pb2
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 from numpy.typing import NDArray
 
 from isogloss import __version__
-from isogloss._failures import DETAILS_TRAILER, PUSHBACK_TRAILER
-from isogloss._messages import DTYPES, PACKED, SCALED, from_matrix, row_bytes
 from isogloss.enums import ElementType, InputType, Metric, Priority, ServingStatus, Truncation
 from isogloss.errors import (
     RETRYABLE_CODES,
     FieldViolation,
-    InternalError,
     InvalidArgumentError,
     IsoglossError,
     NotFoundError,
     SpaceMismatchError,
 )
-from isogloss.results import Embeddings
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import UNSPECIFIED, ContractEnum
+from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize, to_elements, unit_length
+from isogloss.wire.sizes import (
+    MAX_VIOLATIONS,
+    embed_response_bytes,
+    matrix_bytes,
+    rankings_bytes,
+    scores_bytes,
+    utf8_bytes,
+)
+from isogloss.wire.status import NO_RETRY, ErrorDetails, Trailer, build, build_row_error, trailers
 
 MEBIBYTE = 2**20
-DOMAIN = "isogloss"
-MAX_VIOLATIONS = 16
-ROW_OVERHEAD_BYTES = 20  # of an answer's row beside its numbers, as the server counts it
-# A number is +SHARED or -SHARED as the group has it, and within OWN of that as the text itself has it. So a vector's
-# angle to its group's is at most asin(OWN / SHARED), in any number of first columns, and that of two texts of a group
-# at most twice that: their cosine is at least 0.92.
+# Each number of a raw vector is +SHARED or -SHARED, chosen by the group, plus at most OWN, chosen by the text. So the
+# angle between a vector and the direction of its group is at most asin(OWN / SHARED), in any number of first columns,
+# and that between two texts of a group at most twice that: their cosine is at least 0.92.
 SHARED, OWN = 1000, 200
-NEIGHBOR_BYTES = 9  # a row number and a score
+REPORTED_TOTAL_S = 0.001  # constant, so that tests can rely on it
 
 
 @dataclass(kw_only=True, eq=False)
 class Settings:
-    """What the fake server serves. Every attribute may be changed while it runs, and holds from the next call on.
+    """Settings of the fake server. A change takes effect with the next call.
 
     Attributes:
-        translations: Groups of texts whose vectors lie near each other.
-        dimensions: Numbers of a vector; several are what a request may ask for, the model's own first.
-        model: The name of the only model.
-        space_id: The space of its vectors. Vectors of another space are other vectors.
-        status: How the model fares, as Health tells it; calls are answered all the same.
-        max_tokens: Tokens that the model reads of one text. A token is a word, by white space.
-        max_texts: Texts of one request.
-        max_request_bytes: Bytes of texts and vectors of one request.
-        max_response_bytes: Bytes of one answer.
-        max_pairs: Queries times candidates of one Similarity.
+        translations: Groups of texts whose vectors are close to each other.
+        dimensions: Length of the vectors; several are those that a request may select, the default first.
+        model: Name of the only model.
+        space_id: Embedding space of the model. In another space, a text has another vector.
+        status: Status that Health reports; it has no effect on other calls.
+        max_tokens: Maximum number of tokens of a text. A token is a word between white space.
+        max_texts: Maximum number of texts of a request.
+        max_request_bytes: Maximum size of the texts and vectors of a request.
+        max_response_bytes: Maximum size of a response.
+        max_pairs: Maximum number of pairs of a Similarity.
     """
 
     translations: Iterable[Sequence[str]] = ()
@@ -72,73 +74,74 @@ class Settings:
 
     @property
     def offered_dimensions(self) -> tuple[int, ...]:
-        """What a request may ask for, the model's own first."""
+        """Dimensions that a request may select, the default first."""
         return (self.dimensions,) if isinstance(self.dimensions, int) else tuple(self.dimensions)
 
     def add_translations(self, *texts: str) -> None:
-        """Lets the vectors of `texts` lie near each other, and near all that already did to one of them."""
+        """Makes the vectors of `texts` close to each other, and to those of all groups that contain one of them."""
         self.translations = [*self.translations, texts]
 
-    def kin(self) -> dict[str, str]:
-        """Returns for each text that is listed the text that its group's vectors lie around."""
+    def group_heads(self) -> dict[str, str]:
+        """Returns for each text of `translations` the text that determines the direction of its group."""
         heads: dict[str, str] = {}
         for group in self.translations:
             if isinstance(group, str):
                 raise TypeError(f"translations are groups of texts, not a single text: {group!r}")
             found = {heads[text] for text in group if text in heads}
-            known = [head for head in dict.fromkeys(heads.values()) if head in found]  # the earliest group's first
+            known = [head for head in dict.fromkeys(heads.values()) if head in found]  # in the order of the groups
             head = next(iter([*known, *group]), "")
-            if len(known) > 1:  # a group that joins others
+            if len(known) > 1:  # this group joins earlier ones
                 heads |= {text: head for text, other in heads.items() if other in known}
             heads |= dict.fromkeys(group, head)
         return heads
 
     def __post_init__(self) -> None:
-        self.translations = list(self.translations)  # an iterator could be read only once
-        self.kin()  # says at once what is wrong with them
+        self.translations = list(self.translations)  # an iterator can be read only once
+        self.group_heads()  # raises at once if they are invalid
 
 
 def refusal(reason: str, message: str, *fields: str, **figures: object) -> InvalidArgumentError:
-    """Returns the error for a request that is wrong in these fields."""
+    """Returns the error for a request with these invalid fields."""
     violations = tuple(FieldViolation(field, message) for field in fields[:MAX_VIOLATIONS])
     metadata = {name: str(value) for name, value in figures.items()}
     return InvalidArgumentError(message, reason=reason, metadata=metadata, violations=violations)
 
 
 def to_status(error: IsoglossError) -> status_pb2.Status:
-    """Returns `error` with its details."""
-    details: list[Message] = []
-    if error.reason:
-        details.append(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    if error.violations:
-        violation = error_details_pb2.BadRequest.FieldViolation
-        fields = [violation(field=v.field, description=v.description) for v in error.violations]
-        details.append(error_details_pb2.BadRequest(field_violations=fields))
-    if error.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(_milliseconds(error.retry_after_s))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    code: int = grpc.StatusCode[error.code].value[0]
-    status = status_pb2.Status(code=code, message=error.message)
-    for detail in details:
-        status.details.add().Pack(detail)
-    return status
+    """Returns the google.rpc.Status of `error`."""
+    return build(_code_number(error), error.message, _details(error))
 
 
-def abort(context: Any, error: IsoglossError, trailers: tuple[tuple[str, str], ...]) -> NoReturn:
-    """Ends the call with `error`."""
+def to_row_status(error: IsoglossError) -> status_pb2.Status:
+    """Returns the google.rpc.Status of one failed row."""
+    return build_row_error(_code_number(error), error.message, _details(error))
+
+
+def _code_number(error: IsoglossError) -> int:
+    number: int = grpc.StatusCode[error.code].value[0]
+    return number
+
+
+def _details(error: IsoglossError) -> ErrorDetails:
+    return ErrorDetails(
+        reason=error.reason,
+        metadata=error.metadata,
+        violations=[(violation.field, violation.description) for violation in error.violations],
+        retry_after_s=error.retry_after_s,
+    )
+
+
+def abort(context: Any, error: IsoglossError, extra: tuple[Trailer, ...]) -> NoReturn:
+    """Ends the call with `error`; the trailers are its details and `extra`."""
+    status = to_status(error)
     if error.code in RETRYABLE_CODES and not error.retryable:
-        trailers = (*trailers, (PUSHBACK_TRAILER, "-1"))
-    elif error.retry_after_s is not None:
-        trailers = (*trailers, (PUSHBACK_TRAILER, str(_milliseconds(error.retry_after_s))))
-    status = (DETAILS_TRAILER, to_status(error).SerializeToString())
-    context.set_trailing_metadata([*trailers, status])
+        extra = (*extra, NO_RETRY, *trailers(status, None, math.inf))
+    else:
+        remaining_s = context.time_remaining()
+        extra = (*extra, *trailers(status, error.retry_after_s, math.inf if remaining_s is None else remaining_s))
+    context.set_trailing_metadata(extra)
     context.abort(grpc.StatusCode[error.code], error.message)
-    raise AssertionError("abort returns never")
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
+    raise AssertionError("abort never returns")
 
 
 Error = TypeVar("Error", bound=IsoglossError)
@@ -149,50 +152,55 @@ def read_enum(default: Member, number: int, path: str) -> Member:
     """Returns the member with `number`, `default` for 0; raises InvalidArgumentError, reason UNKNOWN_ENUM."""
     if number == UNSPECIFIED:
         return default
-    found = type(default).from_number(number)
+    found = type(default).by_number.get(number)
     if found is None:
-        raise refusal("UNKNOWN_ENUM", f"the contract has no {number} here", path, actual=number)
+        raise refusal("UNKNOWN_ENUM", f"unknown number {number}", path, actual=number)
     return found
 
 
+def reported_timings() -> pb.Timings:
+    """Returns the timings of every response."""
+    return pb.Timings(total=duration_pb2.Duration(nanos=round(REPORTED_TOTAL_S * 1e9)))
+
+
 def check_model(settings: Settings, name: str) -> None:
-    """Raises NotFoundError where another model is asked for."""
+    """Raises NotFoundError if the request names another model."""
     if name not in ("", settings.model):
-        raise _at("model", NotFoundError(f"no such model; served is {settings.model}", reason="UNKNOWN_MODEL"))
+        raise _at("model", NotFoundError(f"unknown model; served: {settings.model}", reason="UNKNOWN_MODEL"))
 
 
 def check_space(settings: Settings, space_id: str, path: str) -> None:
-    """Raises SpaceMismatchError where `space_id` is not the model's."""
+    """Raises SpaceMismatchError if `space_id` is not that of the model."""
     if space_id != settings.space_id:
-        message = f"the space is not the model's, which is {settings.space_id}"
+        message = f"another space than that of the model, {settings.space_id}"
         metadata = {"expected": settings.space_id}
         raise _at(path, SpaceMismatchError(message, reason="SPACE_MISMATCH", metadata=metadata))
 
 
 def check_texts(settings: Settings, texts: Sequence[str], path: str) -> None:
-    """Raises InvalidArgumentError where a list of texts is empty or too long."""
+    """Raises InvalidArgumentError if a list of texts is empty or too long."""
     if not texts:
-        raise refusal("EMPTY_TEXTS", "at least one text is needed", path)
+        raise refusal("EMPTY_TEXTS", "at least one text is required", path)
     _check("TOO_MANY_TEXTS", len(texts), settings.max_texts, "texts of one request", path)
 
 
 def check_request_bytes(settings: Settings, actual: int, path: str) -> None:
-    """Raises InvalidArgumentError where the texts and vectors of a request are too large."""
+    """Raises InvalidArgumentError if the texts and vectors of a request are too large."""
     _check("REQUEST_TOO_LARGE", actual, settings.max_request_bytes, "bytes of texts and vectors of one request", path)
 
 
 def check_response_bytes(settings: Settings, actual: int, path: str) -> None:
-    """Raises InvalidArgumentError where the answer would be too large."""
-    _check("RESPONSE_TOO_LARGE", actual, settings.max_response_bytes, "bytes of one answer", path)
+    """Raises InvalidArgumentError if the response would be too large."""
+    _check("RESPONSE_TOO_LARGE", actual, settings.max_response_bytes, "bytes of one response", path)
 
 
 def check_pairs(settings: Settings, actual: int) -> None:
-    """Raises InvalidArgumentError where too many pairs are to be compared."""
+    """Raises InvalidArgumentError if a comparison has too many pairs."""
     _check("RESPONSE_TOO_LARGE", actual, settings.max_pairs, "pairs of one Similarity", "candidates")
 
 
 def columns_of(settings: Settings, dimensions: int) -> int:
-    """Returns the columns that `dimensions` stands for; raises InvalidArgumentError where they are not offered."""
+    """Returns the length of the vectors; raises InvalidArgumentError if the model does not offer `dimensions`."""
     offered = settings.offered_dimensions
     if dimensions and dimensions not in offered:
         choice = ", ".join(map(str, offered))
@@ -201,42 +209,32 @@ def columns_of(settings: Settings, dimensions: int) -> int:
     return dimensions or offered[0]
 
 
-def answer_bytes(texts: int, columns: int, element_type: ElementType) -> int:
-    """Returns the bytes that vectors take in an answer at most."""
-    return texts * (row_bytes(element_type, columns) + ROW_OVERHEAD_BYTES)
-
-
-def utf8_bytes(texts: Sequence[str]) -> int:
-    """Returns the bytes that `texts` take."""
-    return sum(len(text.encode()) for text in texts)
-
-
-def text_faults(
+def row_errors(
     texts: Sequence[str], counts: Sequence[int], truncation: Truncation, max_tokens: int, path: str
 ) -> dict[int, InvalidArgumentError]:
-    """Returns for each row that cannot be embedded what is wrong with its text."""
-    faults = {}
+    """Returns the errors of the rows that cannot be embedded."""
+    errors = {}
     for row, count in enumerate(counts):
         if not texts[row].strip():
-            found = ("EMPTY_TEXT", "the text is empty or white space alone")
+            found = ("EMPTY_TEXT", "the text is empty or white space only")
         elif truncation is Truncation.ERROR and count > max_tokens:
-            found = ("TEXT_TOO_LONG", f"the text has {count} tokens; the model reads {max_tokens}")
+            found = ("TEXT_TOO_LONG", f"the text has {count} tokens; the maximum is {max_tokens}")
         else:
             continue
-        faults[row] = refusal(*found, f"{path}[{row}]", index=row)
-    return faults
+        errors[row] = refusal(*found, f"{path}[{row}]", index=row)
+    return errors
 
 
-def merged(faults: dict[int, InvalidArgumentError]) -> InvalidArgumentError:
-    """Returns the first of `faults`, with the fields of all that have its reason."""
-    first = faults[min(faults)]
-    alike = [violation for fault in faults.values() if fault.reason == first.reason for violation in fault.violations]
+def merge(errors: dict[int, InvalidArgumentError]) -> InvalidArgumentError:
+    """Returns the first of `errors`, with the violations of all errors that have its reason."""
+    first = errors[min(errors)]
+    alike = [violation for error in errors.values() if error.reason == first.reason for violation in error.violations]
     return first.replaced(first.message, violations=tuple(alike[:MAX_VIOLATIONS]))
 
 
 def _check(reason: str, actual: int, limit: int, what: str, path: str) -> None:
     if actual > limit:
-        raise refusal(reason, f"{actual} are more than the {limit} {what}", path, actual=actual, limit=limit)
+        raise refusal(reason, f"{actual} {what}; the maximum is {limit}", path, actual=actual, limit=limit)
 
 
 def _at(path: str, error: Error) -> Error:
@@ -246,55 +244,24 @@ def _at(path: str, error: Error) -> Error:
 Rows = NDArray[np.float32]
 
 
-def raw_rows(texts: Sequence[str], kin: Mapping[str, str], space_id: str, columns: int) -> NDArray[np.int64]:
-    """Returns int64 [n, columns] from the texts and the space alone; rows of one group of `kin` lie near each other."""
-    rows = [_numbers(text, kin.get(text, text), space_id, columns) for text in texts]
+def raw_rows(texts: Sequence[str], heads: Mapping[str, str], space_id: str, columns: int) -> NDArray[np.int64]:
+    """Returns raw vectors, int64 [n, columns], which depend on the texts, their groups and the space only."""
+    rows = [_numbers(text, heads.get(text, text), space_id, columns) for text in texts]
     return np.array(rows, np.int64).reshape(len(texts), columns)
 
 
-def shaped(raw: NDArray[np.int64], *, normalize: bool) -> Rows:
-    """Returns float32 [n, d], of unit length where `normalize`. Sums of whole numbers are exact on every machine."""
-    lengths = np.sqrt((raw**2).sum(axis=1)) if normalize else np.full(len(raw), float(SHARED))
-    return (raw / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
+def float_rows(raw: NDArray[np.int64], *, normalize: bool) -> Rows:
+    """Returns float32 [n, d]: whole numbers if they are to be normalized, whose sums are exact on every machine."""
+    return raw.astype(np.float32) if normalize else (raw / SHARED).astype(np.float32)
 
 
-def to_matrix(rows: Rows, element_type: ElementType) -> pb.Matrix:
-    """Returns float32 [n, d] as a message of elements of `element_type`."""
-    count, columns = rows.shape
-    scales = np.zeros(0, np.float32)
-    if element_type in SCALED:
-        scales = (np.abs(rows).max(axis=1) / np.float32(127)).astype(np.float32)
-        steps = np.rint(rows / np.where(scales > 0, scales, np.float32(1))[:, None])
-        elements = steps + (128 if element_type is ElementType.UINT8 else 0)
-    elif element_type in PACKED:
-        bits = np.packbits(rows > 0, axis=1).astype(np.int16)
-        elements = bits - (128 if element_type is ElementType.BINARY else 0)
-    else:
-        elements = rows
-    data = elements.astype(DTYPES[element_type]).tobytes()
-    kind = element_type.number
-    return pb.Matrix(data=data, rows=count, columns=columns, element_type=kind, row_scales=scales.tolist())
-
-
-def read_matrix(matrix: pb.Matrix, path: str) -> Rows:
+def read_matrix(message: pb.Matrix, path: str) -> Rows:
     """Returns float32 [n, d] of a request's matrix; raises InvalidArgumentError, reason BAD_MATRIX."""
+    element_type = read_enum(ElementType.FLOAT32, message.element_type, f"{path}.element_type")
     try:
-        elements = from_matrix(matrix, matrix.rows)
-    except InternalError:
-        raise _bad(path, "rows, columns, scales and bytes disagree") from None
-    if elements.element_type in PACKED or not elements.array.size:
-        raise _bad(path, "at least one row and one column of numbers are needed, not of bits")
-    rows = Embeddings(
-        elements=elements.array,
-        element_type=elements.element_type,
-        row_scales=elements.scales,
-        dimensions=elements.columns,
-        model="",
-        space_id="",
-    ).vectors
-    if not np.isfinite(rows).all():
-        raise _bad(path, "a number is not finite")
-    return rows
+        return decode_numbers(message, element_type)
+    except MatrixError as error:
+        raise refusal("BAD_MATRIX", str(error), f"{path}.{error.part}") from None
 
 
 def _numbers(text: str, head: str, space_id: str, columns: int) -> NDArray[np.int64]:
@@ -303,27 +270,23 @@ def _numbers(text: str, head: str, space_id: str, columns: int) -> NDArray[np.in
 
 
 def _hashed(columns: int, *seed: str) -> NDArray[np.int64]:
-    """Returns whole numbers from 0 to 65,535; the first ones of many are those of few."""
+    """Returns `columns` numbers from 0 to 65,535; more columns extend fewer ones."""
     digest = hashlib.shake_128("\0".join(seed).encode()).digest(2 * columns)
     return np.frombuffer(digest, "<u2").astype(np.int64)
 
 
-def _bad(path: str, what: str) -> InvalidArgumentError:
-    return refusal("BAD_MATRIX", what, path)
-
-
 @dataclass(frozen=True, slots=True)
-class Read:
-    """Texts as the model reads them: raw rows int64 [n, d], tokens read, rows cut, and what is wrong with which row."""
+class EmbeddedTexts:
+    """Embedded texts: raw vectors int64 [n, d], token counts after truncation, truncated rows, and errors by row."""
 
     raw: NDArray[np.int64]
     token_counts: tuple[int, ...]
     truncated: tuple[int, ...]
-    faults: dict[int, InvalidArgumentError]
+    errors: dict[int, InvalidArgumentError]
 
 
-class Answers:
-    """Answers each method as the settings say at that moment."""
+class Responder:
+    """Computes responses by the current settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -331,7 +294,7 @@ class Answers:
         self._embedded_texts = 0
 
     def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        """Returns the vectors of the request's texts."""
+        """Returns the response to an Embed."""
         settings, texts = self._settings, request.texts
         read_enum(InputType.SIMILARITY, request.input_type, "input_type")
         read_enum(Priority.INTERACTIVE, request.priority, "priority")
@@ -343,39 +306,43 @@ class Answers:
         if request.space_id:
             check_space(settings, request.space_id, "space_id")
         columns = columns_of(settings, request.dimensions)
-        check_response_bytes(settings, answer_bytes(len(texts), columns, element_type), "texts")
-        read = self.read(texts, columns, truncation, "texts")
-        if read.faults and not request.allow_partial:
-            raise merged(read.faults)
+        size = embed_response_bytes(len(texts), columns, element_type, allow_partial=request.allow_partial)
+        check_response_bytes(settings, size, "texts")
+        read = self.embed_texts(texts, columns, truncation, "texts")
+        if read.errors and not request.allow_partial:
+            raise merge(read.errors)
         normalize = request.normalize if request.HasField("normalize") else True
-        return pb.EmbedResponse(
-            embeddings=to_matrix(shaped(read.raw, normalize=normalize), element_type),
+        response = pb.EmbedResponse(
             model=settings.model,
             space_id=settings.space_id,
             token_counts=read.token_counts,
             truncated_rows=read.truncated,
-            row_errors=[pb.RowError(row=row, status=to_status(fault)) for row, fault in read.faults.items()],
+            row_errors=[pb.RowError(row=row, status=to_row_status(error)) for row, error in read.errors.items()],
             total_tokens=sum(read.token_counts),
             per_text_counts=True,
+            timings=reported_timings(),
         )
+        rows = float_rows(read.raw, normalize=normalize)
+        encode(to_elements(rows, columns, normalize=normalize, element_type=element_type), response.embeddings)
+        return response
 
-    def read(self, texts: Sequence[str], columns: int, truncation: Truncation, path: str) -> Read:
-        """Returns `texts` as the model reads them; rows that cannot be embedded are zeros."""
+    def embed_texts(self, texts: Sequence[str], columns: int, truncation: Truncation, path: str) -> EmbeddedTexts:
+        """Embeds `texts`; rows with an error are zero."""
         settings, most = self._settings, self._settings.max_tokens
         words = [text.split() for text in texts]
         counts = [len(found) for found in words]
-        faults = text_faults(texts, counts, truncation, most, path)
-        truncated = [row for row, count in enumerate(counts) if count > most and row not in faults]
+        errors = row_errors(texts, counts, truncation, most, path)
+        truncated = [row for row, count in enumerate(counts) if count > most and row not in errors]
         cut = {row: words[row][-most:] if truncation is Truncation.START else words[row][:most] for row in truncated}
         seen = [" ".join(cut[row]) if row in cut else text for row, text in enumerate(texts)]
-        raw = raw_rows(seen, settings.kin(), settings.space_id, columns)
-        raw[list(faults)] = 0
-        tokens = tuple(0 if row in faults else min(count, most) for row, count in enumerate(counts))
-        self._embedded_texts += len(texts) - len(faults)
-        return Read(raw, tokens, tuple(truncated), faults)
+        raw = raw_rows(seen, settings.group_heads(), settings.space_id, columns)
+        raw[list(errors)] = 0
+        tokens = tuple(0 if row in errors else min(count, most) for row, count in enumerate(counts))
+        self._embedded_texts += len(texts) - len(errors)
+        return EmbeddedTexts(raw, tokens, tuple(truncated), errors)
 
     def health(self, request: pb.HealthRequest) -> pb.HealthResponse:
-        """Returns the status that the settings name."""
+        """Returns the response to a Health, with the status of the settings."""
         settings = self._settings
         check_model(settings, request.model)
         status = ServingStatus(settings.status).number
@@ -385,7 +352,7 @@ class Answers:
         return pb.HealthResponse(status=status, version=__version__, uptime=uptime, models=[model])
 
     def models(self, _request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        """Returns the one model, with its limits."""
+        """Returns the response to a ListModels."""
         settings = self._settings
         model = pb.ModelInfo(
             name=settings.model,
@@ -405,7 +372,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a comparison: texts, or vectors float32 [n, d]; `path` is its place in the request."""
+    """One side of a comparison: texts, or vectors float32 [n, d]; `path` is its field in the request."""
 
     path: str
     texts: tuple[str, ...]
@@ -416,8 +383,8 @@ class Side:
         return len(self.texts if self.rows is None else self.rows)
 
 
-def compare(settings: Settings, answers: Answers, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
-    """Returns the scores that the request asks for."""
+def compare(settings: Settings, responder: Responder, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
+    """Returns the response to a Similarity."""
     metric = read_enum(Metric.COSINE, request.metric, "metric")
     truncation = read_enum(Truncation.END, request.truncation, "truncation")
     read_enum(Priority.INTERACTIVE, request.priority, "priority")
@@ -431,7 +398,7 @@ def compare(settings: Settings, answers: Answers, request: pb.SimilarityRequest)
 
     rows, truncated = [], []
     for side in sides:
-        vectors, cut = _vectors(answers, side, columns, truncation)
+        vectors, cut = _vectors(responder, side, columns, truncation)
         rows.append(vectors)
         truncated.append(cut)
     response = pb.SimilarityResponse(
@@ -439,16 +406,17 @@ def compare(settings: Settings, answers: Answers, request: pb.SimilarityRequest)
         space_id=settings.space_id,
         truncated_queries=truncated[0],
         truncated_candidates=truncated[1] if len(sides) > 1 else (),
+        timings=reported_timings(),
     )
     shape = request.WhichOneof("shape")
     if shape == "pairwise":
         found = _scores(rows[0][:, None], rows[-1][:, None], metric)[:, 0, 0]
-        response.scores.CopyFrom(to_matrix(found[None], ElementType.FLOAT32))
+        _write_scores(found[None], response.scores)
     elif shape == "nearest":
         found = _scores(rows[0], rows[-1], metric)
         response.nearest.queries.extend(_nearest(row, request.nearest) for row in found)
     else:
-        response.scores.CopyFrom(to_matrix(_scores(rows[0], rows[-1], metric), ElementType.FLOAT32))
+        _write_scores(_scores(rows[0], rows[-1], metric), response.scores)
     return response
 
 
@@ -463,28 +431,28 @@ def _side(settings: Settings, items: pb.Items, path: str) -> Side:
             matrix = items.vectors.vectors
             rows = read_matrix(matrix, f"{path}.vectors.vectors")
             check_space(settings, items.vectors.space_id, f"{path}.vectors.space_id")
-            return Side(f"{path}.vectors", (), rows, len(matrix.data) + 4 * len(matrix.row_scales))
+            return Side(f"{path}.vectors", (), rows, matrix_bytes(matrix))
         case _:
-            raise refusal("MISSING_FIELD", "texts or vectors are needed", path)
+            raise refusal("MISSING_FIELD", "texts or vectors are required", path)
 
 
 def _check_shape(settings: Settings, request: pb.SimilarityRequest, queries: int, candidates: int) -> None:
     shape, nearest = request.WhichOneof("shape"), request.nearest
     if shape == "pairwise" and queries != candidates:
-        message = f"{queries} queries and {candidates} candidates; pairwise needs as many of both"
+        message = f"{queries} queries and {candidates} candidates; pairwise requires equal numbers"
         raise refusal("UNEQUAL_SIDES", message, "candidates", queries=queries, candidates=candidates)
     if shape == "nearest" and nearest.k < 1:
         raise refusal("BAD_K", "k must be at least 1", "nearest.k", actual=nearest.k, limit=1)
     if shape == "nearest" and math.isnan(nearest.min_score):
         raise refusal("BAD_MIN_SCORE", "min_score is not a number", "nearest.min_score")
     pairs = queries if shape == "pairwise" else queries * candidates
-    neighbors = queries * min(nearest.k, candidates)
     check_pairs(settings, pairs)
-    check_response_bytes(settings, neighbors * NEIGHBOR_BYTES if shape == "nearest" else 4 * pairs, "candidates")
+    size = rankings_bytes(queries, min(nearest.k, candidates)) if shape == "nearest" else scores_bytes(pairs)
+    check_response_bytes(settings, size, "nearest.k" if shape == "nearest" else "candidates")
 
 
 def _columns(settings: Settings, request: pb.SimilarityRequest, sides: list[Side]) -> int:
-    """Returns the columns to compare in."""
+    """Returns the length of the vectors to compare."""
     given = [(side.path, int(side.rows.shape[1])) for side in sides if side.rows is not None]
     if len(given) == len(sides):
         wanted = given[0][1]
@@ -492,18 +460,18 @@ def _columns(settings: Settings, request: pb.SimilarityRequest, sides: list[Side
         wanted = columns_of(settings, request.dimensions or (given[0][1] if given else 0))
     for path, columns in given:
         if columns != wanted:
-            message = f"{columns} columns, the other side has {wanted}"
+            message = f"{columns} columns; the other side has {wanted}"
             raise refusal("DIMENSION_MISMATCH", message, path, actual=columns, expected=wanted)
     return wanted
 
 
-def _vectors(answers: Answers, side: Side, columns: int, truncation: Truncation) -> tuple[Rows, tuple[int, ...]]:
+def _vectors(responder: Responder, side: Side, columns: int, truncation: Truncation) -> tuple[Rows, tuple[int, ...]]:
     if side.rows is not None:
         return side.rows, ()
-    read = answers.read(side.texts, columns, truncation, side.path)
-    if read.faults:
-        raise merged(read.faults)
-    return shaped(read.raw, normalize=True), read.truncated
+    read = responder.embed_texts(side.texts, columns, truncation, side.path)
+    if read.errors:
+        raise merge(read.errors)
+    return unit_length(read.raw.astype(np.float32)), read.truncated
 
 
 def _scores(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
@@ -511,16 +479,19 @@ def _scores(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
     one, other = queries.astype(np.float64), candidates.astype(np.float64)
     if metric is Metric.COSINE:
         one, other = _directions(one), _directions(other)
+    # One query at a time: all differences at once would need the memory of q * c vectors. Sums along the last axis
+    # make a score independent of the other rows, so that equal candidates tie and split comparisons are exact.
+    rows = [one[..., row, None, :] for row in range(one.shape[-2])]
     if metric in {Metric.COSINE, Metric.DOT}:
-        scores = one @ np.swapaxes(other, -1, -2)
+        scores = np.stack([(query * other).sum(axis=-1) for query in rows], axis=-2)
     else:
         power = 2 if metric is Metric.EUCLIDEAN else 1
-        # One query at a time: all differences at once would take the memory of q * c vectors.
-        scores = np.stack(
-            [0.0 - np.linalg.norm(one[..., row, None, :] - other, power, axis=-1) for row in range(one.shape[-2])],
-            axis=-2,
-        )
+        scores = np.stack([0.0 - np.linalg.norm(query - other, power, axis=-1) for query in rows], axis=-2)
     return (np.clip(scores, -1.0, 1.0) if metric is Metric.COSINE else scores).astype(np.float32)
+
+
+def _write_scores(scores: Rows, message: pb.Matrix) -> None:
+    encode(quantize(scores, ElementType.FLOAT32), message)
 
 
 def _directions(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -529,7 +500,7 @@ def _directions(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _nearest(scores: Rows, shape: pb.Nearest) -> pb.NeighborList:
-    rows = np.argsort(-scores, kind="stable")  # so that lower rows win ties
+    rows = np.argsort(-scores, kind="stable")  # ties are ordered by row
     if shape.HasField("min_score"):
         rows = rows[scores[rows] >= np.float32(shape.min_score)]
     best = rows[: shape.k]

@@ -1,8 +1,8 @@
-"""What a test has told the fake server to do next, and what the server was asked."""
+"""The script of the fake server: recorded requests, gates that hold calls, and scripted errors."""
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,13 +13,13 @@ METHODS = ("Embed", "EmbedStream", "Similarity", "Health", "ListModels")
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request as it arrived. A call that gRPC tried again arrived as often; each message of a stream is a request.
+    """A request as it arrived. Each attempt of a call and each message of a stream is a request.
 
     Attributes:
-        method: The method's name, such as "Embed"; "EmbedStream" for a message of a stream.
+        method: Name of the method, such as "Embed"; "EmbedStream" for a message of a stream.
         request: The message: an isogloss.v1 EmbedRequest, EmbedStreamRequest and so on.
-        metadata: What came with the call, such as "authorization".
-        timeout_s: Seconds that the caller allowed; None = any number.
+        metadata: Metadata of the call, such as "authorization".
+        timeout_s: Seconds until the deadline of the call; None without a deadline.
     """
 
     method: str
@@ -29,7 +29,7 @@ class Received:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The request's texts, in order; of a Similarity, the queries' before the candidates'."""
+        """Texts of the request, in order; of a Similarity, the queries before the candidates."""
         match self.method:
             case "Embed":
                 return tuple(self.request.texts)
@@ -44,28 +44,45 @@ class Received:
 class Gate:
     """Holds calls until it is opened, by `open` or at the end of its `with` block."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: int = 0) -> None:
         self._changed = threading.Condition()
         self._open = False
         self._held = 0
+        self._to_pass = after
 
     def open(self) -> None:
-        """Lets the held calls go on, and later ones pass."""
+        """Releases the held calls. Later calls are not held."""
         with self._changed:
             self._open = True
             self._changed.notify_all()
 
     def wait_until_held(self, calls: int = 1, timeout_s: float = 30.0) -> None:
-        """Returns once so many calls are held; raises TimeoutError where they do not come in time."""
+        """Waits until at least `calls` calls are held; raises TimeoutError after `timeout_s` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._held >= calls, timeout_s):
-                raise TimeoutError(f"{self._held} calls came within {timeout_s:g} s, not {calls}")
+                raise TimeoutError(f"{self._held} calls arrived within {timeout_s:g} s; expected {calls}")
+
+    def wait_until_released(self, timeout_s: float = 30.0) -> None:
+        """Waits until no call is held, because the gate is open or every caller has cancelled.
+
+        Raises:
+            TimeoutError: A call is still held after `timeout_s` seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._held, timeout_s):
+                raise TimeoutError(f"{self._held} calls are still held after {timeout_s:g} s")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.open()
+
+    def _admit(self) -> bool:
+        """Returns True for the first calls, which are not held. Called in the order of arrival."""
+        with self._changed:
+            self._to_pass -= 1
+            return self._to_pass >= 0
 
     def _pass(self, context: Any, timeout_s: float | None) -> None:
         context.add_callback(self._wake)
@@ -74,31 +91,49 @@ class Gate:
             self._changed.notify_all()
             in_time = self._changed.wait_for(lambda: self._open or not context.is_active(), timeout_s)
             self._held -= 1
+            self._changed.notify_all()
         if not in_time:
-            raise DeadlineExceededError("the request's own timeout has passed", reason="DEADLINE_EXCEEDED")
+            raise DeadlineExceededError("the timeout of the request has passed", reason="DEADLINE_EXCEEDED")
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The part of the script that applies to one call: a gate to pass, then an error to raise."""
+
+    gate: Gate | None
+    error: IsoglossError | None
+
+    def run(self, context: Any, timeout_s: float | None = None) -> None:
+        """Waits at the gate, then raises the error."""
+        if self.gate is not None:
+            self.gate._pass(context, timeout_s)  # noqa: SLF001 - not part of the gate's public interface
+        if self.error is not None:
+            raise self.error
+
+
 class Script:
-    """Records requests, holds them at gates, and gives them the faults that were planned."""
+    """Records requests, and assigns gates and scripted errors to calls in the order of arrival."""
 
     def __init__(self, requests: list[Received]) -> None:
+        self.on_request: Callable[[Received], None] | None = None
+        self.streams = 0
         self._requests = requests
         self._lock = threading.Lock()
-        self._faults: defaultdict[str, deque[IsoglossError]] = defaultdict(deque)
+        self._errors: defaultdict[str, deque[IsoglossError | None]] = defaultdict(deque)
         self._gates: dict[str, Gate] = {}
 
-    def plan(self, method: str, error: IsoglossError, times: int) -> None:
-        """Makes the next `times` calls of `method` fail, after those planned before."""
+    def fail(self, method: str, error: IsoglossError, *, times: int, after: int) -> None:
+        """Schedules `error` for `times` calls of `method`, after the calls scheduled before and `after` successes."""
         with self._lock:
-            self._faults[_known(method)].extend([error] * times)
+            self._errors[_known(method)].extend([None] * after + [error] * times)
 
-    def hold(self, method: str) -> Gate:
-        """Returns a gate that holds calls of `method` from now on."""
-        gate = Gate()
+    def hold(self, method: str, *, after: int) -> Gate:
+        """Returns a new gate that holds calls of `method`, except the next `after` calls."""
+        gate = Gate(after)
         with self._lock:
             earlier = self._gates.get(_known(method))
             self._gates[method] = gate
@@ -106,27 +141,30 @@ class Script:
             earlier.open()
         return gate
 
-    def record(self, method: str, request: Any, context: Any) -> None:
-        """Takes the request down."""
-        metadata = {str(key): value for key, value in context.invocation_metadata()}
-        self._requests.append(Received(method, request, metadata, context.time_remaining()))
-
-    def act(self, method: str, context: Any, timeout_s: float | None = None) -> None:
-        """Waits at the gate, then raises the fault that is next."""
-        gate = self._gates.get(method)
-        if gate is not None:
-            gate._pass(context, timeout_s)  # noqa: SLF001 - not for users of the gate
-        self.fail(method)
-
-    def fail(self, method: str) -> None:
-        """Raises the fault that is next, if any is."""
+    def open_stream(self) -> None:
+        """Counts a stream."""
         with self._lock:
-            fault = self._faults[method].popleft() if self._faults[method] else None
-        if fault is not None:
-            raise fault
+            self.streams += 1
+
+    def record(self, method: str, request: Any, context: Any) -> None:
+        """Records a request and passes it to `on_request`."""
+        metadata = {str(key): value for key, value in context.invocation_metadata()}
+        received = Received(method, request, metadata, context.time_remaining())
+        self._requests.append(received)
+        if self.on_request is not None:
+            self.on_request(received)
+
+    def next_step(self, method: str) -> Step:
+        """Returns the gate and the error of the call of `method` that has just arrived."""
+        with self._lock:
+            gate = self._gates.get(method)
+            error = self._errors[method].popleft() if self._errors[method] else None
+        if gate is not None and gate._admit():  # noqa: SLF001 - not part of the gate's public interface
+            gate = None
+        return Step(gate, error)
 
 
 def _known(method: str) -> str:
     if method not in METHODS:
-        raise ValueError(f"a method is one of {', '.join(METHODS)}, not {method!r}")
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     return method

@@ -1,48 +1,53 @@
-"""The fake server: its service, and stream."""
+"""The fake server: its service and its streams."""
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
-from isogloss._failures import REQUEST_ID_TRAILER
-from isogloss.errors import InternalError, IsoglossError, error_class
-from isogloss.testing._engine import Answers, Settings, abort, compare, refusal, to_status
-from isogloss.testing._script import Gate, Received, Script
+from isogloss.errors import FieldViolation, InternalError, IsoglossError, error_class
+from isogloss.testing._engine import Responder, Settings, abort, compare, float_rows, raw_rows, refusal, to_status
+from isogloss.testing._script import Gate, Received, Script, Step
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceServicer, add_EmbeddingServiceServicer_to_server
+from isogloss.wire.matrix import unit_length
+from isogloss.wire.status import REQUEST_ID_TRAILER
 
-WINDOW_REQUESTS = 32  # unanswered, before no more is read
+WINDOW_REQUESTS = 32  # in flight on a stream; at this number the server stops reading
 HOST = "127.0.0.1"
-CALLS_AT_ONCE = 256  # threads are made as they are needed
+MAX_CALLS = 256  # at once; threads are created when needed
 OPTIONS = (
-    ("grpc.so_reuseport", 0),  # else a second server would bind a taken port without a word
+    ("grpc.so_reuseport", 0),  # otherwise a second server binds a used port without an error
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )
 
 
 class Stream:
-    """One stream. A thread reads it, and another one answers each message, so that one that is held stops no other.
+    """One stream. One thread reads it and another answers each message, so that a held message delays no other.
 
     Args:
-        requests: The messages of the caller, as grpc gives them.
-        context: grpc's, of the call.
-        arrive: Called with each message in order; what it raises ends the stream, after the answers to all before.
-        answer: Called with each message in a thread of its own; what it raises answers for that message alone.
+        requests: Messages of the caller.
+        context: gRPC's context of the call.
+        arrive: Called with each message in order; returns the step of the script for this message. If it raises, the
+            stream ends with the error after all earlier messages are answered.
+        answer: Called with each message and its step in a thread of its own; if it raises, the message is answered
+            with the error.
     """
 
     def __init__(
         self,
         requests: Iterator[pb.EmbedStreamRequest],
         context: Any,
-        arrive: Callable[[pb.EmbedStreamRequest], None],
-        answer: Callable[[pb.EmbedStreamRequest], pb.EmbedResponse],
+        arrive: Callable[[pb.EmbedStreamRequest], Step],
+        answer: Callable[[pb.EmbedStreamRequest, Step], pb.EmbedResponse],
     ) -> None:
         self._requests, self._context = requests, context
         self._arrive, self._answer = arrive, answer
@@ -51,14 +56,14 @@ class Stream:
         self._ready: SimpleQueue[pb.EmbedStreamResponse | IsoglossError | None] = SimpleQueue()
 
     def responses(self) -> Iterator[pb.EmbedStreamResponse]:
-        """Yields the answers; raises the error that ends the stream."""
+        """Yields the responses; raises the error that ends the stream."""
         self._context.add_callback(self._wake)
         threading.Thread(target=self._read, daemon=True).start()
         while (found := self._ready.get()) is not None:
             if isinstance(found, IsoglossError):
                 raise found
             with self._changed:
-                del self._in_flight[found.id]  # before the caller sees the answer, and may use the id again
+                del self._in_flight[found.id]  # before the caller receives the response and may reuse the id
                 self._changed.notify_all()
             yield found
 
@@ -67,22 +72,22 @@ class Stream:
         try:
             for request in self._requests:
                 try:
-                    self._arrive(request)
+                    step = self._arrive(request)
                 except IsoglossError as error:
                     end = error
                     break
-                self._take(request)
-        except IsoglossError as error:  # an id used twice: what is in flight stays unanswered
+                self._start(request, step)
+        except IsoglossError as error:  # an id in flight was reused: requests in flight are not answered
             self._ready.put(error)
             return
-        except grpc.RpcError:  # the caller is gone, or the server stops
+        except grpc.RpcError:  # the caller cancelled, or the server stops
             pass
         for thread in list(self._in_flight.values()):
             thread.join()
         self._ready.put(end)
 
-    def _take(self, request: pb.EmbedStreamRequest) -> None:
-        thread = threading.Thread(target=self._respond, args=(request,), daemon=True)
+    def _start(self, request: pb.EmbedStreamRequest, step: Step) -> None:
+        thread = threading.Thread(target=self._respond, args=(request, step), daemon=True)
         with self._changed:
             if request.id in self._in_flight:
                 raise refusal("DUPLICATE_ID", "the id is still in flight", "id", id=request.id)
@@ -91,13 +96,13 @@ class Stream:
         with self._changed:
             self._changed.wait_for(lambda: len(self._in_flight) < WINDOW_REQUESTS or not self._context.is_active())
 
-    def _respond(self, request: pb.EmbedStreamRequest) -> None:
+    def _respond(self, request: pb.EmbedStreamRequest, step: Step) -> None:
         response = pb.EmbedStreamResponse(id=request.id)
         try:
-            response.response.CopyFrom(self._answer(request))
+            response.response.CopyFrom(self._answer(request, step))
         except IsoglossError as error:
             response.error.CopyFrom(to_status(error))
-        except Exception as error:  # noqa: BLE001 - without an answer, the caller would wait for ever
+        except Exception as error:  # noqa: BLE001 - without a response the caller would wait forever
             response.error.CopyFrom(to_status(InternalError(f"the fake server failed: {error!r}", reason="INTERNAL")))
         self._ready.put(response)
 
@@ -113,33 +118,36 @@ Response = TypeVar("Response")
 
 
 class Service(EmbeddingServiceServicer):
-    """One method for each RPC."""
+    """Implements the RPCs of the contract."""
 
     def __init__(self, settings: Settings, script: Script) -> None:
         self._settings = settings
         self._script = script
-        self._answers = Answers(settings)
+        self._responder = Responder(settings)
 
     def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802 - the contract's name
-        """Texts to one row vector each."""
-        return self._answer("Embed", request, context, self._answers.embed)
+        """Embeds texts."""
+        return self._answer("Embed", request, context, self._responder.embed)
 
     def EmbedStream(  # noqa: N802
         self, request_iterator: Any, context: Any
     ) -> Iterator[pb.EmbedStreamResponse]:
-        """Embed, many at a time on one stream. Each message is an Embed to gates and faults as well."""
+        """Embeds many requests on one stream. Gates and scripted errors of Embed apply to its messages as well."""
         trailers = _trailers(context)
 
-        def arrive(message: pb.EmbedStreamRequest) -> None:
-            """Takes a message down, and ends the stream where that was planned."""
-            self._script.record("EmbedStream", message, context)
-            self._script.act("EmbedStream", context)
+        self._script.open_stream()
 
-        def answer(message: pb.EmbedStreamRequest) -> pb.EmbedResponse:
-            """Returns the vectors of a message, within its own time."""
+        def arrive(message: pb.EmbedStreamRequest) -> Step:
+            """Records a message; raises the scripted error that ends the stream."""
+            self._script.record("EmbedStream", message, context)
+            self._script.next_step("EmbedStream").run(context)
+            return self._script.next_step("Embed")
+
+        def answer(message: pb.EmbedStreamRequest, step: Step) -> pb.EmbedResponse:
+            """Embeds the texts of a message within its timeout."""
             timeout_s = message.timeout.ToNanoseconds() / 1e9 if message.HasField("timeout") else None
-            self._script.act("Embed", context, timeout_s)
-            return self._answers.embed(message.request)
+            step.run(context, timeout_s)
+            return self._responder.embed(message.request)
 
         try:
             yield from Stream(request_iterator, context, arrive, answer).responses()
@@ -147,30 +155,30 @@ class Service(EmbeddingServiceServicer):
             abort(context, error, trailers)
 
     def Similarity(self, request: pb.SimilarityRequest, context: Any) -> pb.SimilarityResponse:  # noqa: N802
-        """Scores of queries against candidates."""
-        return self._answer("Similarity", request, context, lambda r: compare(self._settings, self._answers, r))
+        """Scores queries against candidates."""
+        return self._answer("Similarity", request, context, lambda r: compare(self._settings, self._responder, r))
 
     def Health(self, request: pb.HealthRequest, context: Any) -> pb.HealthResponse:  # noqa: N802
-        """How the model fares."""
-        return self._answer("Health", request, context, self._answers.health)
+        """Reports the status of the settings."""
+        return self._answer("Health", request, context, self._responder.health)
 
     def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
-        """What the model is."""
-        return self._answer("ListModels", request, context, self._answers.models)
+        """Describes the model and its limits."""
+        return self._answer("ListModels", request, context, self._responder.models)
 
     def _answer(self, method: str, request: Request, context: Any, answer: Callable[[Request], Response]) -> Response:
         trailers = _trailers(context)
         try:
             self._script.record(method, request, context)
-            self._script.act(method, context)
+            self._script.next_step(method).run(context)
             return answer(request)
         except IsoglossError as error:
             abort(context, error, trailers)
 
 
 def _trailers(context: Any) -> tuple[tuple[str, str], ...]:
-    """Returns the trailers of every call, and sets them for one that succeeds."""
-    given = {key: value for key, value in context.invocation_metadata()}  # noqa: C416 - pairs of grpc's own kind
+    """Returns the trailers of every call, and sets them for a call that succeeds."""
+    given = {key: value for key, value in context.invocation_metadata()}  # noqa: C416 - grpc's own pair type
     trailers = ((REQUEST_ID_TRAILER, given.get(REQUEST_ID_TRAILER) or uuid.uuid4().hex),)
     context.set_trailing_metadata(trailers)
     return trailers
@@ -178,14 +186,16 @@ def _trailers(context: Any) -> tuple[tuple[str, str], ...]:
 
 @dataclass(kw_only=True, eq=False)
 class FakeServer(Settings):
-    """An Isogloss server in this process, with repeatable vectors and scripted faults; see isogloss.testing.
+    """An Isogloss server in this process, with reproducible vectors and scripted errors; see isogloss.testing.
 
-    Use it as a context manager, or call `start` and `stop`. Any number may run at once.
+    Use it as a context manager, or call `start` and `stop`. Several servers can run at once.
 
     Attributes:
-        requests: Every request as it arrived, in order: a list that a test may read and clear.
+        credentials: TLS credentials of the server, see grpc.ssl_server_credentials; None means no TLS.
+        requests: All requests received, in order. A test may clear the list.
     """
 
+    credentials: grpc.ServerCredentials | None = field(default=None, repr=False)
     requests: list[Received] = field(default_factory=list, init=False, repr=False)
     _port: int = field(default=0, init=False, repr=False)
     _running: tuple[grpc.Server, ThreadPoolExecutor] | None = field(default=None, init=False, repr=False)
@@ -197,7 +207,7 @@ class FakeServer(Settings):
 
     @property
     def target(self) -> str:
-        """Where the server listens: what to give to a Client. It stays the same when the server starts again.
+        """Address of the server, as Client takes it. It stays the same when the server is started again.
 
         Raises:
             RuntimeError: The server has never been started.
@@ -206,19 +216,47 @@ class FakeServer(Settings):
             raise RuntimeError("the server has no address before its start: with FakeServer() as server: ...")
         return f"{HOST}:{self._port}"
 
+    @property
+    def streams(self) -> int:
+        """Number of EmbedStream calls received."""
+        return self._script.streams
+
+    @property
+    def on_request(self) -> Callable[[Received], None] | None:
+        """Function that is called with each request before it is answered, or None.
+
+        It runs in the thread that answers the request (of a stream: in the one that reads it). It may change the
+        server's settings, block, or raise an IsoglossError, which answers the request and ends a stream.
+        """
+        return self._script.on_request
+
+    @on_request.setter
+    def on_request(self, function: Callable[[Received], None] | None) -> None:
+        self._script.on_request = function
+
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Returns the vectors that the server has for `texts` now, float32 [n, d], of unit length."""
+        heads, columns = self.group_heads(), self.offered_dimensions[0]
+        raw = raw_rows(texts, heads, self.space_id, columns)
+        return unit_length(float_rows(raw, normalize=True))
+
     def start(self) -> None:
-        """Begins to listen: on a free port, or from the second time on, on the same. Does nothing where it runs."""
+        """Starts to listen: first on a free port, later on the same port. Has no effect on a running server."""
         if self._running is not None:
             return
-        threads = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="isogloss-fake-server")
+        threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="isogloss-fake-server")
         server = grpc.server(threads, options=OPTIONS)
         add_EmbeddingServiceServicer_to_server(self._service, server)
-        self._port = server.add_insecure_port(f"{HOST}:{self._port}")
+        address = f"{HOST}:{self._port}"
+        if self.credentials is None:
+            self._port = server.add_insecure_port(address)
+        else:
+            self._port = server.add_secure_port(address, self.credentials)
         server.start()
         self._running = server, threads
 
     def stop(self) -> None:
-        """Drops every connection and call, as a server that is killed does. Does nothing where none runs."""
+        """Closes all connections and calls, like a killed server. Has no effect on a stopped server."""
         if self._running is None:
             return
         server, threads = self._running
@@ -227,7 +265,7 @@ class FakeServer(Settings):
         threads.shutdown()
 
     def drop_connections(self) -> None:
-        """Ends every call with UNAVAILABLE and every connection; the next ones are taken at once."""
+        """Closes all connections, whose calls fail with UNAVAILABLE, and accepts new ones."""
         self.stop()
         self.start()
 
@@ -237,48 +275,65 @@ class FakeServer(Settings):
         *,
         code: str = "UNAVAILABLE",
         reason: str = "OVERLOADED",
-        message: str = "a scripted fault",
+        message: str = "a scripted error",
+        fields: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
         retry_after_s: float | None = None,
         retryable: bool | None = None,
         times: int = 1,
+        after: int = 0,
     ) -> None:
-        """Makes the next calls of a method fail, after those that were told to before.
+        """Makes the next calls of a method fail, after the calls that earlier invocations apply to.
 
-        A client of isogloss tries again by itself, up to ClientOptions.attempts times in all, what is UNAVAILABLE or
-        RESOURCE_EXHAUSTED: with `times` below that the program under test sees no failure, only that it took longer.
+        Clients of isogloss retry UNAVAILABLE and RESOURCE_EXHAUSTED, with up to ClientOptions.attempts attempts. If
+        `times` is lower than that, the program under test sees no error.
 
         Args:
-            method: "Embed" (a message of an EmbedStream counts too, and then fails alone), "EmbedStream" (ends the
-                stream instead of reading its next message), "Similarity", "Health" or "ListModels".
-            code: The gRPC status.
-            reason: The ErrorInfo's reason; empty = an error without details, as of a proxy.
-            message: The sentence for people.
-            retry_after_s: Seconds that the caller is asked to wait.
-            retryable: False tells the caller that trying again is pointless; None = as is usual for the code.
-            times: How many calls fail.
+            method: "Embed" (also applies to a message of an EmbedStream, which then fails alone), "EmbedStream" (ends
+                the stream at its next message), "Similarity", "Health" or "ListModels".
+            code: Name of the gRPC status.
+            reason: Reason of ErrorInfo; empty for an error without it, like that of a proxy.
+            message: Description of the error.
+            fields: Paths of the invalid fields, such as "texts[3]".
+            metadata: Metadata of ErrorInfo, such as {"limit": "3"}.
+            retry_after_s: Seconds that the caller is asked to wait before a retry.
+            retryable: False to ask the caller not to retry; None for the default of the code.
+            times: Number of calls that fail.
+            after: Number of calls that succeed before.
 
         Raises:
-            ValueError: There is no such method or code.
+            ValueError: The method or the code is unknown.
         """
         if code not in grpc.StatusCode.__members__ or code == "OK":
-            raise ValueError(f"a code is the name of a gRPC status that is an error, not {code!r}")
-        kind = error_class(code, reason)
-        fault = kind(message, code=code, reason=reason, retry_after_s=retry_after_s, retryable=retryable)
-        self._script.plan(method, fault, times)
+            raise ValueError(f"unknown error code {code!r}; known: the names of gRPC's statuses, except OK")
+        error = error_class(code, reason)(
+            message,
+            code=code,
+            reason=reason,
+            metadata=metadata,
+            violations=tuple(FieldViolation(path, message) for path in fields),
+            retry_after_s=retry_after_s,
+            retryable=retryable,
+        )
+        self._script.fail(method, error, times=times, after=after)
 
-    def hold(self, method: str) -> Gate:
-        """Returns a gate that holds calls of a method, as of `fail_next`, until it is opened.
+    def hold(self, method: str, *, after: int = 0) -> Gate:
+        """Returns a gate that holds calls of a method until it is opened.
 
         with server.hold("Embed") as gate:
             future = executor.submit(program)
             gate.wait_until_held()
-            ...  # what happens while the call is under way
+            ...  # the call is in progress
         future.result()
 
+        Args:
+            method: As for `fail_next`.
+            after: Number of calls that pass before.
+
         Raises:
-            ValueError: There is no such method.
+            ValueError: The method is unknown.
         """
-        return self._script.hold(method)
+        return self._script.hold(method, after=after)
 
     def __enter__(self) -> Self:
         self.start()

@@ -3,8 +3,10 @@
 This module imports no protobuf, so that the engine and the models of a server can use it.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 UNSPECIFIED = 0  # number of "the server's default" in every enum of the contract
 
@@ -13,10 +15,12 @@ class ContractEnum(StrEnum):
     """An enum whose members have a lower-case name for callers and a number in messages.
 
     Attributes:
+        by_number: Members of the class by their numbers; a newer peer may send a number that is missing here.
         number: Number of the member in the contract. Its type is Any because the generated code has a separate
             integer type for each enum.
     """
 
+    by_number: ClassVar[Mapping[int, Self]]
     number: Any
 
     def __new__(cls, value: str, number: int = UNSPECIFIED) -> Self:
@@ -25,19 +29,6 @@ class ContractEnum(StrEnum):
         member._value_ = value
         member.number = number
         return member
-
-    @classmethod
-    def from_number(cls, number: int) -> Self | None:
-        """Returns the member with this number, or None if no member has it."""
-        for member in cls:
-            if member.number == number:
-                return member
-        return None
-
-
-def to_number(member: ContractEnum | None) -> Any:
-    """Returns the number of `member`, or UNSPECIFIED for None."""
-    return UNSPECIFIED if member is None else member.number
 
 
 class InputType(ContractEnum):
@@ -93,3 +84,7 @@ class ServingStatus(ContractEnum):
     DEGRADED = "degraded", 2  # serving, but slower or with a part unavailable
     STARTING = "starting", 3
     NOT_SERVING = "not_serving", 4
+
+
+for _kind in ContractEnum.__subclasses__():
+    _kind.by_number = MappingProxyType({member.number: member for member in _kind})

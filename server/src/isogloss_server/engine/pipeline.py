@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from isogloss.wire.matrix import Elements, to_elements, unit_length
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine import vectors
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import INLINE_NUMBERS, Executor
 from isogloss_server.engine.registry import Registry, ServedModel
@@ -45,7 +45,7 @@ class Timings:
 class EmbedResult:
     """Result of an EmbedRequest: the shaped matrix, and the embedder's data; rows with an error are zeros."""
 
-    matrix: vectors.Quantised
+    matrix: Elements
     model: str
     space_id: str
     embedded: Embedded
@@ -94,7 +94,7 @@ class Pipeline:
             matrix = await self._executor.run_if_large(
                 embedded.rows.size,
                 INLINE_NUMBERS,
-                vectors.shape,
+                to_elements,
                 embedded.rows,
                 columns,
                 normalize=request.normalize,
@@ -163,9 +163,7 @@ class Pipeline:
         """Returns float32 [n, columns]: rows of texts at unit length, vectors as they were sent."""
         if isinstance(side, VectorSide):
             return rows
-        return await self._executor.run_if_large(
-            rows.size, INLINE_NUMBERS, lambda: vectors.unit_length(rows[:, :columns])
-        )
+        return await self._executor.run_if_large(rows.size, INLINE_NUMBERS, lambda: unit_length(rows[:, :columns]))
 
     async def _compare(self, request: SimilarityRequest, queries: Rows, candidates: Rows) -> Rows | Rankings:
         """Compares block by block, so that a cancelled request ends with its current block."""

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 from isogloss.wire.enums import ElementType, InputType, Metric, Priority, Truncation
+from isogloss.wire.sizes import embed_response_bytes, rankings_bytes, scores_bytes, utf8_bytes
 
-from isogloss_server.engine.vectors import bytes_per_row
 from isogloss_server.errors import (
     BadKError,
     BadMinScoreError,
@@ -26,12 +26,9 @@ from isogloss_server.errors import (
 )
 from isogloss_server.models.interfaces import ModelCard, Rows
 
-# The most that parts of an answer take on the wire; a test holds them against real messages.
-ROW_OVERHEAD_BYTES = 20  # of a row beside its numbers: token count, truncated row, scale
-ROW_ERROR_BYTES = 240
-RANKING_BYTES = 20  # of a query beside its neighbours
-NEIGHBOR_BYTES = 9  # a row number and a score
-DEFAULT_ANSWER_BYTES = 4 * 1024 * 1024 - 65_536  # what gRPC clients accept by default, less some room
+DEFAULT_RESPONSE_BYTES = (
+    4 * 1024 * 1024 - 65_536
+)  # gRPC clients accept 4 MiB by default; the rest is room for other fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,23 +69,7 @@ class Limits:
 
 def default_max_texts(dimensions: int) -> int:
     """Returns the number of float32 vectors of that width that fit 4 MiB, which gRPC clients accept by default."""
-    return DEFAULT_ANSWER_BYTES // answer_bytes(1, dimensions, ElementType.FLOAT32, partial=True)
-
-
-def answer_bytes(texts: int, columns: int, element_type: ElementType, *, partial: bool) -> int:
-    """Returns the most bytes of a response to `texts` texts; `partial` if it may contain row errors."""
-    overhead = ROW_OVERHEAD_BYTES + (ROW_ERROR_BYTES if partial else 0)
-    return texts * (bytes_per_row(columns, element_type) + overhead)
-
-
-def rankings_bytes(queries: int, neighbors: int) -> int:
-    """Returns the most bytes of `neighbors` neighbours for each query."""
-    return queries * (RANKING_BYTES + neighbors * NEIGHBOR_BYTES)
-
-
-def utf8_bytes(texts: Sequence[str]) -> int:
-    """Returns the bytes that `texts` take together in UTF-8."""
-    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    return DEFAULT_RESPONSE_BYTES // embed_response_bytes(1, dimensions, ElementType.FLOAT32, allow_partial=True)
 
 
 class RequestSize(NamedTuple):
@@ -146,7 +127,7 @@ class EmbedRequest:
             raise space_mismatch_error(self.space_id, card, "space_id")
         check_truncation(self.truncation, card)
         columns = resolve_dimensions(self.dimensions, card, "dimensions")
-        size = answer_bytes(len(self.texts), columns, self.element_type, partial=self.allow_partial)
+        size = embed_response_bytes(len(self.texts), columns, self.element_type, allow_partial=self.allow_partial)
         limits.check_response_bytes(size, self.path)
         return columns
 
@@ -250,11 +231,11 @@ class SimilarityRequest:
                 message = f"{queries} queries and {candidates} candidates; pairwise requires equal numbers"
                 raise UnequalSidesError(message, field="candidates", queries=queries, candidates=candidates)
             limits.check_pairs(queries)
-            limits.check_response_bytes(4 * queries, "queries")
+            limits.check_response_bytes(scores_bytes(queries), "queries")
             return
         limits.check_pairs(queries * candidates)
         if isinstance(self.shape, AllPairs):
-            limits.check_response_bytes(4 * queries * candidates, "candidates")
+            limits.check_response_bytes(scores_bytes(queries * candidates), "candidates")
             return
         if self.shape.k < 1:
             raise BadKError("k must be at least 1", field="nearest.k", actual=self.shape.k, limit=1)

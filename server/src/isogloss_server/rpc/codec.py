@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from google.protobuf import duration_pb2
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import (
@@ -16,6 +15,8 @@ from isogloss.wire.enums import (
     ServingStatus,
     Truncation,
 )
+from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize
+from isogloss.wire.sizes import matrix_bytes
 
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
 from isogloss_server.engine.registry import Registry, ServedModel
@@ -29,7 +30,6 @@ from isogloss_server.engine.request import (
     VectorSide,
 )
 from isogloss_server.engine.similarity import Rankings
-from isogloss_server.engine.vectors import BIT_PACKED, SCALED, WIRE_DTYPE, Quantised, bytes_per_row, quantise, widen
 from isogloss_server.errors import BadMatrixError, MissingFieldError, UnknownEnumError
 from isogloss_server.models.interfaces import Rows, State
 from isogloss_server.rpc.status import to_row_status
@@ -47,62 +47,25 @@ def read_enum(kind: type[E], number: int, path: str, *, default: D) -> E | D:
     """
     if number == UNSPECIFIED:
         return default
-    member = kind.from_number(number)
+    member = kind.by_number.get(number)
     if member is None:
         known = ", ".join(map(str, (UNSPECIFIED, *(member.number for member in kind))))
         raise UnknownEnumError(f"unknown number {number}; known: {known}", field=path, actual=number, known=known)
     return member
 
 
-def to_matrix(matrix: Quantised) -> pb.Matrix:
-    """Returns the message of n rows."""
-    return pb.Matrix(
-        data=matrix.elements.tobytes(),
-        rows=len(matrix.elements),
-        columns=matrix.columns,
-        element_type=matrix.element_type.number,
-        row_scales=matrix.row_scales.tolist(),
-    )
-
-
-def from_matrix(matrix: pb.Matrix, path: str) -> Rows:
-    """Returns float32 [n, d] of a matrix of numbers; `path` is its place in the request.
+def from_matrix(message: pb.Matrix, path: str) -> Rows:
+    """Returns the vectors of a Matrix as float32 [n, d]; `path` is its place in the request.
 
     Raises:
-        BadMatrixError: bytes, rows, columns and scales disagree, a number is not finite, or numbers are needed and
-            the matrix holds bits.
-        UnknownEnumError: the element type is not the contract's.
+        BadMatrixError: the message is not a valid matrix of finite numbers.
+        UnknownEnumError: the element type is unknown.
     """
-    element_type = _element_type(matrix.element_type, f"{path}.element_type")
-    if element_type in BIT_PACKED:
-        raise _bad(path, "element_type", f"numbers are needed, not {element_type.value}")
-    _check_size(matrix, element_type, path)
-    elements = np.frombuffer(matrix.data, dtype=WIRE_DTYPE[element_type]).reshape(matrix.rows, matrix.columns)
-    scales = np.array(matrix.row_scales, dtype=np.float32)
-    if not np.isfinite(scales).all():
-        raise _bad(path, "row_scales", "a scale is not finite")
-    with np.errstate(over="ignore"):
-        rows = widen(Quantised(elements, matrix.columns, element_type, scales))
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        raise _bad(path, "data", f"row {int(np.argmin(finite))} holds a number that is not finite")
-    return rows
-
-
-def _check_size(matrix: pb.Matrix, element_type: ElementType, path: str) -> None:
-    if not matrix.rows or not matrix.columns:
-        raise _bad(path, "rows" if not matrix.rows else "columns", "at least one row and one column are needed")
-    expected = matrix.rows * bytes_per_row(matrix.columns, element_type)
-    if len(matrix.data) != expected:
-        what = f"{matrix.rows} rows of {matrix.columns} columns in {element_type.value}"
-        raise _bad(path, "data", f"{what} take {expected} bytes, not {len(matrix.data)}")
-    scales = matrix.rows if element_type in SCALED else 0
-    if len(matrix.row_scales) != scales:
-        raise _bad(path, "row_scales", f"{scales} scales are needed, not {len(matrix.row_scales)}")
-
-
-def _bad(path: str, part: str, what: str) -> BadMatrixError:
-    return BadMatrixError(what, field=f"{path}.{part}")
+    element_type = _element_type(message.element_type, f"{path}.element_type")
+    try:
+        return decode_numbers(message, element_type)
+    except MatrixError as error:
+        raise BadMatrixError(str(error), field=f"{path}.{error.part}") from None
 
 
 def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, from_stream: bool) -> EmbedRequest:
@@ -128,7 +91,6 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
     embedded = result.embedded
     counts = embedded.token_counts
     response = pb.EmbedResponse(
-        embeddings=to_matrix(result.matrix),
         model=result.model,
         space_id=result.space_id,
         token_counts=None if counts is None else counts.tolist(),
@@ -138,6 +100,7 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
         per_text_counts=counts is not None,
     )
     _write_timings(result.timings, response.timings)
+    encode(result.matrix, response.embeddings)
     return response
 
 
@@ -169,7 +132,7 @@ def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
         for rows, scores in result.compared.lists():
             response.nearest.queries.add(rows=rows, scores=scores)
     else:
-        response.scores.CopyFrom(to_matrix(quantise(result.compared, ElementType.FLOAT32)))
+        encode(quantize(result.compared, ElementType.FLOAT32), response.scores)
     return response
 
 
@@ -225,7 +188,7 @@ def _side(items: pb.Items, path: str) -> TextSide | VectorSide:
     if kind == "vectors":
         place, matrix = f"{path}.vectors", items.vectors.vectors
         rows = from_matrix(matrix, f"{place}.vectors")
-        return VectorSide(place, rows, items.vectors.space_id, len(matrix.data) + 4 * len(matrix.row_scales))
+        return VectorSide(place, rows, items.vectors.space_id, matrix_bytes(matrix))
     raise MissingFieldError("texts or vectors are needed", field=path)
 
 

@@ -11,13 +11,13 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
+from isogloss.wire.status import REQUEST_ID_TRAILER
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DomainError, InternalError, MalformedRequestError
 from isogloss_server.rpc.status import to_status
 
-REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID_CHARACTERS = 128
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         remaining_s: float | None = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else began_s + remaining_s
         call = CallContext(context, method, _request_id(context.invocation_metadata()), deadline_s)
-        identity = (REQUEST_ID, call.request_id)
+        identity = (REQUEST_ID_TRAILER, call.request_id)
         code = "OK"
         context.set_trailing_metadata((identity,))
         try:
@@ -187,6 +187,6 @@ async def _parse_each(read: Callable[[bytes], Any], requests: AsyncIterator[byte
 
 def _request_id(metadata: Any) -> str:
     """Returns the caller's id of the call if it can be logged, else a new one."""
-    given = next((value for key, value in metadata or () if key == REQUEST_ID), "")
+    given = next((value for key, value in metadata or () if key == REQUEST_ID_TRAILER), "")
     valid = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
     return given if valid and given.isascii() and given.isprintable() else secrets.token_hex(16)
