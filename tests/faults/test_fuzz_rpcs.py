@@ -10,9 +10,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.fuzz_caller import Caller
 from tests.fuzz.seeds import METHODS, OURS, Method
 from tests.fuzz.strategies import requests
-from tests.fuzz.wire import Caller
 from tests.support.process_state import GROWN_MB, Observer
 from tests.support.raw_http2 import END_STREAM, RawCaller, grpc_message
 from tests.support.server_process import ServerProcess

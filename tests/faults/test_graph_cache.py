@@ -9,8 +9,7 @@ import pytest
 from isogloss import Client
 
 from tests.support import shapes
-from tests.support.limited import python_with
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ServerProcess, python_with_limits
 
 NOT_KEPT = "the compiled graph is not kept"
 
@@ -20,7 +19,7 @@ def serving(tmp_path: Path, cache: Path, *limits: str) -> Iterator[ServerProcess
     """A server with a small packed model and this folder for its graphs."""
     folder = shapes.write(tmp_path / "model", shapes.SMALL)
     flags = ("--model", f"small={folder}", "--graph-cache", str(cache), "--precision", "f32")
-    with ServerProcess(*flags, python=python_with(tmp_path, *limits)) as server:
+    with ServerProcess(*flags, python=python_with_limits(tmp_path, *limits)) as server:
         yield server
 
 

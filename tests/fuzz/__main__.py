@@ -46,7 +46,7 @@ def fuzz_server(seconds: int) -> bool:
 def main() -> int:
     """Returns the exit status: 0 where nothing was found."""
     half = max(1, int(sys.argv[1]) // 2)
-    found_nothing = [fuzz("fuzz_jobs", half), fuzz_server(half)]
+    found_nothing = [fuzz("fuzz_requests", half), fuzz_server(half)]
     return 0 if all(found_nothing) else 1
 
 

@@ -7,8 +7,8 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["tests.fuzz.wire"]):  # all that there is here to be guided by
-    from tests.fuzz.wire import Caller
+with atheris.instrument_imports(include=["tests.fuzz.fuzz_caller"]):  # all that there is here to be guided by
+    from tests.fuzz.fuzz_caller import Caller
 
 from tests.fuzz.libfuzzer import Counts, run
 from tests.fuzz.seeds import METHODS

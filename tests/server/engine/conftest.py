@@ -8,7 +8,8 @@ from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.models.interfaces import Model
 
-from tests.support.gated_model import DIMENSIONS, WATCHDOG_S, OwnClock
+from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
+from tests.support.manual_clock import ManualClock
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def make() -> Iterator[Callable[..., Batcher]]:
                 dimensions=DIMENSIONS,
                 threads=threads,
                 max_batch_tokens=tokens,
-                clock=clock or OwnClock(),
+                clock=clock or ManualClock(),
                 watchdog_s=WATCHDOG_S,
                 report=report,
             )

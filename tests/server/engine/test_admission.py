@@ -19,7 +19,7 @@ from isogloss_server.engine.request import RequestSize
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
 from isogloss_server.models.interfaces import Embedded, ModelCard
 
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 
 BULK, INTERACTIVE = Priority.BULK, Priority.INTERACTIVE
 DIMENSIONS = 1
@@ -43,7 +43,7 @@ class Request:
 
 def admission_of(max_tokens: int = 100, max_bytes: int = 1000, *, bulk_slots: int = 100) -> Admission:
     """Returns an empty queue that estimates one token for each byte, at the time 0."""
-    clock = OwnTime()
+    clock = ManualClock()
     clock.now_s = 0.0
     limits = AdmissionLimits(max_tokens=max_tokens, max_bytes=max_bytes, bulk_slots=bulk_slots)
     admission = Admission("test", CARD, limits, clock)
@@ -193,13 +193,13 @@ async def test_idle_time_does_not_lower_the_measured_rate() -> None:
 def test_estimates_follow_the_texts() -> None:
     """The estimate starts at a usual ratio, follows the model's tokenizer, and is bounded by the length limit."""
     card = ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=0)
-    admission = Admission("test", card, AdmissionLimits(), OwnTime())
+    admission = Admission("test", card, AdmissionLimits(), ManualClock())
     before = admission.estimate_tokens(1000, 1)
     for _ in range(50):
         admission._learn_ratio(100_000, 80_000)
     assert before < 400 < admission.estimate_tokens(1000, 1) == pytest.approx(800, abs=2)
     short = Admission("test", ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=128),
-                      AdmissionLimits(), OwnTime())  # fmt: skip
+                      AdmissionLimits(), ManualClock())  # fmt: skip
     assert short.estimate_tokens(1000, 2) == 256
 
 

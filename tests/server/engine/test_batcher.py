@@ -3,15 +3,17 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from isogloss.wire.enums import Priority
 from isogloss_server.engine.batcher import BULK_SHARE, Batcher, BatchError
-from isogloss_server.errors import DeadlineExceededError
+from isogloss_server.errors import DeadlineExceededError, DrainingError
 from isogloss_server.models.interfaces import Rows, Urgency
 
-from tests.support.gated_model import GatedModel, OwnClock, batch_of, busy, row_of
+from tests.support.gated_model import GatedModel, batch_of, occupy, row_of
+from tests.support.manual_clock import ManualClock
 
 NOW, BULK = Urgency(), Urgency(Priority.BULK)
 
@@ -31,9 +33,9 @@ async def test_a_text_waits_for_no_company(make: Callable[..., Batcher]) -> None
     """A free thread takes a text at once, and what came while it worked goes together as soon as it is free."""
     model = GatedModel(gated=True)
     batcher = make(model)
-    calls = [await busy(batcher, model), *(batcher.submit(batch_of([n] * n), NOW) for n in (3, 1, 2))]
+    calls = [await occupy(batcher, model), *(batcher.submit(batch_of([n] * n), NOW) for n in (3, 1, 2))]
     assert (batcher.waiting_texts, batcher.waiting_tokens) == (3, 6)
-    model.go(2)
+    model.release(2)
     await asyncio.gather(*calls)
     assert model.batches == [[[0]], [[1], [2, 2], [3, 3, 3]]]
     assert (batcher.waiting_texts, batcher.waiting_tokens) == (0, 0)
@@ -43,10 +45,10 @@ async def test_interactive_goes_first_and_bulk_is_not_starved(make: Callable[...
     """While both lanes wait BULK has one batch in so many, without company of the other lane."""
     model = GatedModel(gated=True)
     batcher = make(model, tokens=2)
-    calls = [await busy(batcher, model)]
+    calls = [await occupy(batcher, model)]
     calls += [batcher.submit(batch_of([100 + n, 0]), BULK) for n in range(3)]
     calls += [batcher.submit(batch_of([n, 0]), NOW) for n in range(20)]
-    model.go(24)
+    model.release(24)
     await asyncio.gather(*calls)
     lanes = ["bulk" if batch[0][0] >= 100 else "now" for batch in model.batches[1:]]
     of_one_turn = ["now"] * (BULK_SHARE - 1) + ["bulk"]
@@ -61,11 +63,11 @@ async def test_an_interactive_text_waits_for_the_running_batch_alone(make: Calla
     for _ in range(3):
         await model.next_batch()
         urgent = batcher.submit(batch_of([1, 1]), NOW)
-        model.go()
+        model.release()
         assert await model.next_batch() == [[1, 1]]
-        model.go()
+        model.release()
         await urgent
-    model.go(6)
+    model.release(6)
     assert len((await bulk).rows) == 9
 
 
@@ -73,13 +75,13 @@ async def test_what_is_cancelled_is_not_computed(make: Callable[..., Batcher]) -
     """A cancelled call leaves the queue at once; where it was all that waited, the model is not called."""
     model = GatedModel(gated=True)
     batcher = make(model)
-    first = await busy(batcher, model)
+    first = await occupy(batcher, model)
     gone = [batcher.submit(batch_of([5, n], [6, n]), lane) for n in range(50) for lane in (NOW, BULK)]
     for future in gone:
         future.cancel()
     await asyncio.sleep(0)  # cancelling tells the queue in the loop's next turn
     assert (batcher.waiting_texts, batcher.waiting_tokens) == (0, 0)
-    model.go(2)
+    model.release(2)
     await first
     await batcher.submit(batch_of([1]), NOW)
     assert model.batches == [[[0]], [[1]]]
@@ -94,22 +96,22 @@ async def test_a_call_cancelled_half_way_computes_no_more(make: Callable[..., Ba
     call.cancel()
     await asyncio.sleep(0)
     other = batcher.submit(batch_of([4, 4]), NOW)
-    model.go(2)
+    model.release(2)
     await other
     assert model.batches == [[[1, 1]], [[4, 4]]]
 
 
 async def test_what_is_late_is_not_computed(make: Callable[..., Batcher]) -> None:
     """A call that expires in the queue fails with DeadlineExceededError, and nothing more of it is computed."""
-    model, clock = GatedModel(gated=True), OwnClock()
+    model, clock = GatedModel(gated=True), ManualClock()
     batcher = make(model, clock, tokens=4)
-    first = await busy(batcher, model)
+    first = await occupy(batcher, model)
     late = [
         batcher.submit(batch_of([n, n], [n, n, n]), Urgency(lane, clock.now_s + 5)) for n, lane in enumerate(Priority)
     ]
     in_time = batcher.submit(batch_of([8, 8]), Urgency(deadline_s=clock.now_s + 5.1))
     clock.now_s += 5
-    model.go(2)
+    model.release(2)
     for future in late:
         with pytest.raises(DeadlineExceededError):
             await future
@@ -132,7 +134,7 @@ async def test_a_storm_of_callers_loses_nothing(make: Callable[..., Batcher]) ->
     rng = np.random.default_rng(5)
     poison = 999_999
     model = GatedModel(change=lambda rows: rows if (rows[:, 1] != poison).all() else rows[:0])
-    clock = OwnClock()
+    clock = ManualClock()
     batcher = make(model, clock, threads=3, tokens=120)
     unique = iter(range(1, poison))
     outcomes: dict[str, int] = {}
@@ -170,7 +172,7 @@ async def test_a_storm_of_callers_loses_nothing(make: Callable[..., Batcher]) ->
 
 async def test_bulk_goes_in_small_pieces_while_interactive_calls_come(make: Callable[..., Batcher]) -> None:
     """Beside INTERACTIVE calls a BULK batch takes a hundredth of a second, at the model's own speed."""
-    clock = OwnClock()
+    clock = ManualClock()
 
     def passes(rows: Rows) -> Rows:
         clock.now_s += 0.1  # a hundredth of a second is a tenth of what the first batch has
@@ -178,7 +180,7 @@ async def test_bulk_goes_in_small_pieces_while_interactive_calls_come(make: Call
 
     model = GatedModel(gated=True, change=passes)
     batcher = make(model, clock, tokens=4096)
-    model.go(100)
+    model.release(100)
     await batcher.submit(batch_of(*[[n] * 16 for n in range(256)]), BULK)
     clock.now_s += 10
     assert [len(batch) for batch in model.batches] == [256]
@@ -190,3 +192,83 @@ async def test_bulk_goes_in_small_pieces_while_interactive_calls_come(make: Call
     del model.batches[:]
     await batcher.submit(batch_of(*[[n] * 16 for n in range(256)]), BULK)
     assert [len(batch) for batch in model.batches] == [256]
+
+
+def _raises(error: type[BaseException]) -> Callable[[Rows], Rows]:
+    def change(rows: Rows) -> Rows:
+        raise error
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _raises(RuntimeError),
+        _raises(KeyboardInterrupt),
+        lambda rows: rows[1:],
+        lambda rows: rows[:, 1:],
+        lambda rows: rows.astype(np.float64),
+        lambda rows: rows * np.float32("nan"),
+        lambda rows: rows * np.float32("inf"),
+        lambda rows: None,
+    ],
+    ids=["error", "no Exception", "rows", "columns", "type", "NaN", "infinite", "nothing"],
+)
+async def test_a_failing_batch_fails_its_own_calls_alone(
+    make: Callable[..., Batcher], change: Callable[[Rows], Rows]
+) -> None:
+    """All calls with a text in a failing batch fail, what is left of them leaves the queue; others are answered."""
+    model = GatedModel(gated=True, change=lambda rows: change(rows) if (rows[:, 1] == 13).any() else rows)
+    batcher = make(model, tokens=4)
+    calls = [await occupy(batcher, model)]
+    calls += [
+        batcher.submit(batch_of(*texts), NOW) for texts in ([[13, 1], [1, 1, 1]], [[2, 2]], [[3, 3, 3]], [[4] * 4])
+    ]
+    model.release(4)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result).__name__ for result in results] == [
+        "InferenceResult",
+        "BatchError",
+        "BatchError",
+        "InferenceResult",
+        "InferenceResult",
+    ]
+    failures = [result for result in results if isinstance(result, BatchError)]
+    assert failures[0] is not failures[1]
+    assert failures[0].__cause__ is failures[1].__cause__ is not None
+    assert [1, 1, 1] not in [text for batch in model.batches for text in batch]
+    assert (batcher.waiting_texts, batcher.waiting_tokens) == (0, 0)
+
+
+async def test_closing_fails_what_waits_and_ends_what_runs(make: Callable[..., Batcher]) -> None:
+    """A batch that runs is still delivered, what waits fails with DrainingError, and nothing more is taken."""
+    model = GatedModel(gated=True)
+    batcher = make(model)
+    running = await occupy(batcher, model)
+    waiting = [batcher.submit(batch_of([1], [2]), lane) for lane in (NOW, BULK)]
+    batcher.close()
+    for future in waiting:
+        with pytest.raises(DrainingError):
+            await future
+    with pytest.raises(DrainingError):
+        batcher.submit(batch_of([1]), NOW)
+    model.release()
+    assert (await running).rows.tolist() == [[1, 0, 0]]
+    assert len(model.batches) == 1
+
+
+def test_a_loop_that_ended_harms_nobody(make: Callable[..., Batcher]) -> None:
+    """Callers whose loop was closed under them are forgotten; the thread serves the next loop."""
+    model = GatedModel(gated=True)
+    batcher = make(model)
+
+    async def leave() -> None:
+        await occupy(batcher, model)
+
+    async def ask() -> Any:
+        return await batcher.submit(batch_of([2, 2]), NOW)
+
+    asyncio.run(leave())
+    model.release(2)
+    assert asyncio.run(ask()).rows.tolist() == [[2, 2, 4]]

@@ -11,7 +11,7 @@ from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import ENTRY_BYTES, Cache, MemoryCache, cache_keys
 from isogloss_server.models.interfaces import Embedded, Urgency
 
-from tests.support.changing_embedder import CARD, ChangingEmbedder
+from tests.support.cached_embedder import CARD, UniqueRowsEmbedder
 
 SOON, LATER = Urgency(), Urgency(Priority.BULK)
 ROOM = 1 << 20
@@ -21,13 +21,13 @@ def cache(**changes: Any) -> Cache:
     return Cache(SystemClock(), **{"max_bytes": ROOM, **changes})
 
 
-async def ask(cache: Cache, embedder: ChangingEmbedder, *texts: str, urgency: Urgency = SOON) -> Embedded:
+async def ask(cache: Cache, embedder: UniqueRowsEmbedder, *texts: str, urgency: Urgency = SOON) -> Embedded:
     return await cache.embed(embedder, texts, InputType.SIMILARITY, Truncation.END, urgency)
 
 
 async def test_a_hit_is_the_row_as_it_was_with_its_tokens_and_its_cut() -> None:
     """A text that comes again has the same numbers, token count and truncation, and the embedder is not asked."""
-    one, embedder = cache(), ChangingEmbedder()
+    one, embedder = cache(), UniqueRowsEmbedder()
     texts = ["a", "a text that is cut", "ccc"]
     first = await ask(one, embedder, *texts)
     again = await ask(one, embedder, *reversed(texts))
@@ -41,7 +41,7 @@ async def test_a_hit_is_the_row_as_it_was_with_its_tokens_and_its_cut() -> None:
 
 async def test_known_and_new_texts_of_a_call_each_get_their_own_row() -> None:
     """The embedder is asked for each distinct unknown text once, and every row stands where its text does."""
-    one, embedder = cache(), ChangingEmbedder()
+    one, embedder = cache(), UniqueRowsEmbedder()
     known = await ask(one, embedder, "k1", "k2")
     mixed = await ask(one, embedder, "n1", "k2", "n2", "n1", "k1", "k2")
     assert embedder.calls == [["k1", "k2"], ["n1", "n2"]]
@@ -54,7 +54,7 @@ async def test_known_and_new_texts_of_a_call_each_get_their_own_row() -> None:
 
 async def test_a_provider_bills_no_hit() -> None:
     """Where no token counts are told, none are made up, and the tokens are those of what was computed for the call."""
-    one, embedder = cache(), ChangingEmbedder(counts=False)
+    one, embedder = cache(), UniqueRowsEmbedder(counts=False)
     first = await ask(one, embedder, "aa", "b")
     again = await ask(one, embedder, "aa", "b")
     mixed = await ask(one, embedder, "aa", "cccc")
@@ -64,7 +64,7 @@ async def test_a_provider_bills_no_hit() -> None:
 
 async def test_a_text_at_fault_is_named_by_the_callers_own_rows_and_not_kept() -> None:
     """Beside known texts and twice in a call, each row at fault is named; what is good is embedded without it."""
-    one, embedder = cache(), ChangingEmbedder()
+    one, embedder = cache(), UniqueRowsEmbedder()
     await ask(one, embedder, "good")
     for _ in range(2):
         failed = await ask(one, embedder, "good", "!!!", "new", "!!!")
@@ -79,7 +79,7 @@ async def test_a_text_at_fault_is_named_by_the_callers_own_rows_and_not_kept() -
 )
 async def test_off_is_off(changes: dict[str, Any], models: dict[str, Any]) -> None:
     """Without bytes nothing is kept, and static models do without where they are told to."""
-    one, embedder = cache(**changes), ChangingEmbedder(replace(CARD, **models))
+    one, embedder = cache(**changes), UniqueRowsEmbedder(replace(CARD, **models))
     assert not one.is_used_by(embedder.card)
     for _ in range(2):
         assert (await ask(one, embedder, "a", "a")).cached_rows == 0
@@ -157,7 +157,7 @@ def test_the_first_row_of_a_key_stays() -> None:
 async def test_a_row_that_is_not_all_there_is_not_kept() -> None:
     """An embedder that gives too few rows fails the call, and the next call asks it again."""
 
-    class Short(ChangingEmbedder):
+    class Short(UniqueRowsEmbedder):
         async def embed(self, *arguments: Any, **options: Any) -> Embedded:
             whole = await super().embed(*arguments, **options)
             return replace(whole, rows=whole.rows[1:]) if len(self.calls) == 1 else whole
@@ -170,7 +170,7 @@ async def test_a_row_that_is_not_all_there_is_not_kept() -> None:
 
 async def test_keeping_rows_keeps_nothing_else_alive() -> None:
     """What is kept of a call does not hold the call's whole matrix in memory."""
-    one, embedder = cache(), ChangingEmbedder()
+    one, embedder = cache(), UniqueRowsEmbedder()
     given = await ask(one, embedder, "a", "b")
     given.rows[:] = 0
     assert (await ask(one, embedder, "a", "b")).rows.all()

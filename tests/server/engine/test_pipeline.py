@@ -13,8 +13,7 @@ from isogloss_server.engine.request import EmbedRequest, SimilarityRequest, Text
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
 from isogloss_server.models.interfaces import Urgency
 
-from tests.support.cutting import Cutting
-from tests.support.in_process import CARD, CountingEmbedder, ready_registry
+from tests.support.in_process import CARD, CountingEmbedder, TruncationRecorder, ready_registry
 
 
 def pipeline(embedder: CountingEmbedder) -> Pipeline:
@@ -109,7 +108,7 @@ async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
 @pytest.mark.parametrize("truncation", [Truncation.START, Truncation.END])
 async def test_a_truncation_that_the_model_does_not_offer_is_refused(truncation: Truncation) -> None:
     """Some providers cannot cut at every end; what they do not offer is refused with what they do, END as well."""
-    embedder = Cutting(Truncation.ERROR)
+    embedder = TruncationRecorder(Truncation.ERROR)
     side = TextSide("queries", ["a"], InputType.QUERY)
     for refused in (
         pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=truncation)),
@@ -118,7 +117,7 @@ async def test_a_truncation_that_the_model_does_not_offer_is_refused(truncation:
         with pytest.raises(UnsupportedTruncationError) as raised:
             await refused
         assert raised.value.figures == {"actual": truncation.value, "offered": "error"}
-    assert embedder.asked == []
+    assert embedder.truncations == []
 
 
 @pytest.mark.parametrize(
@@ -136,12 +135,12 @@ async def test_a_truncation_left_unsaid_is_end_where_the_model_offers_it(
     offered: tuple[Truncation, ...], said: Truncation | None, done: Truncation
 ) -> None:
     """Nothing said is END, or ERROR by a model without END, in embeddings and comparisons; what is said is done."""
-    embedder = Cutting(*offered)
+    embedder = TruncationRecorder(*offered)
     side = TextSide("queries", ["a"], InputType.QUERY)
     await pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=said))
     await pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=said, allow_partial=True))
     await pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=side, truncation=said))
-    assert embedder.asked == [done] * 4
+    assert embedder.truncations == [done] * 4
 
 
 async def test_a_comparison_of_vectors_leaves_the_queue_as_it_was() -> None:

@@ -8,7 +8,7 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import Cache
 
-from tests.support.changing_embedder import CARD, ChangingEmbedder
+from tests.support.cached_embedder import CARD, UniqueRowsEmbedder
 from tests.support.in_process import ready_registry, serving
 from tests.support.wire import texts
 
@@ -21,7 +21,7 @@ def kept() -> Cache:
 
 async def test_one_entry_serves_every_element_type_and_dimension() -> None:
     """A text is computed once, for whatever type and dimension, normalised or not, and equal calls get equal bytes."""
-    embedder: Any = ChangingEmbedder()
+    embedder: Any = UniqueRowsEmbedder()
     async with serving(ready_registry(embedder), cache=kept()) as stub:
         answers: dict[Any, pb.EmbedResponse] = {}
         for _ in range(2):
@@ -41,7 +41,7 @@ async def test_one_entry_serves_every_element_type_and_dimension() -> None:
 
 async def test_cached_rows_tell_what_was_not_computed() -> None:
     """Embed, EmbedStream and Similarity count the rows that caused no inference; new ones are not among them."""
-    embedder: Any = ChangingEmbedder()
+    embedder: Any = UniqueRowsEmbedder()
     async with serving(ready_registry(embedder), cache=kept()) as stub:
         first = await stub.Embed(pb.EmbedRequest(texts=["a", "b"]))
         second = await stub.Embed(pb.EmbedRequest(texts=["b", "c", "c"]))
@@ -57,7 +57,7 @@ async def test_cached_rows_tell_what_was_not_computed() -> None:
 
 async def test_a_partial_answer_uses_and_fills_the_cache() -> None:
     """Texts beside those at fault come from the cache and stay in it; those at fault are told each time."""
-    embedder: Any = ChangingEmbedder()
+    embedder: Any = UniqueRowsEmbedder()
     async with serving(ready_registry(embedder), cache=kept()) as stub:
         known = await stub.Embed(pb.EmbedRequest(texts=["known"]))
         request = pb.EmbedRequest(texts=["", "known", "!!!", "new"], allow_partial=True)
@@ -72,7 +72,7 @@ async def test_a_partial_answer_uses_and_fills_the_cache() -> None:
 @pytest.mark.parametrize("cache", [None, Cache(SystemClock(), max_bytes=0)])
 async def test_without_a_cache_every_row_is_computed(cache: Cache | None) -> None:
     """Where the cache is off, a text that comes again is computed again."""
-    embedder: Any = ChangingEmbedder()
+    embedder: Any = UniqueRowsEmbedder()
     async with serving(ready_registry(embedder), cache=cache) as stub:
         for _ in range(2):
             assert (await stub.Embed(pb.EmbedRequest(texts=["a"]))).timings.cached_rows == 0

@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from isogloss.v1 import embedding_pb2 as pb
 
-from tests.support.in_process import CountingEmbedder, ready_registry, serving, serving_until
+from tests.support.in_process import CountingEmbedder, ready_registry, serving, stoppable_serving
 
 
 class Gated(CountingEmbedder):
@@ -199,7 +199,7 @@ async def test_a_drain_answers_what_was_read_and_ends_with_draining() -> None:
     """When the server stops taking calls the stream's requests are answered, then it ends: UNAVAILABLE, DRAINING."""
     embedder = Gated()
     stop: Callable[[float], Any]
-    async with serving_until(ready_registry(embedder)) as (stub, stop):
+    async with stoppable_serving(ready_registry(embedder)) as (stub, stop):
         call = stub.EmbedStream()
         await call.write(ask(1, "wait a"))
         await embedder.reached.get()

@@ -7,8 +7,7 @@ import pytest
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import Truncation
 
-from tests.support.cutting import Cutting
-from tests.support.in_process import ready_registry, serving
+from tests.support.in_process import TruncationRecorder, ready_registry, serving
 from tests.support.wire import texts
 
 EVERY = tuple(Truncation)
@@ -29,17 +28,17 @@ async def test_a_number_is_done_as_the_contract_says(
     offered: tuple[Truncation, ...], number: Any, done: Truncation
 ) -> None:
     """Unsaid is END, or ERROR by a model that does not offer END; every other number is itself."""
-    embedder = Cutting(*offered)
+    embedder = TruncationRecorder(*offered)
     async with serving(ready_registry(embedder)) as stub:
         await stub.Embed(pb.EmbedRequest(texts=["a"], truncation=number))
         await stub.Similarity(pb.SimilarityRequest(queries=texts("a"), truncation=number))
-    assert embedder.asked == [done] * 2
+    assert embedder.truncations == [done] * 2
 
 
 @pytest.mark.parametrize("number", [pb.TRUNCATION_END, pb.TRUNCATION_START])
 async def test_what_the_model_does_not_offer_is_refused(number: Any) -> None:
     """END asked for is not END left unsaid: a model that cannot cut refuses it; ListModels says what it can."""
-    embedder = Cutting(Truncation.ERROR)
+    embedder = TruncationRecorder(Truncation.ERROR)
     async with serving(ready_registry(embedder)) as stub:
         for call in (
             stub.Embed(pb.EmbedRequest(texts=["a"], truncation=number)),
@@ -51,4 +50,4 @@ async def test_what_the_model_does_not_offer_is_refused(number: Any) -> None:
             assert b"UNSUPPORTED_TRUNCATION" in dict(raised.value.trailing_metadata())["grpc-status-details-bin"]
         models = (await stub.ListModels(pb.ListModelsRequest())).models
     assert models[0].truncations == [pb.TRUNCATION_ERROR]
-    assert embedder.asked == []
+    assert embedder.truncations == []

@@ -19,8 +19,9 @@ from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Embedded, Model, Rows, TokenBatch, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
 
-from tests.support.gated_model import WATCHDOG_S, GatedModel, OwnClock
+from tests.support.gated_model import WATCHDOG_S, GatedModel
 from tests.support.in_process import ready
+from tests.support.manual_clock import ManualClock
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +109,7 @@ async def test_a_fault_takes_the_call_out_of_the_queue(static_folder: Path, made
     assert sorted(failed.row_errors) == [2, 4]
     await asyncio.sleep(0)  # cancelling tells the queue in the loop's next turn
     assert parts.batcher.waiting_texts == 0
-    model.go(2)
+    model.release(2)
     await first
     assert len(model.batches) == 1
 
@@ -130,7 +131,7 @@ async def test_a_cancelled_call_leaves_the_queue(
         await second
     await asyncio.sleep(0)
     assert parts.batcher.waiting_texts == 0
-    model.go()
+    model.release()
     await first
 
 
@@ -149,25 +150,25 @@ async def test_a_call_cancelled_while_it_is_tokenised_leaves_the_queue(static_fo
     await asyncio.sleep(0)
     assert parts.batcher.waiting_texts == 0
     tokens.go_on.set()
-    model.go()
+    model.release()
     await first
 
 
 async def test_where_the_time_went(static_folder: Path, made: list[Parts], monkeypatch: pytest.MonkeyPatch) -> None:
     """The time in the queue is that before a call's batch began, inference that of the batch, each as a whole."""
     monkeypatch.setattr(local_embedder, "INLINE_CHARACTERS", 100)
-    model, clock = GatedModel(gated=True), OwnClock()
+    model, clock = GatedModel(gated=True), ManualClock()
     made.append(parts := Parts(static_folder, model, clock=clock))
     first = asyncio.ensure_future(parts.embed("four"))
     await model.next_batch()
     second = asyncio.ensure_future(parts.embed("one one", "two two"))
     await asyncio.sleep(0)
     clock.now_s += 3
-    model.go()
+    model.release()
     await first
     await model.next_batch()
     clock.now_s += 5
-    model.go()
+    model.release()
     embedded = await second
     assert (embedded.queue_s, embedded.inference_s, embedded.tokenization_s) == (3, 5, 0)
 

@@ -8,7 +8,8 @@ import pytest
 from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.monitoring import ignore_report
 
-from tests.support.gated_model import WATCHDOG_S, OwnClock
+from tests.support.gated_model import WATCHDOG_S
+from tests.support.manual_clock import ManualClock
 
 
 def plain() -> Executor:
@@ -16,7 +17,7 @@ def plain() -> Executor:
 
 
 def watched() -> Executor:
-    return WatchedExecutor(1, WATCHDOG_S, OwnClock(), ignore_report)
+    return WatchedExecutor(1, WATCHDOG_S, ManualClock(), ignore_report)
 
 
 KINDS = pytest.mark.parametrize("make", [plain, watched])

@@ -3,17 +3,16 @@
 import contextlib
 from pathlib import Path
 
-from tests.support.limited import python_with
 from tests.support.process_state import Observer
 from tests.support.raw_http2 import RawCaller
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ServerProcess, python_with_limits
 
 DESCRIPTORS = 64
 
 
 def test_when_descriptors_are_used_up_those_inside_are_served(tmp_path: Path) -> None:
     """With none left, who is connected is answered, health too, and who comes waits until some are free again."""
-    with ServerProcess(python=python_with(tmp_path, f"-n {DESCRIPTORS}")) as server:
+    with ServerProcess(python=python_with_limits(tmp_path, f"-n {DESCRIPTORS}")) as server:
         inside = Observer(server)
         before = inside.held()
         with contextlib.ExitStack() as stack:

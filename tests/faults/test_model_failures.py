@@ -13,8 +13,8 @@ from isogloss_server.engine import local_embedder
 from isogloss_server.engine.monitoring import CHECKS, FAILURES
 from isogloss_server.models.interfaces import Rows, State
 
-from tests.support.faulty import Answer, rows_of, serving_faulty
 from tests.support.gated_model import GatedModel
+from tests.support.injected_faults import Answer, rows_of, serving_faulty
 
 STUCK = Answer(code="UNAVAILABLE", reason="MODEL_STUCK")
 DIED = Answer(code="UNAVAILABLE", reason="WORKER_DIED")
@@ -80,7 +80,7 @@ async def test_a_model_that_hangs_makes_nobody_wait(static_folder: Path, *, queu
         assert "exceeded the time limit of 80 s" in await server.until(State.NOT_SERVING)
         assert await server.embed("three") == STUCK
         assert len(model.batches) == 1
-        model.go(2)
+        model.release(2)
         assert await server.until(State.SERVING) == ""
         assert good(await server.embed("two two"), "two two")
         assert model.batches == [[[1]], [[2, 2]]]
@@ -111,7 +111,7 @@ async def test_batches_that_take_their_time_do_not_hang(static_folder: Path) -> 
             call = server.embedding("one")
             await model.next_batch()
             await server.look(CHECKS)
-            model.go()
+            model.release()
             assert good(await call, "one")
             assert await server.until(State.SERVING) == ""
 
@@ -126,7 +126,7 @@ async def test_a_clock_that_leaps_makes_nothing_hang(static_folder: Path) -> Non
             server.time.pass_s(3600)
             await server.look()
         assert await server.until(State.SERVING) == ""
-        model.go()
+        model.release()
         assert good(await call, "one")
 
 
@@ -145,11 +145,11 @@ async def test_a_thread_that_dies_is_made_anew(static_folder: Path) -> None:
                 ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
             )
             assert raised == 1
-            model.go()
+            model.release()
             assert await call == DIED
             assert await server.until(State.DEGRADED) == "a worker thread died and was restarted: SystemExit"
             await model.next_batch()
-            model.go()
+            model.release()
             assert good(await other, "three")
             assert await server.until(State.SERVING) == ""
             assert [thread.is_alive() for thread in server.batcher._threads] == [True]
@@ -189,7 +189,7 @@ async def test_a_text_too_large_for_memory_is_refused(static_folder: Path, *, qu
         calls += [server.embedding("two", "four two"), server.embedding("three", "two three"), server.embedding("one")]
         if queued:
             await server.in_queue(5)
-            model.go(100)
+            model.release(100)
         answers = await asyncio.gather(*calls)
         assert answers[-3] == NO_MEMORY
         assert good(answers[-2], "three", "two three")

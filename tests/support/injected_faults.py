@@ -22,7 +22,7 @@ from isogloss_server.models.interfaces import Model, State
 
 from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
 from tests.support.in_process import ready, serving
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 
 LOOK_S = WATCHDOG_S / CHECKS
 WORDS = {"one": 1, "two": 2, "three": 3, "four": 4}  # of the static folder, with their tokens
@@ -40,7 +40,7 @@ class Answer:
 class Faulty:
     """The server around the model, and the clock that its watch looks at."""
 
-    def __init__(self, stub: Any, registry: Registry, time: OwnTime, batcher: Batcher | None) -> None:
+    def __init__(self, stub: Any, registry: Registry, time: ManualClock, batcher: Batcher | None) -> None:
         self.stub = stub
         self.time = time
         self.batcher = batcher
@@ -86,9 +86,9 @@ class Faulty:
     async def look(self, times: int = 1) -> None:
         """Lets time pass until the watch has looked so often."""
         for _ in range(times):
-            looks = self.time.slept_s.count(LOOK_S)
+            looks = self.time.requested_sleeps_s.count(LOOK_S)
             self.time.pass_s(LOOK_S)
-            await soon(lambda before=looks: self.time.slept_s.count(LOOK_S) > before)
+            await soon(lambda before=looks: self.time.requested_sleeps_s.count(LOOK_S) > before)
 
 
 async def soon(condition: Callable[[], bool]) -> None:
@@ -109,7 +109,7 @@ async def serving_faulty(
     folder: Path, model: Model, *, queued: bool = True, threads: int = 1, tokens: int = 100
 ) -> AsyncIterator[Faulty]:
     """Serves `model` behind the tokenizer of the static folder; where not `queued`, on watched workers."""
-    time, registry = OwnTime(), Registry(["test"])
+    time, registry = ManualClock(), Registry(["test"])
     parts = static.load(model_folder.locate(str(folder)))
     served = registry.get("test")
     report = served.health.report

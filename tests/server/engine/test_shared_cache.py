@@ -1,23 +1,66 @@
 """The shared cache is asked while it answers in time, believed where its values verify, and never fails a call."""
 
+import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import metrics
 from isogloss_server.circuit_breaker import FAULTS_TO_BYPASS, FIRST_PAUSE_S, LAST_PAUSE_S, WHY
 from isogloss_server.engine import shared_cache as module
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.shared_cache import VERSION, Entry, SharedCache
+from isogloss_server.engine.shared_cache import VERSION, Entry, SharedCache, StoreError, decode_entry, encode_entry
 from isogloss_server.models.interfaces import Embedded, State, Urgency
 
-from tests.support.changing_embedder import ChangingEmbedder, settle
-from tests.support.dict_store import DictStore
-from tests.support.own_time import OwnTime
+from tests.support.cached_embedder import UniqueRowsEmbedder, settle
+from tests.support.manual_clock import ManualClock
 
 WIDTH = 16
 KEY = bytes(range(32))
+
+
+class DictStore:
+    """Values of as many servers as are given it."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.asked: list[int] = []  # keys of each look-up
+        self.pings = 0
+        self.why = ""  # the error of everything
+        self.refusal = ""  # of every write
+        self.hangs = False
+
+    async def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Returns values."""
+        self.asked.append(len(keys))
+        await self._obstacle()
+        return [self.values.get(key) for key in keys]
+
+    async def set(self, values: Mapping[bytes, bytes]) -> Sequence[str]:
+        """Keeps values."""
+        await self._obstacle()
+        if self.refusal:
+            return [self.refusal] * len(values)
+        self.values |= values
+        return []
+
+    async def ping(self) -> None:
+        """Answers."""
+        self.pings += 1
+        await self._obstacle()
+
+    async def close(self) -> None:
+        """Has nothing to close."""
+
+    async def _obstacle(self) -> None:
+        if self.why:
+            raise StoreError(self.why)
+        if self.hangs:
+            await asyncio.Event().wait()
 
 
 class Server:
@@ -25,8 +68,8 @@ class Server:
 
     def __init__(self, store: DictStore, *, timeout_s: float = 60.0) -> None:
         self.store = store
-        self.clock = OwnTime()
-        self.embedder = ChangingEmbedder()
+        self.clock = ManualClock()
+        self.embedder = UniqueRowsEmbedder()
         self.told: list[tuple[State, str]] = []
         shared = SharedCache(store, self.clock, timeout_s=timeout_s, report=lambda *told: self.told.append(told))
         self.cache = Cache(self.clock, max_bytes=0, shared=shared)
@@ -111,13 +154,13 @@ async def test_it_is_bypassed_where_it_does_not_answer_and_comes_back_by_itself(
     assert len(store.asked) == 1 + FAULTS_TO_BYPASS
     assert [(state, WHY in detail) for state, detail in server.told] == [(State.DEGRADED, True)]
     for pause_s in (FIRST_PAUSE_S, 1.0, 2.0, 4.0, LAST_PAUSE_S, LAST_PAUSE_S):
-        asleep, pings = len(server.clock.slept_s), store.pings
-        assert server.clock.slept_s[-1] == pause_s
-        server.clock.pass_s(pause_s)
-        await server.clock.asleep(asleep + 1)
+        asleep, pings = len(server.clock.requested_sleeps_s), store.pings
+        assert server.clock.requested_sleeps_s[-1] == pause_s
+        server.clock.advance(pause_s)
+        await server.clock.wait_for_sleeps(asleep + 1)
         assert store.pings == pings + 1
     store.why, store.hangs = "", False
-    server.clock.pass_s(LAST_PAUSE_S)
+    server.clock.advance(LAST_PAUSE_S)
     await settle()
     assert server.told[1:] == [(State.SERVING, "")]
     assert (await server.ask("known")).cached_rows == 1
@@ -197,3 +240,35 @@ async def test_a_write_that_hangs_holds_up_no_call(store: DictStore) -> None:
     assert (await hanging.ask("a")).cached_rows == 1
     for one in (server, hanging):
         await one.cache.close()
+
+
+entries = st.builds(
+    lambda row, tokens, cut: (np.array(row, "<f4").tobytes(), tokens, cut),
+    st.lists(st.floats(width=32), min_size=WIDTH, max_size=WIDTH),
+    st.none() | st.integers(0, 2**31 - 1),
+    st.booleans(),
+)
+
+
+@given(entries)
+def test_a_value_is_its_entry(entry: Entry) -> None:
+    """Whatever the row, its tokens and its cut, they come back bit for bit."""
+    assert decode_entry(KEY, encode_entry(KEY, entry), WIDTH) == entry
+
+
+@given(entries, st.data())
+def test_a_value_that_was_changed_is_none(entry: Entry, data: st.DataObject) -> None:
+    """A byte that differs, a value cut short or made longer, another key or width: it is ignored."""
+    value = encode_entry(KEY, entry)
+    at, bits = data.draw(st.integers(0, len(value) - 1)), data.draw(st.integers(1, 255))
+    changed = value[:at] + bytes([value[at] ^ bits]) + value[at + 1 :]
+    for broken in (changed, value[:at], value + b"\0"):
+        assert decode_entry(KEY, broken, WIDTH) is None
+    assert decode_entry(KEY[::-1], value, WIDTH) is None
+    assert decode_entry(KEY, value, WIDTH + 1) is None
+
+
+@given(st.binary(max_size=2 * WIDTH * 4))
+def test_garbage_is_none(value: bytes) -> None:
+    """Whatever bytes stand there, they are ignored without an error."""
+    assert decode_entry(KEY, value, WIDTH) is None
