@@ -1,4 +1,4 @@
-"""A model that the test holds and fails, served over gRPC in the test's own process, with or without a queue."""
+"""Serves a GatedModel over gRPC in the process of the test, for tests that inject faults into the model."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -24,116 +24,122 @@ from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
 from tests.support.in_process import ready, serving
 from tests.support.manual_clock import ManualClock
 
-LOOK_S = WATCHDOG_S / CHECKS
-WORDS = {"one": 1, "two": 2, "three": 3, "four": 4}  # of the static folder, with their tokens
+CHECK_INTERVAL_S = WATCHDOG_S / CHECKS
+WORDS = {"one": 1, "two": 2, "three": 3, "four": 4}  # the words of the static folder and their tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of a call: rows of a good one, else code and reason."""
+class Outcome:
+    """Outcome of a call: the rows, or the status code and the reason of the error."""
 
     rows: list[list[float]] | None = None
     code: str = "OK"
     reason: str = ""
 
 
-class Faulty:
-    """The server around the model, and the clock that its watch looks at."""
+class ModelServer:
+    """A server of one model, and the clock of its watchdog.
 
-    def __init__(self, stub: Any, registry: Registry, time: ManualClock, batcher: Batcher | None) -> None:
+    Attributes:
+        stub: The stub of the server.
+        clock: The clock of the server.
+        batcher: The batcher of the model, if it has a queue.
+    """
+
+    def __init__(self, stub: Any, registry: Registry, clock: ManualClock, batcher: Batcher | None) -> None:
         self.stub = stub
-        self.time = time
+        self.clock = clock
         self.batcher = batcher
-        self._served = registry.get("")
+        self._model = registry.get("")
         self._changed = asyncio.Event()
         registry.on_change(self._changed.set)
 
-    async def embed(self, *texts: str, timeout_s: float = 60) -> Answer:
-        """Returns what becomes of an Embed."""
+    async def embed(self, *texts: str, timeout_s: float = 60) -> Outcome:
+        """Returns the outcome of an Embed."""
         try:
             response = await self.stub.Embed(pb.EmbedRequest(texts=texts, normalize=False), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            return Answer(code=error.code().name, reason=_reason(error))
+            return Outcome(code=error.code().name, reason=_reason(error))
         matrix = response.embeddings
-        return Answer(np.frombuffer(matrix.data, "<f4").reshape(matrix.rows, matrix.columns).tolist())
+        return Outcome(np.frombuffer(matrix.data, "<f4").reshape(matrix.rows, matrix.columns).tolist())
 
-    def embedding(self, *texts: str) -> "asyncio.Task[Answer]":
-        """Lets a call begin."""
+    def start_embed(self, *texts: str) -> "asyncio.Task[Outcome]":
+        """Starts an Embed and returns its task."""
         return asyncio.ensure_future(self.embed(*texts))
 
-    async def until(self, state: State) -> str:
-        """Returns the detail once health tells of `state`; both health services have to agree."""
+    async def wait_for_state(self, state: State) -> str:
+        """Waits until both health services report `state`, and returns the detail."""
         async with asyncio.timeout(60):
-            while self._served.health.state is not state:
+            while self._model.health.state is not state:
                 self._changed.clear()
                 await self._changed.wait()
         health = (await self.stub.Health(pb.HealthRequest())).models[0]
         assert health.status == pb.ServingStatus.Value(f"SERVING_STATUS_{state.name}")
         standard = health_pb2_grpc.HealthStub(self.stub.channel)
-        told = await standard.Check(health_pb2.HealthCheckRequest(service="isogloss.v1.EmbeddingService"))
-        ready = state in {State.SERVING, State.DEGRADED}
-        assert told.status == health_pb2.HealthCheckResponse.ServingStatus.Value("SERVING" if ready else "NOT_SERVING")
+        check = await standard.Check(health_pb2.HealthCheckRequest(service="isogloss.v1.EmbeddingService"))
+        expected = "SERVING" if state in {State.SERVING, State.DEGRADED} else "NOT_SERVING"
+        assert check.status == health_pb2.HealthCheckResponse.ServingStatus.Value(expected)
         return str(health.detail)
 
-    async def waiting(self, texts: int) -> None:
-        """Returns once so many texts wait for a thread or are at work."""
-        await soon(lambda: self._served.queued_texts >= texts)
+    async def wait_for_admitted(self, texts: int) -> None:
+        """Waits until at least `texts` texts are admitted: queued, or in inference."""
+        await poll(lambda: self._model.queued_texts >= texts)
 
-    async def in_queue(self, texts: int) -> None:
-        """Returns once so many texts wait in the model's queue."""
-        await soon(lambda: self.batcher is not None and self.batcher.waiting_texts >= texts)
+    async def wait_for_queued(self, texts: int) -> None:
+        """Waits until at least `texts` texts are in the batch queue."""
+        await poll(lambda: self.batcher is not None and self.batcher.waiting_texts >= texts)
 
-    async def look(self, times: int = 1) -> None:
-        """Lets time pass until the watch has looked so often."""
-        for _ in range(times):
-            looks = self.time.requested_sleeps_s.count(LOOK_S)
-            self.time.pass_s(LOOK_S)
-            await soon(lambda before=looks: self.time.requested_sleeps_s.count(LOOK_S) > before)
+    async def run_checks(self, checks: int = 1) -> None:
+        """Advances the clock until the watchdog has made `checks` checks."""
+        for _ in range(checks):
+            before = self.clock.requested_sleeps_s.count(CHECK_INTERVAL_S)
+            self.clock.advance(CHECK_INTERVAL_S)
+            await poll(lambda before=before: self.clock.requested_sleeps_s.count(CHECK_INTERVAL_S) > before)
 
 
-async def soon(condition: Callable[[], bool]) -> None:
-    """Returns once something is so that nothing tells of."""
+async def poll(condition: Callable[[], bool]) -> None:
+    """Waits for a condition that no event announces."""
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
 
 
 def rows_of(*texts: str) -> list[list[float]]:
-    """Returns what the gated model gives for texts of the static folder's words."""
+    """Returns the rows of the gated model for texts of WORDS."""
     tokens = [[WORDS[word] for word in text.split()] for text in texts]
     return [[len(ids), ids[0], sum(ids)] for ids in tokens]
 
 
 @asynccontextmanager
-async def serving_faulty(
+async def serving_model(
     folder: Path, model: Model, *, queued: bool = True, threads: int = 1, tokens: int = 100
-) -> AsyncIterator[Faulty]:
-    """Serves `model` behind the tokenizer of the static folder; where not `queued`, on watched workers."""
-    time, registry = ManualClock(), Registry(["test"])
+) -> AsyncIterator[ModelServer]:
+    """Serves `model` with the tokenizer of the static folder: with a batcher, or else on a watched executor."""
+    clock, registry = ManualClock(), Registry(["test"])
     parts = static.load(model_folder.locate(str(folder)))
     served = registry.get("test")
     report = served.health.report
-    batcher, workers = None, Executor(1)
+    batcher, executor = None, Executor(1)
     if queued:
         batcher = Batcher(
             model,
             dimensions=DIMENSIONS,
             threads=threads,
             max_batch_tokens=tokens,
-            clock=time,
+            clock=clock,
             watchdog_s=WATCHDOG_S,
             report=report,
         )
     else:
-        workers = WatchedExecutor(threads, WATCHDOG_S, time, report)
-    embedder = LocalEmbedder(model, parts.tokenizer, parts.card, {}, workers, time, batcher=batcher, report=report)
-    served.serve(ready(embedder, time))
+        executor = WatchedExecutor(threads, WATCHDOG_S, clock, report)
+    embedder = LocalEmbedder(model, parts.tokenizer, parts.card, {}, executor, clock, batcher=batcher, report=report)
+    served.serve(ready(embedder, clock))
     try:
-        async with serving(registry, time) as stub:
-            yield Faulty(stub, registry, time, batcher)
+        async with serving(registry, clock) as stub:
+            yield ModelServer(stub, registry, clock, batcher)
     finally:
         embedder.close(wait_s=60)
-        workers.close()
+        executor.close()
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

@@ -1,4 +1,4 @@
-"""Batchers that are closed at the end."""
+"""Fixture of the tests of the batcher."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,8 +13,8 @@ from tests.support.manual_clock import ManualClock
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Batcher]]:
-    """Makes batchers that are closed at the end."""
+def make_batcher() -> Iterator[Callable[..., Batcher]]:
+    """Returns a function that makes batchers, which are closed after the test."""
     made: list[Batcher] = []
 
     def batcher(
@@ -39,6 +39,6 @@ def make() -> Iterator[Callable[..., Batcher]]:
         return made[-1]
 
     yield batcher
-    for one in made:
-        one.close(wait_s=60)
-        assert not any(thread.is_alive() for thread in one._threads)
+    for instance in made:
+        instance.close(wait_s=60)
+        assert not any(thread.is_alive() for thread in instance._threads)
