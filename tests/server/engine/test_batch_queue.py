@@ -91,7 +91,9 @@ def test_counts_match_the_texts_that_can_be_taken(data: st.DataObject) -> None:
                 assert all(entry.deadline_s <= now_s for entry in expired)
                 assert not {text.submission for text in taken} & set(expired)
                 expected.subtract(text.submission for text in taken)
-                expected = Counter({entry: texts for entry, texts in expected.items() if texts and entry not in expired})
+                expected = Counter(
+                    {entry: texts for entry, texts in expected.items() if texts and entry not in expired}
+                )
         assert queue.texts == expected.total()
         assert queue.tokens == sum(entry.tokens for entry in expected)
     taken, _ = queue.take(10_000, now_s)

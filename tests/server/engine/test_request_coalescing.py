@@ -1,4 +1,4 @@
-"""What is being computed is waited for, by nobody longer than he wants, and nobody is stranded."""
+"""Request coalescing: calls for a text in flight share its computation, with their own deadlines and errors."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.cached_embedder import CachedEmbedder, UniqueRowsEmbedder, settle
 
-SOON, LATER = Urgency(), Urgency(Priority.BULK)
+BULK = Urgency(Priority.BULK)
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def cached() -> CachedEmbedder:
     return CachedEmbedder(UniqueRowsEmbedder(gated=True))
 
 
-async def test_callers_of_one_text_share_one_computation(cached: CachedEmbedder) -> None:
-    """However many ask for it meanwhile, a text is computed once, and all get the same numbers."""
+async def test_concurrent_calls_for_a_text_share_one_computation(cached: CachedEmbedder) -> None:
+    """A text that several concurrent calls have is computed once, and all receive the same row."""
     calls = [cached.start_call("a", "b"), *(cached.start_call("b", "a") for _ in range(10)), cached.start_call("b")]
     await settle()
     cached.embedder.release(len(calls))
@@ -34,8 +34,8 @@ async def test_callers_of_one_text_share_one_computation(cached: CachedEmbedder)
     assert cached.in_flight == 0
 
 
-async def test_a_call_computes_the_rest_while_it_waits(cached: CachedEmbedder) -> None:
-    """Of texts that another computes, a call asks for the others alone, at once; each waits for the other's part."""
+async def test_a_call_computes_its_other_texts_while_it_waits(cached: CachedEmbedder) -> None:
+    """A call computes at once those of its texts that are not in flight, and awaits the others."""
     first = cached.start_call("a", "b")
     second = cached.start_call("b", "c")
     third = cached.start_call("c", "a")
@@ -48,8 +48,8 @@ async def test_a_call_computes_the_rest_while_it_waits(cached: CachedEmbedder) -
     np.testing.assert_array_equal(rows[2][1], rows[0][0])
 
 
-async def test_who_waits_may_leave_alone(cached: CachedEmbedder) -> None:
-    """A cancelled waiter ends neither the computation nor the wait of others."""
+async def test_a_cancelled_waiter_does_not_affect_others(cached: CachedEmbedder) -> None:
+    """Neither the computation nor the other waiters end when a waiter is cancelled."""
     first, second, third = cached.start_call("a"), cached.start_call("a"), cached.start_call("a")
     await settle()
     second.cancel()
@@ -60,8 +60,8 @@ async def test_who_waits_may_leave_alone(cached: CachedEmbedder) -> None:
     assert len(cached.embedder.calls) == 1
 
 
-async def test_when_the_one_who_computes_leaves_one_takes_over(cached: CachedEmbedder) -> None:
-    """Of those who waited, exactly one computes, as often as it takes; the others wait for that one."""
+async def test_one_waiter_computes_when_the_computing_call_is_cancelled(cached: CachedEmbedder) -> None:
+    """After each cancellation exactly one of the waiters computes, and the others wait for it."""
     calls = [cached.start_call("a") for _ in range(6)]
     await settle()
     for computations in range(1, 5):
@@ -75,11 +75,11 @@ async def test_when_the_one_who_computes_leaves_one_takes_over(cached: CachedEmb
     assert cached.in_flight == 0
 
 
-async def test_a_shorter_deadline_is_the_computing_callers_alone() -> None:
-    """Where the one who computes runs out of time, those who have more of it get their row."""
+async def test_the_deadline_of_the_computing_call_does_not_fail_its_waiters() -> None:
+    """If the computing call expires, waiters with later deadlines receive their row."""
     late = DeadlineExceededError("no time")
 
-    class Impatient(UniqueRowsEmbedder):
+    class Expiring(UniqueRowsEmbedder):
         async def embed(
             self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency, **options: Any
         ) -> Embedded:
@@ -88,7 +88,7 @@ async def test_a_shorter_deadline_is_the_computing_callers_alone() -> None:
                 raise late
             return embedded
 
-    cached = CachedEmbedder(Impatient(gated=True))
+    cached = CachedEmbedder(Expiring(gated=True))
     short = cached.start_call("a", urgency=Urgency(deadline_s=1e8))
     others = [cached.start_call("a") for _ in range(3)]
     await settle()
@@ -99,8 +99,8 @@ async def test_a_shorter_deadline_is_the_computing_callers_alone() -> None:
     assert len(cached.embedder.calls) == 2
 
 
-async def test_a_failure_is_each_callers_own() -> None:
-    """Who computes gets the error itself; who waited computes anew, and after two failures waits for no other."""
+async def test_each_waiter_of_a_failing_text_receives_its_own_error() -> None:
+    """After two failed computations of others, the remaining waiters compute for themselves at the same time."""
     cached = CachedEmbedder(UniqueRowsEmbedder(gated=True, errors={"bad": OSError("broken")}))
     calls = [cached.start_call("bad") for _ in range(10)]
     await settle()
@@ -117,17 +117,17 @@ async def test_a_failure_is_each_callers_own() -> None:
     assert cached.in_flight == 0
 
 
-async def test_what_fails_once_is_there_for_those_who_waited() -> None:
-    """Where the second try works, all who waited for the first one are answered by it."""
+async def test_waiters_of_a_failed_computation_share_the_next_one() -> None:
+    """If the second computation succeeds, all waiters of the first one receive its row."""
 
-    class Once(UniqueRowsEmbedder):
+    class FailingOnce(UniqueRowsEmbedder):
         async def embed(self, *arguments: Any, **options: Any) -> Embedded:
             embedded = await super().embed(*arguments, **options)
             if self.ended == 1:
                 raise OSError("once")
             return embedded
 
-    cached = CachedEmbedder(Once(gated=True))
+    cached = CachedEmbedder(FailingOnce(gated=True))
     first, *others = [cached.start_call("a") for _ in range(5)]
     await settle()
     cached.embedder.release(5)
@@ -137,37 +137,37 @@ async def test_what_fails_once_is_there_for_those_who_waited() -> None:
     assert len(cached.embedder.calls) == 2
 
 
-async def test_another_callers_fault_is_not_mine(cached: CachedEmbedder) -> None:
-    """Who waits for a good text of a call that has a bad one gets its row; who waits for the bad one, its own fault."""
-    faulty = cached.start_call("good", "!!!")
+async def test_a_row_error_affects_only_calls_with_that_text(cached: CachedEmbedder) -> None:
+    """A waiter for a valid text of a call with a row error receives its row; one for the invalid text, the error."""
+    first = cached.start_call("good", "!!!")
     good = cached.start_call("good")
     bad = cached.start_call("new", "good", "!!!")
     await settle()
     cached.embedder.release(20)
-    assert (set((await faulty).row_errors), set((await bad).row_errors)) == ({1}, {2})
+    assert (set((await first).row_errors), set((await bad).row_errors)) == ({1}, {2})
     assert (await good).rows.shape == (1, 16)
 
 
-async def test_interactive_never_waits_for_bulk(cached: CachedEmbedder) -> None:
-    """An INTERACTIVE call computes what BULK is computing already, and later ones, of either kind, wait for it."""
-    bulk = cached.start_call("a", urgency=LATER)
+async def test_interactive_does_not_wait_for_bulk(cached: CachedEmbedder) -> None:
+    """INTERACTIVE computes a text that BULK has in flight; later calls of both priorities wait for INTERACTIVE."""
+    bulk = cached.start_call("a", urgency=BULK)
     await cached.embedder.wait_for_calls(1)
     interactive = cached.start_call("a")
     await cached.embedder.wait_for_calls(2)
-    others = [cached.start_call("a"), cached.start_call("a", urgency=LATER)]
+    others = [cached.start_call("a"), cached.start_call("a", urgency=BULK)]
     await settle()
     assert [urgency.priority for urgency in cached.embedder.urgencies] == [Priority.BULK, Priority.INTERACTIVE]
-    bulk.cancel()  # it ends nothing but itself, though it was first
+    bulk.cancel()  # it was first, but no call waits for it
     await settle()
     cached.embedder.release(1)
     assert len({(await call).rows.tobytes() for call in (interactive, *others)}) == 1
     assert (len(cached.embedder.calls), cached.in_flight) == (2, 0)
 
 
-async def test_bulk_waits_for_both(cached: CachedEmbedder) -> None:
-    """A BULK call waits for what BULK computes, and for what INTERACTIVE does."""
-    first, second = cached.start_call("a", urgency=LATER), cached.start_call("b")
-    third = cached.start_call("a", "b", urgency=LATER)
+async def test_bulk_waits_for_both_priorities(cached: CachedEmbedder) -> None:
+    """A BULK call waits for texts that BULK or INTERACTIVE calls have in flight."""
+    first, second = cached.start_call("a", urgency=BULK), cached.start_call("b")
+    third = cached.start_call("a", "b", urgency=BULK)
     await settle()
     assert len(cached.embedder.calls) == 2
     cached.embedder.release(2)
@@ -175,8 +175,8 @@ async def test_bulk_waits_for_both(cached: CachedEmbedder) -> None:
     np.testing.assert_array_equal((await third).rows, np.concatenate(rows))
 
 
-async def test_a_waiters_own_deadline_ends_its_wait_alone(cached: CachedEmbedder) -> None:
-    """When its time is up a waiter gets DeadlineExceededError, and the computation goes on for the others."""
+async def test_the_deadline_of_a_waiter_ends_only_its_wait(cached: CachedEmbedder) -> None:
+    """An expired waiter gets DeadlineExceededError, and the computation continues for the others."""
     first = cached.start_call("a")
     await settle()
     now_s = SystemClock().monotonic_s()
@@ -186,8 +186,8 @@ async def test_a_waiters_own_deadline_ends_its_wait_alone(cached: CachedEmbedder
     assert (await first).rows.shape == (1, 16)
 
 
-async def test_what_nothing_keeps_is_still_computed_once_at_a_time() -> None:
-    """Rows that memory has no room for reach all who waited for them."""
+async def test_rows_that_are_not_stored_are_still_shared() -> None:
+    """Rows that exceed the limit of the cache reach all waiters."""
     cached = CachedEmbedder(UniqueRowsEmbedder(gated=True), max_bytes=1)
     first, second = cached.start_call("a"), cached.start_call("a")
     await settle()
@@ -197,12 +197,12 @@ async def test_what_nothing_keeps_is_still_computed_once_at_a_time() -> None:
     assert len(cached.embedder.calls) == 2
 
 
-LANES = [Urgency(), Urgency(Priority.BULK)]
+URGENCIES = [Urgency(), BULK]
 TEXTS = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"]
 
 
-class Steady(UniqueRowsEmbedder):
-    """Gives each text a row of its length."""
+class LengthEmbedder(UniqueRowsEmbedder):
+    """Returns a row of its length for each text."""
 
     async def embed(self, texts: Sequence[str], *arguments: Any, **options: Any) -> Embedded:
         """Returns rows float32 [n, d]."""
@@ -214,12 +214,12 @@ class Steady(UniqueRowsEmbedder):
 Calls = list[tuple[list[str], "asyncio.Task[Embedded]"]]
 
 
-async def made(cached: CachedEmbedder, pool: Sequence[str], rng: random.Random) -> Calls:
-    """Returns calls, of which some were cancelled, once all that may go on does."""
+async def start_random_calls(cached: CachedEmbedder, pool: Sequence[str], rng: random.Random) -> Calls:
+    """Starts calls of random texts, cancels some, releases all computations, and returns the calls."""
     calls: Calls = []
     for _ in range(60):
         texts = rng.choices(pool, k=rng.randint(1, 5))
-        calls.append((texts, cached.start_call(*texts, urgency=rng.choice(LANES))))
+        calls.append((texts, cached.start_call(*texts, urgency=rng.choice(URGENCIES))))
         for _ in range(rng.randint(0, 4)):
             await asyncio.sleep(0)
         if rng.random() < 0.3:
@@ -231,14 +231,14 @@ async def made(cached: CachedEmbedder, pool: Sequence[str], rng: random.Random) 
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_no_order_of_events_strands_or_confuses_anybody(seed: int) -> None:
-    """All calls end, each with its texts' rows or with a fault of its own texts, and nothing is left in flight."""
+async def test_every_call_ends_correctly_in_any_order_of_events(seed: int) -> None:
+    """All calls end, with the rows of their texts or an error of their texts, and no text stays in flight."""
     rng = random.Random(seed)
     bad = [*(["bad"] if seed % 3 == 0 else []), *(["!!!"] if seed % 4 == 0 else [])]
     cached = CachedEmbedder(
-        Steady(gated=True, errors={"bad": OSError("broken")}), max_bytes=rng.choice([1, 2000, 1 << 20])
+        LengthEmbedder(gated=True, errors={"bad": OSError("broken")}), max_bytes=rng.choice([1, 2000, 1 << 20])
     )
-    calls = await made(cached, [*TEXTS, *bad], rng)
+    calls = await start_random_calls(cached, [*TEXTS, *bad], rng)
     async with asyncio.timeout(60):
         await asyncio.wait([task for _, task in calls])
     for texts, task in calls:

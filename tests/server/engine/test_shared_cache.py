@@ -1,4 +1,4 @@
-"""The shared cache is asked while it answers in time, believed where its values verify, and never fails a call."""
+"""Shared cache: rows of other servers, values that do not verify, an unavailable store, and the format of values."""
 
 import asyncio
 import logging
@@ -24,65 +24,74 @@ KEY = bytes(range(32))
 
 
 class DictStore:
-    """Values of as many servers as are given it."""
+    """A store in a dict, for any number of servers.
+
+    Attributes:
+        values: The stored values.
+        lookups: The number of keys of each look-up.
+        pings: The number of pings.
+        error: The error of every operation; none if empty.
+        write_error: The error of every value that is written; none if empty.
+        stalls: Whether operations never end.
+    """
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
-        self.asked: list[int] = []  # keys of each look-up
+        self.lookups: list[int] = []
         self.pings = 0
-        self.why = ""  # the error of everything
-        self.refusal = ""  # of every write
-        self.hangs = False
+        self.error = ""
+        self.write_error = ""
+        self.stalls = False
 
     async def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Returns values."""
-        self.asked.append(len(keys))
-        await self._obstacle()
+        """Returns the values of `keys`."""
+        self.lookups.append(len(keys))
+        await self._fail_or_stall()
         return [self.values.get(key) for key in keys]
 
     async def set(self, values: Mapping[bytes, bytes]) -> Sequence[str]:
-        """Keeps values."""
-        await self._obstacle()
-        if self.refusal:
-            return [self.refusal] * len(values)
+        """Stores values; returns one error for each that is rejected."""
+        await self._fail_or_stall()
+        if self.write_error:
+            return [self.write_error] * len(values)
         self.values |= values
         return []
 
     async def ping(self) -> None:
-        """Answers."""
+        """Returns if the store is available."""
         self.pings += 1
-        await self._obstacle()
+        await self._fail_or_stall()
 
     async def close(self) -> None:
-        """Has nothing to close."""
+        """Does nothing."""
 
-    async def _obstacle(self) -> None:
-        if self.why:
-            raise StoreError(self.why)
-        if self.hangs:
+    async def _fail_or_stall(self) -> None:
+        if self.error:
+            raise StoreError(self.error)
+        if self.stalls:
             await asyncio.Event().wait()
 
 
 class Server:
-    """One server's cache before a store, with its own embedder, clock and health."""
+    """The cache of one server with a shared store, and its embedder, clock and reports of health."""
 
     def __init__(self, store: DictStore, *, timeout_s: float = 60.0) -> None:
         self.store = store
         self.clock = ManualClock()
         self.embedder = UniqueRowsEmbedder()
-        self.told: list[tuple[State, str]] = []
-        shared = SharedCache(store, self.clock, timeout_s=timeout_s, report=lambda *told: self.told.append(told))
+        self.reports: list[tuple[State, str]] = []
+        shared = SharedCache(store, self.clock, timeout_s=timeout_s, report=lambda *report: self.reports.append(report))
         self.cache = Cache(self.clock, max_bytes=0, shared=shared)
         self.shared = shared
 
-    async def ask(self, *texts: str) -> Embedded:
-        """Returns what a call gets, once all that it leaves to do is done."""
-        answer = await self.cache.embed(self.embedder, texts, InputType.SIMILARITY, Truncation.END, Urgency())
+    async def embed(self, *texts: str) -> Embedded:
+        """Returns the result of a call after its work in the background is done."""
+        embedded = await self.cache.embed(self.embedder, texts, InputType.SIMILARITY, Truncation.END, Urgency())
         await settle()
-        return answer
+        return embedded
 
     async def start(self) -> "Server":
-        """Begins what goes on in the background."""
+        """Starts the tasks in the background."""
         self.cache.start()
         await settle()
         return self
@@ -101,11 +110,11 @@ def errors(operation: str) -> float:
     return metrics.REGISTRY.get_sample_value("isogloss_cache_shared_errors_total", {"operation": operation}) or 0.0
 
 
-async def test_what_one_server_computed_another_has(store: DictStore) -> None:
-    """Numbers, token counts and truncation come back unaltered, and only what the store lacks is computed."""
+async def test_servers_share_rows(store: DictStore) -> None:
+    """Shared rows have their numbers, token counts and truncation; only texts without a value are computed."""
     one, two = await Server(store).start(), await Server(store).start()
-    first = await one.ask("a", "a text that is cut")
-    again = await two.ask("a text that is cut", "new", "a")
+    first = await one.embed("a", "a text that is cut")
+    again = await two.embed("a text that is cut", "new", "a")
     assert two.embedder.calls == [["new"]]
     np.testing.assert_array_equal(again.rows[[2, 0]], first.rows)
     assert again.token_counts is not None
@@ -115,105 +124,105 @@ async def test_what_one_server_computed_another_has(store: DictStore) -> None:
         await server.cache.close()
 
 
-async def test_a_large_call_asks_in_parts(store: DictStore) -> None:
-    """No look-up is so large that a store that is well could not answer in time."""
+async def test_a_large_call_is_looked_up_in_parts(store: DictStore) -> None:
+    """A look-up has at most LOOKUP_BATCH_ROWS keys, so that it ends within the timeout."""
     server = await Server(store).start()
-    await server.ask(*(f"{n}" for n in range(2 * module.LOOKUP_BATCH_ROWS + 1)))
-    assert store.asked == [module.LOOKUP_BATCH_ROWS, module.LOOKUP_BATCH_ROWS, 1]
+    await server.embed(*(f"{n}" for n in range(2 * module.LOOKUP_BATCH_ROWS + 1)))
+    assert store.lookups == [module.LOOKUP_BATCH_ROWS, module.LOOKUP_BATCH_ROWS, 1]
     await server.cache.close()
 
 
-async def test_values_that_do_not_verify_are_ignored_and_counted(store: DictStore) -> None:
-    """Garbage, another version's values, and those of another key are computed anew, and written over."""
+async def test_values_that_do_not_verify_are_counted_and_replaced(store: DictStore) -> None:
+    """Invalid bytes, values of another version and values of another key are computed again and overwritten."""
     one = await Server(store).start()
-    first = await one.ask("a", "b", "c", "d")
+    first = await one.embed("a", "b", "c", "d")
     keys = list(store.values)
     store.values[keys[0]] = b"garbage"
     store.values[keys[1]] = store.values[keys[1]][:1] + bytes([VERSION + 1]) + store.values[keys[1]][2:]
     store.values[keys[2]] = store.values[keys[3]]
     before, two = counted("shared", "bad"), await Server(store).start()
-    answer = await two.ask("a", "b", "c", "d")
+    answer = await two.embed("a", "b", "c", "d")
     assert two.embedder.calls == [["a", "b", "c"]]
     np.testing.assert_array_equal(answer.rows[3], first.rows[3])
     assert counted("shared", "bad") - before == 3
     three = await Server(store).start()
-    np.testing.assert_array_equal((await three.ask("a", "b", "c", "d")).rows, answer.rows)
+    np.testing.assert_array_equal((await three.embed("a", "b", "c", "d")).rows, answer.rows)
     assert three.embedder.calls == []
     for server in (one, two, three):
         await server.cache.close()
 
 
-@pytest.mark.parametrize("why", ["ConnectionError", ""])
-async def test_it_is_bypassed_where_it_does_not_answer_and_comes_back_by_itself(store: DictStore, why: str) -> None:
-    """After some faults, of an error or of time, nobody asks it and health says so; probes find out when it is well."""
-    server = await Server(store, timeout_s=60.0 if why else 0.001).start()
-    await server.ask("known")
-    store.why, store.hangs = why, not why
+@pytest.mark.parametrize("error", ["ConnectionError", ""])
+async def test_an_unavailable_store_is_bypassed_until_a_probe_succeeds(store: DictStore, error: str) -> None:
+    """After consecutive errors or timeouts the circuit breaker opens and reports DEGRADED; a probe closes it."""
+    server = await Server(store, timeout_s=60.0 if error else 0.001).start()
+    await server.embed("known")
+    store.error, store.stalls = error, not error
     for number in range(FAULTS_TO_BYPASS + 5):
-        await server.ask(f"{number}")
-    assert len(store.asked) == 1 + FAULTS_TO_BYPASS
-    assert [(state, WHY in detail) for state, detail in server.told] == [(State.DEGRADED, True)]
+        await server.embed(f"{number}")
+    assert len(store.lookups) == 1 + FAULTS_TO_BYPASS
+    assert [(state, WHY in detail) for state, detail in server.reports] == [(State.DEGRADED, True)]
     for pause_s in (FIRST_PAUSE_S, 1.0, 2.0, 4.0, LAST_PAUSE_S, LAST_PAUSE_S):
-        asleep, pings = len(server.clock.requested_sleeps_s), store.pings
+        sleeps, pings = len(server.clock.requested_sleeps_s), store.pings
         assert server.clock.requested_sleeps_s[-1] == pause_s
         server.clock.advance(pause_s)
-        await server.clock.wait_for_sleeps(asleep + 1)
+        await server.clock.wait_for_sleeps(sleeps + 1)
         assert store.pings == pings + 1
-    store.why, store.hangs = "", False
+    store.error, store.stalls = "", False
     server.clock.advance(LAST_PAUSE_S)
     await settle()
-    assert server.told[1:] == [(State.SERVING, "")]
-    assert (await server.ask("known")).cached_rows == 1
-    store.why = "ConnectionError"
-    await server.ask("a single fault, as good as before")
-    store.why = ""
-    assert (await server.ask("known")).cached_rows == 1
-    assert len(server.told) == 2
+    assert server.reports[1:] == [(State.SERVING, "")]
+    assert (await server.embed("known")).cached_rows == 1
+    store.error = "ConnectionError"
+    await server.embed("a single failure")
+    store.error = ""
+    assert (await server.embed("known")).cached_rows == 1
+    assert len(server.reports) == 2
     await server.cache.close()
 
 
-async def test_a_single_late_answer_is_nothing(store: DictStore) -> None:
-    """Faults with answers between them keep nobody from asking."""
+async def test_single_failures_do_not_open_the_circuit_breaker(store: DictStore) -> None:
+    """Failures with successes in between do not open the circuit breaker."""
     server = await Server(store).start()
     for number in range(4 * FAULTS_TO_BYPASS):
-        store.why = "TimeoutError" if number % 2 else ""
-        await server.ask(f"{number}")
-    assert len(store.asked) == 4 * FAULTS_TO_BYPASS
-    assert server.told == []
+        store.error = "TimeoutError" if number % 2 else ""
+        await server.embed(f"{number}")
+    assert len(store.lookups) == 4 * FAULTS_TO_BYPASS
+    assert server.reports == []
     await server.cache.close()
 
 
-async def test_a_store_that_is_down_at_the_start_holds_up_nobody(store: DictStore) -> None:
-    """From the start health says that it does not answer, and why, and calls are served without it."""
-    store.why = "AuthenticationError"
+async def test_a_store_that_is_unavailable_at_start_does_not_delay_calls(store: DictStore) -> None:
+    """The cache reports DEGRADED with the cause from the start, and calls are served without the store."""
+    store.error = "AuthenticationError"
     server = await Server(store).start()
-    assert server.told == [(State.DEGRADED, f"{WHY}: AuthenticationError")]
-    assert (await server.ask("a")).cached_rows == 0
-    assert store.asked == []
+    assert server.reports == [(State.DEGRADED, f"{WHY}: AuthenticationError")]
+    assert (await server.embed("a")).cached_rows == 0
+    assert store.lookups == []
     await server.cache.close()
 
 
-async def test_a_store_that_keeps_nothing_is_told_of_once(store: DictStore, caplog: pytest.LogCaptureFixture) -> None:
-    """A full or read-only store is read from, its refusals are counted, and one line says so until it keeps rows."""
+async def test_a_store_that_rejects_writes_is_logged_once(store: DictStore, caplog: pytest.LogCaptureFixture) -> None:
+    """A full or read-only store is still read; rejected writes are counted, and logged once until one succeeds."""
     server = await Server(store).start()
-    store.refusal, before = "OutOfMemoryError", errors("set")
+    store.write_error, before = "OutOfMemoryError", errors("set")
     with caplog.at_level(logging.WARNING):
-        await server.ask("a", "b")
-        await server.ask("c")
-        store.refusal = ""
-        await server.ask("d")
-        store.refusal = "ReadOnlyError"
-        await server.ask("e")
+        await server.embed("a", "b")
+        await server.embed("c")
+        store.write_error = ""
+        await server.embed("d")
+        store.write_error = "ReadOnlyError"
+        await server.embed("e")
     lines = [record.fields["why"] for record in caplog.records]  # type: ignore[attr-defined]
     assert lines == ["OutOfMemoryError", "ReadOnlyError"]
     assert errors("set") - before == 4
-    assert server.told == []
-    assert (await server.ask("d")).cached_rows == 1
+    assert server.reports == []
+    assert (await server.embed("d")).cached_rows == 1
     await server.cache.close()
 
 
-async def test_what_waits_to_be_written_is_bounded(store: DictStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where writing lags, rows are dropped rather than gathered, and counted; what fits is written later."""
+async def test_rows_that_wait_to_be_written_are_bounded(store: DictStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows beyond the limit are dropped and counted; those within it are written later."""
     monkeypatch.setattr(module, "MAX_WAITING_BYTES", 10 * 4 * WIDTH)
     server, before = Server(store), errors("drop")
     entries: dict[bytes, Entry] = {bytes([n]): (bytes(4 * WIDTH), 1, False) for n in range(8)}
@@ -228,37 +237,37 @@ async def test_what_waits_to_be_written_is_bounded(store: DictStore, monkeypatch
     await server.cache.close()
 
 
-async def test_a_write_that_hangs_holds_up_no_call(store: DictStore) -> None:
-    """Calls are answered while nothing is written, and closing ends it."""
+async def test_a_stalled_write_does_not_delay_calls(store: DictStore) -> None:
+    """Calls are served while a write stalls, and closing the cache cancels it."""
     server = await Server(store).start()
-    await server.ask("a")
-    hanging = await Server(store).start()
-    store.hangs = True
-    hanging.shared.put({KEY: (bytes(4 * WIDTH), 1, False)})
+    await server.embed("a")
+    stalled = await Server(store).start()
+    store.stalls = True
+    stalled.shared.put({KEY: (bytes(4 * WIDTH), 1, False)})
     await settle()
-    store.hangs = False
-    assert (await hanging.ask("a")).cached_rows == 1
-    for one in (server, hanging):
+    store.stalls = False
+    assert (await stalled.embed("a")).cached_rows == 1
+    for one in (server, stalled):
         await one.cache.close()
 
 
-entries = st.builds(
-    lambda row, tokens, cut: (np.array(row, "<f4").tobytes(), tokens, cut),
+ENTRIES = st.builds(
+    lambda row, tokens, truncated: (np.array(row, "<f4").tobytes(), tokens, truncated),
     st.lists(st.floats(width=32), min_size=WIDTH, max_size=WIDTH),
     st.none() | st.integers(0, 2**31 - 1),
     st.booleans(),
 )
 
 
-@given(entries)
-def test_a_value_is_its_entry(entry: Entry) -> None:
-    """Whatever the row, its tokens and its cut, they come back bit for bit."""
+@given(ENTRIES)
+def test_an_entry_survives_encoding(entry: Entry) -> None:
+    """A row, its token count and its truncation are decoded bit for bit."""
     assert decode_entry(KEY, encode_entry(KEY, entry), WIDTH) == entry
 
 
-@given(entries, st.data())
-def test_a_value_that_was_changed_is_none(entry: Entry, data: st.DataObject) -> None:
-    """A byte that differs, a value cut short or made longer, another key or width: it is ignored."""
+@given(ENTRIES, st.data())
+def test_an_altered_value_is_rejected(entry: Entry, data: st.DataObject) -> None:
+    """A value with a different byte, length, key or width decodes to None."""
     value = encode_entry(KEY, entry)
     at, bits = data.draw(st.integers(0, len(value) - 1)), data.draw(st.integers(1, 255))
     changed = value[:at] + bytes([value[at] ^ bits]) + value[at + 1 :]
@@ -269,6 +278,6 @@ def test_a_value_that_was_changed_is_none(entry: Entry, data: st.DataObject) -> 
 
 
 @given(st.binary(max_size=2 * WIDTH * 4))
-def test_garbage_is_none(value: bytes) -> None:
-    """Whatever bytes stand there, they are ignored without an error."""
+def test_random_bytes_are_rejected(value: bytes) -> None:
+    """Any other bytes decode to None without an error."""
     assert decode_entry(KEY, value, WIDTH) is None
