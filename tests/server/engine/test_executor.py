@@ -1,4 +1,4 @@
-"""The threads that heavy work runs on."""
+"""Executor: the thread that runs work, cancellation, errors, and the end."""
 
 import asyncio
 import threading
@@ -12,58 +12,78 @@ from tests.support.gated_model import WATCHDOG_S
 from tests.support.manual_clock import ManualClock
 
 
-def plain() -> Executor:
+def plain_executor() -> Executor:
     return Executor(1)
 
 
-def watched() -> Executor:
+def watched_executor() -> Executor:
     return WatchedExecutor(1, WATCHDOG_S, ManualClock(), ignore_report)
 
 
-KINDS = pytest.mark.parametrize("make", [plain, watched])
+KINDS = pytest.mark.parametrize("make_executor", [plain_executor, watched_executor])
 
 
 @KINDS
-async def test_closing_waits_for_nothing(make: Callable[[], Executor]) -> None:
-    """A piece of work that has begun does not hold the end."""
-    began, go_on = threading.Event(), threading.Event()
+async def test_closing_does_not_wait_for_running_work(make_executor: Callable[[], Executor]) -> None:
+    """`close` returns while work runs, and the work still returns its result to its caller."""
+    began, released = threading.Event(), threading.Event()
 
     def work() -> None:
         began.set()
-        go_on.wait(60)
+        released.wait(60)
 
-    workers = make()
-    piece = asyncio.ensure_future(workers.run(work))
+    executor = make_executor()
+    task = asyncio.ensure_future(executor.run(work))
     await asyncio.get_running_loop().run_in_executor(None, began.wait, 60)
-    workers.close()
-    assert not piece.done()
-    go_on.set()
-    await piece
+    executor.close()
+    assert not task.done()
+    released.set()
+    await task
 
 
 @KINDS
-async def test_who_is_cancelled_waits_no_more(make: Callable[[], Executor]) -> None:
-    """A caller that gives up is cancelled at once, and its work is not begun where it had to wait."""
-    began, go_on, ran = threading.Event(), threading.Event(), []
-    workers = make()
-    first = asyncio.ensure_future(workers.run(lambda: (began.set(), go_on.wait(60))))
-    second = asyncio.ensure_future(workers.run(lambda: ran.append(2)))
+async def test_a_cancelled_caller_stops_waiting_and_its_queued_work_is_dropped(
+    make_executor: Callable[[], Executor],
+) -> None:
+    """A cancelled caller returns at once; its work is not run if it was queued."""
+    began, released, ran = threading.Event(), threading.Event(), []
+    executor = make_executor()
+    first = asyncio.ensure_future(executor.run(lambda: (began.set(), released.wait(60))))
+    second = asyncio.ensure_future(executor.run(lambda: ran.append(2)))
     await asyncio.get_running_loop().run_in_executor(None, began.wait, 60)
     for call in (first, second):
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    go_on.set()
-    await workers.run(lambda: ran.append(3))
+    released.set()
+    await executor.run(lambda: ran.append(3))
     assert ran == [3]
-    workers.close()
+    executor.close()
 
 
 @KINDS
-async def test_what_work_raises_reaches_its_caller(make: Callable[[], Executor]) -> None:
-    """An error of the work is its caller's, and the thread goes on."""
-    workers = make()
+async def test_an_error_of_work_is_raised_in_its_caller(make_executor: Callable[[], Executor]) -> None:
+    """The caller receives the error, and the thread runs later work."""
+    executor = make_executor()
     with pytest.raises(ZeroDivisionError):
-        await workers.run(lambda: 1 / 0)
-    assert await workers.run(lambda: 5) == 5
-    workers.close()
+        await executor.run(lambda: 1 / 0)
+    assert await executor.run(lambda: 5) == 5
+    executor.close()
+
+
+@KINDS
+async def test_small_work_runs_on_the_event_loop_and_large_work_on_a_thread(
+    make_executor: Callable[[], Executor],
+) -> None:
+    """`run_if_large` runs work of up to `inline_size` on the calling thread, and larger work on another one."""
+
+    def work(value: str, *, suffix: str) -> tuple[str, int]:
+        return value + suffix, threading.get_ident()
+
+    executor = make_executor()
+    small = await executor.run_if_large(10, 10, work, "a", suffix="b")
+    large, thread = await executor.run_if_large(11, 10, work, "c", suffix="d")
+    executor.close()
+    assert small == ("ab", threading.get_ident())
+    assert large == "cd"
+    assert thread != threading.get_ident()
