@@ -1,4 +1,4 @@
-"""File descriptors used up."""
+"""A server without free file descriptors."""
 
 import contextlib
 from pathlib import Path
@@ -10,19 +10,19 @@ from tests.support.server_process import ServerProcess, python_with_limits
 DESCRIPTORS = 64
 
 
-def test_when_descriptors_are_used_up_those_inside_are_served(tmp_path: Path) -> None:
-    """With none left, who is connected is answered, health too, and who comes waits until some are free again."""
+def test_open_connections_are_served_without_free_descriptors(tmp_path: Path) -> None:
+    """Without free descriptors, open connections are served, and new ones wait until descriptors are free."""
     with ServerProcess(python=python_with_limits(tmp_path, f"-n {DESCRIPTORS}")) as server:
-        inside = Observer(server)
-        before = inside.held()
+        observer = Observer(server)
+        before = observer.held()
         with contextlib.ExitStack() as stack:
             for _ in range(2 * DESCRIPTORS):
                 stack.enter_context(RawCaller(server.address))
-            inside.until(lambda _: inside.held().descriptors >= DESCRIPTORS)
+            observer.until(lambda _: observer.held().descriptors >= DESCRIPTORS)
             for _ in range(50):
-                inside.check_answers()
-        inside.check_freed(before)
-        later = Observer(server)  # a new connection, which asserts that it is answered
+                observer.check_answers()
+        observer.check_freed(before)
+        later = Observer(server)  # opens a connection and asserts that it is served
         later.close()
-        inside.close()
+        observer.close()
         assert server.stop() == 0
