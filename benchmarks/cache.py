@@ -13,13 +13,14 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.cache import Cache, entries_of, keys_of
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.cache import Cache, cache_keys, to_entries
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.engine.shared_cache import WRITE_BATCH_ROWS, Entry, SharedCache, Store, encode_entry
 from isogloss_server.models import model_folder
-from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 from isogloss_server.models.static import load
 
 from benchmarks.bundled import sample
@@ -29,7 +30,7 @@ from benchmarks.report import spread
 TEXTS = 256  # of a call
 ROOM = 64 * 1024**2  # the default
 MINILM = 384  # columns
-MANNER = Role.SIMILARITY, Truncation.END, Urgency()
+MANNER = InputType.SIMILARITY, Truncation.END, Urgency()
 
 
 class NoTime:
@@ -39,7 +40,13 @@ class NoTime:
         self.card = ModelCard(backend="none", space_id="none", dimensions=(columns,), max_tokens=128)
         self._rows = np.random.default_rng(0).standard_normal((TEXTS, columns)).astype(np.float32)
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:  # noqa: ARG002
+    async def embed(
+        self,
+        texts: Sequence[str],
+        input_type: InputType,  # noqa: ARG002
+        truncation: Truncation,  # noqa: ARG002
+        urgency: Urgency,  # noqa: ARG002
+    ) -> Embedded:
         """Returns rows float32 [n, columns]."""
         n = len(texts)
         return Embedded(rows=self._rows[:n], token_counts=np.full(n, 20), total_tokens=20 * n)
@@ -85,7 +92,7 @@ async def in_redis(columns: int, calls: Sequence[Sequence[str]], rounds: int) ->
     if binary() is None:
         return "redis-server is not installed"
     found, embedder = [], NoTime(columns)
-    rows = entries_of(await embedder.embed(calls[0], *MANNER))
+    rows = to_entries(await embedder.embed(calls[0], *MANNER))
     with RedisServer() as redis:
         store = RedisStore(redis.url, prefix="", ttl_s=1000)
         shared = SharedCache(store, SystemClock(), timeout_s=1.0, report=lambda _state, why: print(why))
@@ -94,7 +101,7 @@ async def in_redis(columns: int, calls: Sequence[Sequence[str]], rounds: int) ->
         await store.ping()  # it is connected
         for number in range(rounds):
             texts, figures = calls[number % len(calls)], {}
-            keys = keys_of(texts, embedder.card, *MANNER[:2])
+            keys = cache_keys(texts, embedder.card, *MANNER[:2])
             redis.client.flushall()
             for name, work in (
                 ("miss", lambda texts=texts: cache.embed(embedder, texts, *MANNER)),
@@ -123,7 +130,7 @@ async def measure(rounds: int) -> dict[str, Any]:
     texts = list(dict.fromkeys(sample()))
     calls = [texts[first : first + TEXTS] for first in range(0, len(texts) - TEXTS + 1, TEXTS)]
     parts = load(model_folder.locate(model_folder.BUNDLED))
-    with closing(Workers(2)) as workers:
+    with closing(Executor(2)) as workers:
         bundled = LocalEmbedder(parts.model, parts.tokenizer, parts.card, parts.prompts, workers, SystemClock())
         of_bundled = await in_memory(bundled, calls, rounds)
         singles = await in_memory(bundled, [[text] for text in texts], 4 * rounds)

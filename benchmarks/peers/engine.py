@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 import uvloop
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import factory
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.executor import Workers
-from isogloss_server.models.interfaces import Role, Rows, Truncation, Urgency
+from isogloss_server.engine.executor import Executor
+from isogloss_server.models.interfaces import Rows, Urgency
 from isogloss_server.settings.declarations import Settings
 
 from benchmarks.peers.in_process import Concurrent
@@ -21,7 +22,7 @@ from benchmarks.turns import obey
 async def main(folder: str, precision: str, threads: int) -> None:
     """Drives the engine until the runner has no more orders."""
     settings = Settings.model_validate({"precision": precision, "inference_threads": threads})
-    workers = Workers(settings.worker_threads)
+    workers = Executor(settings.worker_threads)
     try:
         ready = factory.load(folder, settings, workers, SystemClock())
         gc.collect()
@@ -29,7 +30,7 @@ async def main(folder: str, precision: str, threads: int) -> None:
 
         async def embed(texts: Sequence[str]) -> Rows:
             """Returns what the engine's Embedder gives."""
-            return (await ready.embedder.embed(texts, Role.SIMILARITY, Truncation.END, Urgency())).rows
+            return (await ready.embedder.embed(texts, InputType.SIMILARITY, Truncation.END, Urgency())).rows
 
         await obey(Concurrent(embed))
     finally:

@@ -73,7 +73,7 @@ def test_every_argument_arrives(client: Client, script: Script) -> None:
 
 
 def test_nearest_asks_for_k_and_min_score(client: Client, script: Script) -> None:
-    """Queries and candidates are embedded for their roles, and absent min_score stays absent."""
+    """Queries and candidates are embedded with their input types, and absent min_score stays absent."""
     client.nearest("a", ["b"], k=3, min_score=-0.5)
     client.nearest("a", ["b"])
     first, second = script.requests("Similarity")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss_server.engine import local_embedder
-from isogloss_server.engine.monitoring import FAILURES, LOOKS
+from isogloss_server.engine.monitoring import CHECKS, FAILURES
 from isogloss_server.models.interfaces import Rows, State
 
 from tests.support.faulty import Answer, rows_of, serving_faulty
@@ -73,7 +73,7 @@ async def test_a_model_that_hangs_makes_nobody_wait(static_folder: Path, *, queu
         await model.next_batch()
         calls += [server.embedding("two", "three") for _ in range(3)]
         await server.waiting(7)
-        await server.look(LOOKS)
+        await server.look(CHECKS)
         assert await server.until(State.SERVING) == ""
         await server.look()
         assert await asyncio.gather(*calls) == [STUCK] * 4
@@ -94,7 +94,7 @@ async def test_one_thread_that_hangs_leaves_the_others(static_folder: Path, *, q
     async with serving_faulty(static_folder, model, queued=queued, threads=2) as server:
         stuck = server.embedding("one")
         await model.next_batch()
-        await server.look(LOOKS + 1)
+        await server.look(CHECKS + 1)
         assert await stuck == STUCK
         assert await server.until(State.DEGRADED) == "1 of 2 threads did not come to an end within 80 s"
         for text in ("two", "three two", "two"):
@@ -110,7 +110,7 @@ async def test_batches_that_take_their_time_do_not_hang(static_folder: Path) -> 
         for _ in range(3):
             call = server.embedding("one")
             await model.next_batch()
-            await server.look(LOOKS)
+            await server.look(CHECKS)
             model.go()
             assert good(await call, "one")
             assert await server.until(State.SERVING) == ""
@@ -122,7 +122,7 @@ async def test_a_clock_that_leaps_makes_nothing_hang(static_folder: Path) -> Non
     async with serving_faulty(static_folder, model) as server:
         call = server.embedding("one")
         await model.next_batch()
-        for _ in range(LOOKS // 2):
+        for _ in range(CHECKS // 2):
             server.time.pass_s(3600)
             await server.look()
         assert await server.until(State.SERVING) == ""

@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["isogloss_server"]):
     from google.protobuf.message import DecodeError
     from isogloss.v1 import embedding_pb2 as pb
     from isogloss_server.clock import SystemClock
-    from isogloss_server.engine.executor import Workers
+    from isogloss_server.engine.executor import Executor
     from isogloss_server.engine.pipeline import Pipeline
     from isogloss_server.engine.registry import Registry
     from isogloss_server.errors import DomainError
@@ -33,7 +33,7 @@ class Target:
     """A pipeline without a wire."""
 
     def __init__(self, counts: Counts) -> None:
-        settings, clock, workers = Settings(), SystemClock(), Workers(1)
+        settings, clock, workers = Settings(), SystemClock(), Executor(1)
         self._counts = counts
         self._registry = Registry(["isogloss-static"])
         self._pipeline = Pipeline(self._registry, workers, clock)
@@ -68,11 +68,11 @@ class Target:
             self._counts.add(error.reason)
 
     async def _embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        job = codec.to_embed_job(request, math.inf, patient=False)
+        job = codec.to_embed_request(request, math.inf, patient=False)
         return codec.to_embed_response(await self._pipeline.embed(job))
 
     async def _similarity(self, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
-        job = codec.to_similarity_job(request, math.inf)
+        job = codec.to_similarity_request(request, math.inf)
         return codec.to_similarity_response(await self._pipeline.similarity(job))
 
 

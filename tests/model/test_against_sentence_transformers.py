@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder, static
-from isogloss_server.models.interfaces import Truncation
 
 pytestmark = pytest.mark.sentence_transformers
 

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder
-from isogloss_server.models.interfaces import Rows, Truncation
+from isogloss_server.models.interfaces import Rows
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.openvino import loader as packed
 

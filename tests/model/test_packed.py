@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isogloss_server.models.interfaces import TokenBatch, Truncation
+from isogloss.wire.enums import Truncation
+from isogloss_server.models.interfaces import TokenBatch
 from isogloss_server.models.openvino import loader as packed
 from isogloss_server.models.openvino import numpy_reference
 from safetensors.numpy import load_file, save_file

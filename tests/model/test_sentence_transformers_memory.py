@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder, sentence_transformers
-from isogloss_server.models.interfaces import Truncation
 
 from tests.support.library_folders import bert
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import model_folder, parity, sentence_transformers
-from isogloss_server.models.interfaces import Rows, TokenBatch, Truncation
+from isogloss_server.models.interfaces import Rows, TokenBatch
 from isogloss_server.models.layout import LoadedModel
 
 from tests.support.library_folders import (

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server import factory
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.executor import Workers
-from isogloss_server.engine.registry import Ready
+from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.registry import ReadyModel
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
 from isogloss_server.models import model_folder
-from isogloss_server.models.interfaces import Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Urgency
 from isogloss_server.settings.declarations import Settings
 from safetensors.numpy import load_file, save_file
 
@@ -29,9 +30,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ready(path: Path) -> Iterator[Ready]:
+def ready(path: Path) -> Iterator[ReadyModel]:
     """The same, loaded."""
-    workers = Workers(1)
+    workers = Executor(1)
     loaded = factory.load(str(path), SETTINGS, workers, SystemClock())
     yield loaded
     loaded.embedder.close()
@@ -39,11 +40,11 @@ def ready(path: Path) -> Iterator[Ready]:
 
 
 @pytest.mark.parametrize("priority", Priority)
-async def test_a_folder_is_loaded_checked_and_answers(ready: Ready, priority: Priority) -> None:
+async def test_a_folder_is_loaded_checked_and_answers(ready: ReadyModel, priority: Priority) -> None:
     """What is loaded gives each text its vector, in order, whatever else is asked with it."""
     texts = ["Good morning", "Buenos días", "Good morning", "x " * 300]
-    embedded = await ready.embedder.embed(texts, Role.QUERY, Truncation.END, Urgency(priority))
-    alone = await ready.embedder.embed(texts[1:2], Role.QUERY, Truncation.END, Urgency())
+    embedded = await ready.embedder.embed(texts, InputType.QUERY, Truncation.END, Urgency(priority))
+    alone = await ready.embedder.embed(texts[1:2], InputType.QUERY, Truncation.END, Urgency())
     assert embedded.rows.shape == (4, 24)
     assert embedded.truncated_rows == (3,)
     np.testing.assert_array_equal(embedded.rows[0], embedded.rows[2])
@@ -55,7 +56,7 @@ def test_what_a_library_raises_is_one_line(path: Path) -> None:
     config = path / "2_Dense" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"out_features": "many"}))
     with pytest.raises(ModelFilesError, match=r"cannot be loaded: ValueError: invalid literal"):
-        factory.load(str(path), SETTINGS, Workers(1), SystemClock())
+        factory.load(str(path), SETTINGS, Executor(1), SystemClock())
 
 
 def test_damaged_weights_are_not_served(path: Path) -> None:
@@ -64,7 +65,7 @@ def test_damaged_weights_are_not_served(path: Path) -> None:
     tensors["encoder.layer.1.output.dense.bias"][3] = np.nan
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(ModelFilesError, match="damaged"):
-        factory.load(str(path), SETTINGS, Workers(1), SystemClock())
+        factory.load(str(path), SETTINGS, Executor(1), SystemClock())
 
 
 def test_known_vectors_find_a_wrong_pooling(path: Path) -> None:
@@ -73,10 +74,10 @@ def test_known_vectors_find_a_wrong_pooling(path: Path) -> None:
     text = "Where is the station?"
     vector = parts.model.forward(parts.tokenizer.encode([text], Truncation.END).batch)[0].tolist()
     (path / "isogloss.json").write_text(json.dumps({"probes": [{"text": text, "vector": vector}]}))
-    factory.load(str(path), SETTINGS, Workers(1), SystemClock()).embedder.close()
+    factory.load(str(path), SETTINGS, Executor(1), SystemClock()).embedder.close()
     (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     with pytest.raises(ModelFilesError, match="differ from the known vectors"):
-        factory.load(str(path), SETTINGS, Workers(1), SystemClock())
+        factory.load(str(path), SETTINGS, Executor(1), SystemClock())
 
 
 def test_the_backend_that_was_asked_for_is_the_only_one_tried(path: Path) -> None:
@@ -84,4 +85,4 @@ def test_the_backend_that_was_asked_for_is_the_only_one_tried(path: Path) -> Non
     config = path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mpnet"}))
     with pytest.raises(UnsupportedModelError, match="model_type 'mpnet'"):
-        factory.load(str(path), SETTINGS.model_copy(update={"backend": "openvino"}), Workers(1), SystemClock())
+        factory.load(str(path), SETTINGS.model_copy(update={"backend": "openvino"}), Executor(1), SystemClock())

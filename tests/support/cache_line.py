@@ -2,9 +2,10 @@
 
 import asyncio
 
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import Cache
-from isogloss_server.models.interfaces import Embedded, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.changing_embedder import ChangingEmbedder
 
@@ -20,7 +21,7 @@ class Line:
 
     def ask(self, *texts: str, urgency: Urgency = SOON) -> "asyncio.Task[Embedded]":
         """Begins a call."""
-        asked = self.cache.embed(self.embedder, texts, Role.SIMILARITY, Truncation.END, urgency)
+        asked = self.cache.embed(self.embedder, texts, InputType.SIMILARITY, Truncation.END, urgency)
         return asyncio.create_task(asked)  # type: ignore[arg-type]  # it is a coroutine
 
     @property

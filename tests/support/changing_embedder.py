@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.errors import RowFaults, TextWithoutTokensError
-from isogloss_server.models.interfaces import Embedded, ModelCard, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
 
 CARD = ModelCard(backend="test", space_id="s-test", dimensions=(16, 8), max_tokens=10)
 
@@ -37,7 +38,9 @@ class ChangingEmbedder:
         self._permits = asyncio.Semaphore(0)
         self._began = asyncio.Condition()
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns rows float32 [n, d]."""
         self.calls.append(list(texts))
         self.urgencies.append(urgency)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isogloss_server.models.interfaces import Embedded, Role, Truncation, Urgency
+from isogloss.wire.enums import InputType, Truncation
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.in_process import CARD, CountingEmbedder
 
@@ -16,7 +17,9 @@ class Cutting(CountingEmbedder):
         self.asked: list[Truncation] = []
         self.card = replace(CARD, truncations=offered)
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns rows float32 [n, 4]."""
         self.asked.append(truncation)
-        return await super().embed(texts, role, truncation, urgency)
+        return await super().embed(texts, input_type, truncation, urgency)

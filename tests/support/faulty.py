@@ -13,10 +13,10 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.executor import WatchedWorkers, Workers
+from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.monitoring import LOOKS, from_threads
-from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.monitoring import CHECKS, from_threads
+from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Model, State
 
@@ -24,7 +24,7 @@ from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
 from tests.support.in_process import LIMITS, serving
 from tests.support.own_time import OwnTime
 
-LOOK_S = WATCHDOG_S / LOOKS
+LOOK_S = WATCHDOG_S / CHECKS
 WORDS = {"one": 1, "two": 2, "three": 3, "four": 4}  # of the static folder, with their tokens
 
 
@@ -113,7 +113,7 @@ async def serving_faulty(
     parts = static.load(model_folder.locate(str(folder)))
     served = registry.get("test")
     reporter = from_threads(served.reporter, asyncio.get_running_loop())
-    batcher, workers = None, Workers(1)
+    batcher, workers = None, Executor(1)
     if queued:
         batcher = Batcher(
             model,
@@ -125,9 +125,9 @@ async def serving_faulty(
             reporter=reporter,
         )
     else:
-        workers = WatchedWorkers(threads, WATCHDOG_S, time, reporter("workers"))
+        workers = WatchedExecutor(threads, WATCHDOG_S, time, reporter("workers"))
     embedder = LocalEmbedder(model, parts.tokenizer, parts.card, {}, workers, time, batcher=batcher, reporter=reporter)
-    served.serve(Ready(embedder, LIMITS))
+    served.serve(ReadyModel(embedder, LIMITS))
     try:
         async with serving(registry, time) as stub:
             yield Faulty(stub, registry, time, batcher)

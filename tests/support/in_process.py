@@ -7,14 +7,15 @@ from typing import Any
 import grpc
 import numpy as np
 from isogloss.v1 import embedding_pb2_grpc
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
-from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.engine.request import Limits
 from isogloss_server.errors import RowFaults, TextWithoutTokensError
-from isogloss_server.models.interfaces import Embedded, ModelCard, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings.declarations import Settings
 
@@ -31,7 +32,9 @@ class CountingEmbedder:
 
     card = CARD
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns rows float32 [n, 4]."""
         self.calls.append(list(texts))
         self._before()
@@ -48,7 +51,7 @@ class CountingEmbedder:
 def ready_registry(embedder: CountingEmbedder, *, bulk_jobs: int = 1) -> Registry:
     """Returns a registry that serves the embedder as model "test"."""
     registry = Registry(["test"])
-    registry.get("test").serve(Ready(embedder, LIMITS, bulk_jobs))
+    registry.get("test").serve(ReadyModel(embedder, LIMITS, bulk_jobs))
     return registry
 
 
@@ -57,7 +60,7 @@ async def serving_until(
     registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
     """Serves a registry on a free port; gives the stub (its channel as `stub.channel`) and what stops the server."""
-    clock, workers = clock or SystemClock(), Workers(2)
+    clock, workers = clock or SystemClock(), Executor(2)
     server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock, cache), workers, clock)
     port = await server.start()
     try:

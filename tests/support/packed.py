@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder
-from isogloss_server.models.interfaces import Rows, TokenBatch, Truncation
+from isogloss_server.models.interfaces import Rows, TokenBatch
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.openvino import loader as packed
 

@@ -17,7 +17,7 @@ import pytest
 import trustme
 from google.rpc import error_details_pb2, status_pb2
 from isogloss_server import factory
-from isogloss_server.engine.registry import Ready, Registry, ServedModel
+from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.engine.request import Limits
 from isogloss_server.models.providers import catalog
 from isogloss_server.models.providers.embedder import ProviderEmbedder, ProviderLimits
@@ -89,7 +89,7 @@ async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) 
         report=model.reporter("provider"),
         jitter=lambda: JITTER,
     )
-    model.serve(Ready(embedder, LIMITS, bulk_jobs=32))
+    model.serve(ReadyModel(embedder, LIMITS, bulk_jobs=32))
     try:
         async with serving(registry, clock) as stub:
             yield Remote(embedder, model, stub)

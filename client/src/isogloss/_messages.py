@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from isogloss._arguments import AllPairs, CompareArguments, EmbedArguments, Nearest, Pairwise, Shape, TextSide
 from isogloss._failures import code_name, from_status, read_details
-from isogloss.enums import ElementType, InputType, Metric, Priority, ServingStatus, Truncation
+from isogloss.enums import ElementType, ServingStatus, Truncation
 from isogloss.errors import InternalError, IsoglossError
 from isogloss.results import (
     Comparison,
@@ -27,15 +26,8 @@ from isogloss.results import (
     read_only,
 )
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import to_number
 
-PREFIXES: dict[type[StrEnum], tuple[Any, str]] = {
-    ElementType: (pb.ElementType, "ELEMENT_TYPE_"),
-    InputType: (pb.InputType, "INPUT_TYPE_"),
-    Metric: (pb.Metric, "METRIC_"),
-    Priority: (pb.Priority, "PRIORITY_"),
-    ServingStatus: (pb.ServingStatus, "SERVING_STATUS_"),
-    Truncation: (pb.Truncation, "TRUNCATION_"),
-}
 DTYPES: Mapping[ElementType, np.dtype[Any]] = MappingProxyType(
     {
         ElementType.FLOAT32: np.dtype("<f4"),
@@ -48,32 +40,6 @@ DTYPES: Mapping[ElementType, np.dtype[Any]] = MappingProxyType(
 )
 PACKED = frozenset({ElementType.UBINARY, ElementType.BINARY})  # eight columns to a byte
 SCALED = frozenset({ElementType.INT8, ElementType.UINT8})
-
-
-Word = TypeVar("Word", bound=StrEnum)
-
-
-def _numbers(kind: type[StrEnum]) -> dict[int, StrEnum]:
-    enum, prefix = PREFIXES[kind]
-    return {number: kind[name.removeprefix(prefix)] for name, number in enum.items() if number}
-
-
-WORDS = {kind: _numbers(kind) for kind in PREFIXES}
-
-
-# By kind, for words of two enums may be spelt alike, and then are equal.
-NUMBERS = {kind: {word: number for number, word in words.items()} for kind, words in WORDS.items()}
-
-
-def number(word: StrEnum | None) -> Any:
-    """Returns the contract's number of `word`, 0 of None; Any, for each enum's numbers are a type of their own."""
-    return 0 if word is None else NUMBERS[type(word)][word]
-
-
-def known(kind: type[Word], value: int) -> Word | None:
-    """Returns the word of the contract's number `value`, None where a newer server has one that is unknown here."""
-    found = WORDS[kind].get(value)
-    return found if isinstance(found, kind) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +61,7 @@ def to_matrix(array: NDArray[np.float32]) -> pb.Matrix:
     """Returns float32 [n, d] as a message."""
     rows, columns = array.shape
     data = array.astype("<f4", copy=False).tobytes()
-    return pb.Matrix(data=data, rows=rows, columns=columns, element_type=number(ElementType.FLOAT32))
+    return pb.Matrix(data=data, rows=rows, columns=columns, element_type=ElementType.FLOAT32.number)
 
 
 def from_matrix(matrix: pb.Matrix, rows: int) -> Elements:
@@ -105,7 +71,7 @@ def from_matrix(matrix: pb.Matrix, rows: int) -> Elements:
         InternalError: The parts of the matrix disagree, or it has not the `rows` that were asked for; joining or
             indexing it would give one text the vector of another (reason BAD_ANSWER).
     """
-    element_type = known(ElementType, matrix.element_type or number(ElementType.FLOAT32))
+    element_type = ElementType.from_number(matrix.element_type or ElementType.FLOAT32.number)
     if element_type is None:
         raise bad_answer(f"vectors of the unknown element type {matrix.element_type}")
     width = row_bytes(element_type, matrix.columns)
@@ -130,12 +96,12 @@ def embed_request(arguments: EmbedArguments, texts: Sequence[str]) -> pb.EmbedRe
     return pb.EmbedRequest(
         texts=texts,
         model=arguments.model,
-        input_type=number(arguments.input_type),
+        input_type=arguments.input_type.number,
         dimensions=arguments.dimensions,
-        element_type=number(arguments.element_type),
-        truncation=number(arguments.truncation),
+        element_type=arguments.element_type.number,
+        truncation=to_number(arguments.truncation),
         normalize=arguments.normalize,
-        priority=number(arguments.priority),
+        priority=arguments.priority.number,
         allow_partial=arguments.allow_partial,
         space_id=arguments.space_id,
     )
@@ -158,10 +124,10 @@ def similarity_request(
         queries=_items(queries),
         candidates=None if candidates is None else _items(candidates),
         model=arguments.model,
-        metric=number(arguments.metric),
+        metric=arguments.metric.number,
         dimensions=arguments.dimensions,
-        truncation=number(arguments.truncation),
-        priority=number(arguments.priority),
+        truncation=to_number(arguments.truncation),
+        priority=arguments.priority.number,
         all_pairs=pb.AllPairs() if isinstance(shape, AllPairs) else None,
         pairwise=pb.Pairwise() if isinstance(shape, Pairwise) else None,
         nearest=pb.Nearest(k=shape.k, min_score=shape.min_score) if isinstance(shape, Nearest) else None,
@@ -181,7 +147,7 @@ def models_request() -> pb.ListModelsRequest:
 def _items(side: TextSide | Vectors) -> pb.Items:
     if isinstance(side, Vectors):
         return pb.Items(vectors=pb.VectorList(vectors=to_matrix(side.array), space_id=side.space_id))
-    return pb.Items(texts=pb.TextList(texts=side.texts, input_type=number(side.input_type)))
+    return pb.Items(texts=pb.TextList(texts=side.texts, input_type=side.input_type.number))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -270,7 +236,7 @@ def _model(entry: pb.ModelInfo) -> ModelInfo:
         max_pairs=entry.max_pairs,
         languages=tuple(entry.languages),
         has_roles=entry.has_roles,
-        truncations=tuple(_known(known(Truncation, value) for value in entry.truncations)),
+        truncations=tuple(_known(Truncation.from_number(value) for value in entry.truncations)),
         license=entry.license,
     )
 
@@ -306,7 +272,7 @@ def _seconds(duration: Any) -> float:
 
 
 def _status(value: int) -> ServingStatus:
-    return known(ServingStatus, value) or ServingStatus.UNKNOWN
+    return ServingStatus.from_number(value) or ServingStatus.UNKNOWN
 
 
 def _known(words: Iterable[Truncation | None]) -> Iterable[Truncation]:

@@ -13,7 +13,7 @@ from typing import Any
 from isogloss_server import factory, logs, metrics, system
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.executor import WatchedWorkers, Workers
+from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.monitoring import from_threads
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
@@ -60,7 +60,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
     report = from_threads(partial(_of_all, registry), asyncio.get_running_loop())("workers")
-    workers = WatchedWorkers(settings.worker_threads, settings.watchdog_s, clock, report)
+    workers = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, report)
     cache = _cache(settings, clock, _of_all(registry, "cache"))
     server = Server(settings, registry, Pipeline(registry, workers, clock, cache), workers, clock)
     port = await server.start()
@@ -91,9 +91,9 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
 
 
 async def _load(
-    registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Workers, clock: Clock
+    registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Executor, clock: Clock
 ) -> None:
-    with contextlib.closing(Workers(1)) as loader:  # the first models serve already while the last are loaded
+    with contextlib.closing(Executor(1)) as loader:  # the first models serve already while the last are loaded
         for model in registry.models:
             before_mb = system.anonymous_mb()
             source = sources[model.name]

@@ -11,11 +11,11 @@ from isogloss_server import logs
 from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.lanes import QUEUED_BULK_JOBS
 from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.engine.monitoring import Reporter, to_nobody
-from isogloss_server.engine.registry import Ready, ServedModel
+from isogloss_server.engine.registry import ReadyModel, ServedModel
 from isogloss_server.engine.request import Limits, default_max_texts
 from isogloss_server.errors import ModelFilesError, ProviderSetupError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout, model_folder, static
@@ -43,7 +43,9 @@ START_BACKOFF_S = 1.0
 TRANSIENT = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
 
 
-def load(source: str, settings: Settings, workers: Workers, clock: Clock, reporter: Reporter = to_nobody) -> Ready:
+def load(
+    source: str, settings: Settings, workers: Executor, clock: Clock, reporter: Reporter = to_nobody
+) -> ReadyModel:
     """Returns a model ready to be asked: loaded, run once, and its vectors held against known ones.
 
     What `reporter` gives is called from any thread.
@@ -80,7 +82,7 @@ def load(source: str, settings: Settings, workers: Workers, clock: Clock, report
         embedder.close()
         raise
     parts.release_pages()
-    return Ready(
+    return ReadyModel(
         embedder,
         request_limits(settings, parts.card),
         bulk_jobs=QUEUED_BULK_JOBS if batcher else 1,
@@ -157,7 +159,7 @@ def request_limits(settings: Settings, card: ModelCard) -> Limits:
     )
 
 
-async def connect(model: ServedModel, source: str, settings: Settings, loader: Workers, clock: Clock) -> Ready:
+async def connect(model: ServedModel, source: str, settings: Settings, loader: Executor, clock: Clock) -> ReadyModel:
     """Returns a provider's model ready to be asked, after one small call.
 
     A provider that cannot be reached at the moment does not keep a known model from being served: it starts degraded,
@@ -181,7 +183,7 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: W
     )
     if fault is not None:
         embedder.breaker.open(fault)
-    return Ready(
+    return ReadyModel(
         embedder, request_limits(settings, card), bulk_jobs=settings.provider_calls, admission=build_admission(settings)
     )
 

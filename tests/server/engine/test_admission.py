@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from isogloss.wire.enums import Priority
 from isogloss_server.engine.admission import LONGEST_RETRY_S, UNKNOWN_RETRY_S, Admission, Cost
 from isogloss_server.errors import OverloadedError
-from isogloss_server.models.interfaces import Priority, Urgency
+from isogloss_server.models.interfaces import Urgency
 
 BULK, INTERACTIVE = Urgency(Priority.BULK), Urgency()
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Priority
 from isogloss_server.engine.batcher import BULK_SHARE, Batcher, BatchError
 from isogloss_server.errors import DeadlineExceededError
-from isogloss_server.models.interfaces import Priority, Rows, Urgency
+from isogloss_server.models.interfaces import Rows, Urgency
 
 from tests.support.gated_model import GatedModel, OwnClock, batch_of, busy, row_of
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import Priority
 from isogloss_server.engine.batcher import Batcher, BatchError
 from isogloss_server.errors import DrainingError
-from isogloss_server.models.interfaces import Priority, Rows, Urgency
+from isogloss_server.models.interfaces import Rows, Urgency
 
 from tests.support.gated_model import GatedModel, batch_of, busy
 
@@ -49,11 +50,11 @@ async def test_a_failing_batch_fails_its_own_calls_alone(
     model.go(4)
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(result).__name__ for result in results] == [
-        "Computed",
+        "InferenceResult",
         "BatchError",
         "BatchError",
-        "Computed",
-        "Computed",
+        "InferenceResult",
+        "InferenceResult",
     ]
     failures = [result for result in results if isinstance(result, BatchError)]
     assert failures[0] is not failures[1]

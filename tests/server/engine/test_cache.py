@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.cache import ENTRY_BYTES, Cache, Memory, keys_of
+from isogloss_server.engine.cache import ENTRY_BYTES, Cache, MemoryCache, cache_keys
 from isogloss_server.errors import RowFaults
-from isogloss_server.models.interfaces import Embedded, Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.changing_embedder import CARD, ChangingEmbedder
 
@@ -22,7 +23,7 @@ def cache(**changes: Any) -> Cache:
 
 
 async def ask(cache: Cache, embedder: ChangingEmbedder, *texts: str, urgency: Urgency = SOON) -> Embedded:
-    return await cache.embed(embedder, texts, Role.SIMILARITY, Truncation.END, urgency)
+    return await cache.embed(embedder, texts, InputType.SIMILARITY, Truncation.END, urgency)
 
 
 async def test_a_hit_is_the_row_as_it_was_with_its_tokens_and_its_cut() -> None:
@@ -90,21 +91,23 @@ async def test_off_is_off(changes: dict[str, Any], models: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     "other",
     [
-        (replace(CARD, space_id="s-other"), Role.QUERY, Truncation.END),
-        (replace(CARD, backend="other"), Role.QUERY, Truncation.END),
-        (CARD, Role.QUERY, Truncation.START),
-        (replace(CARD, has_roles=True), Role.QUERY, Truncation.END),
-        (replace(CARD, has_roles=True), Role.DOCUMENT, Truncation.END),
+        (replace(CARD, space_id="s-other"), InputType.QUERY, Truncation.END),
+        (replace(CARD, backend="other"), InputType.QUERY, Truncation.END),
+        (CARD, InputType.QUERY, Truncation.START),
+        (replace(CARD, has_roles=True), InputType.QUERY, Truncation.END),
+        (replace(CARD, has_roles=True), InputType.DOCUMENT, Truncation.END),
     ],
 )
 def test_what_a_row_depends_on_is_in_its_key(other: Any) -> None:
-    """Another space, runtime, role or truncation is another key of the same text."""
-    assert not set(keys_of(["a", "b"], *other)) & set(keys_of(["a", "b"], CARD, Role.QUERY, Truncation.END))
+    """The key of a text depends on space, runtime, input type and truncation."""
+    assert not set(cache_keys(["a", "b"], *other)) & set(cache_keys(["a", "b"], CARD, InputType.QUERY, Truncation.END))
 
 
 def test_roles_without_effect_share_a_key() -> None:
-    """Of a model without roles, a text has one key for all of them; different texts never do."""
-    keys = {key for role in Role for key in keys_of(["a", "b", "", "a\0b"], CARD, role, Truncation.END)}
+    """A model without roles has one key a text for all input types; different texts have different keys."""
+    keys = {
+        key for input_type in InputType for key in cache_keys(["a", "b", "", "a\0b"], CARD, input_type, Truncation.END)
+    }
     assert len(keys) == 4
 
 
@@ -114,7 +117,7 @@ def entry(size: int = 1024) -> Any:
 
 def test_what_was_used_longest_ago_goes_first() -> None:
     """Beyond its bytes, memory lets go of what nobody asked for the longest, and of nothing before."""
-    memory = Memory(3 * (1024 + ENTRY_BYTES))
+    memory = MemoryCache(3 * (1024 + ENTRY_BYTES))
     memory.put({b"a": entry(), b"b": entry(), b"c": entry()})
     memory.find([b"a"])
     memory.put({b"d": entry()})
@@ -124,7 +127,7 @@ def test_what_was_used_longest_ago_goes_first() -> None:
 
 def test_a_row_larger_than_all_room_drives_nothing_out() -> None:
     """What could never be kept is not kept, and costs nobody else a place."""
-    memory = Memory(2048)
+    memory = MemoryCache(2048)
     memory.put({b"a": entry()})
     memory.put({b"b": entry(4096)})
     assert [found is not None for found in memory.find([b"a", b"b"])] == [True, False]
@@ -135,7 +138,7 @@ def test_the_bound_counts_what_is_really_taken(width: int) -> None:
     """With tables and keys, all that memory holds stays within its bytes, and uses most of them."""
     max_bytes = 4 << 20
     tracemalloc.start()
-    memory = Memory(max_bytes)
+    memory = MemoryCache(max_bytes)
     before, _ = tracemalloc.get_traced_memory()
     for number in range(4 * max_bytes // (4 * width + ENTRY_BYTES)):
         memory.put({number.to_bytes(32, "big"): (bytes(4 * width), 1000 + number, False)})
@@ -147,7 +150,7 @@ def test_the_bound_counts_what_is_really_taken(width: int) -> None:
 
 def test_the_first_row_of_a_key_stays() -> None:
     """A second computation of a text does not change what is kept."""
-    memory = Memory(ROOM)
+    memory = MemoryCache(ROOM)
     memory.put({b"a": (b"one.", 1, False)})
     memory.put({b"a": (b"two.", 1, False)})
     assert memory.find([b"a"]) == [(b"one.", 1, False)]

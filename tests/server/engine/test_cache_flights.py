@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server.clock import SystemClock
 from isogloss_server.errors import DeadlineExceededError, RowFaults
-from isogloss_server.models.interfaces import Embedded, Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.cache_line import Line
 from tests.support.changing_embedder import ChangingEmbedder, settle
@@ -79,8 +80,10 @@ async def test_a_shorter_deadline_is_the_computing_callers_alone() -> None:
     late = DeadlineExceededError("no time")
 
     class Impatient(ChangingEmbedder):
-        async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
-            embedded = await super().embed(texts, role, truncation, urgency)
+        async def embed(
+            self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        ) -> Embedded:
+            embedded = await super().embed(texts, input_type, truncation, urgency)
             if urgency.deadline_s < 1e9:
                 raise late
             return embedded

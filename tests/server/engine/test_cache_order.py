@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from isogloss.wire.enums import Priority
 from isogloss_server.errors import RowFaults
-from isogloss_server.models.interfaces import Embedded, Priority, Urgency
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.cache_line import Line
 from tests.support.changing_embedder import ChangingEmbedder

@@ -4,12 +4,13 @@ import logging
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import metrics
 from isogloss_server.circuit_breaker import FAULTS_TO_BYPASS, FIRST_PAUSE_S, LAST_PAUSE_S, WHY
 from isogloss_server.engine import shared_cache as module
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.shared_cache import VERSION, Entry, SharedCache
-from isogloss_server.models.interfaces import Embedded, Role, State, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, State, Urgency
 
 from tests.support.changing_embedder import ChangingEmbedder, settle
 from tests.support.dict_store import DictStore
@@ -33,7 +34,7 @@ class Server:
 
     async def ask(self, *texts: str) -> Embedded:
         """Returns what a call gets, once all that it leaves to do is done."""
-        answer = await self.cache.embed(self.embedder, texts, Role.SIMILARITY, Truncation.END, Urgency())
+        answer = await self.cache.embed(self.embedder, texts, InputType.SIMILARITY, Truncation.END, Urgency())
         await settle()
         return answer
 

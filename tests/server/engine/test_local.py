@@ -4,26 +4,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import SystemClock, covered_s
 from isogloss_server.engine import local_embedder
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.errors import ModelFilesError, RowFaults
 from isogloss_server.models import model_folder, static
-from isogloss_server.models.interfaces import Role, Rows, TokenBatch, Tolerance, Truncation, Urgency
+from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance, Urgency
 
 
 def embedder(folder: Path, **prompts: str) -> LocalEmbedder:
     parts = static.load(model_folder.locate(str(folder)))
-    by_role = {Role(role): prompt for role, prompt in prompts.items()}
-    return LocalEmbedder(parts.model, parts.tokenizer, parts.card, by_role, Workers(2), SystemClock())
+    by_input_type = {InputType(input_type): prompt for input_type, prompt in prompts.items()}
+    return LocalEmbedder(parts.model, parts.tokenizer, parts.card, by_input_type, Executor(2), SystemClock())
 
 
 async def test_a_prompt_goes_before_the_texts_of_its_role(static_folder: Path) -> None:
-    """A role's prompt is read as part of the text; other roles' texts are read as they are."""
+    """The prompt of an input type is encoded before the text; texts of other input types are encoded alone."""
     model = embedder(static_folder, query="two ")
-    query = await model.embed(["one"], Role.QUERY, Truncation.END, Urgency())
-    plain = await model.embed(["two one", "one"], Role.DOCUMENT, Truncation.END, Urgency())
+    query = await model.embed(["one"], InputType.QUERY, Truncation.END, Urgency())
+    plain = await model.embed(["two one", "one"], InputType.DOCUMENT, Truncation.END, Urgency())
     np.testing.assert_array_equal(query.rows[0], plain.rows[0])
     assert query.token_counts is not None
     assert query.token_counts.tolist() == [2]
@@ -32,7 +33,7 @@ async def test_a_prompt_goes_before_the_texts_of_its_role(static_folder: Path) -
 async def test_a_prompt_does_not_stand_in_for_a_text(static_folder: Path) -> None:
     """A text that the tokenizer leaves nothing of is at fault, whatever prompt goes before it."""
     with pytest.raises(RowFaults) as raised:
-        await embedder(static_folder, query="two ").embed(["one", "!!!"], Role.QUERY, Truncation.END, Urgency())
+        await embedder(static_folder, query="two ").embed(["one", "!!!"], InputType.QUERY, Truncation.END, Urgency())
     assert {row: fault.reason for row, fault in raised.value.faults.items()} == {1: "TEXT_WITHOUT_TOKENS"}
 
 
@@ -40,14 +41,14 @@ async def test_blocks_change_nothing(static_folder: Path, monkeypatch: pytest.Mo
     """Rows, counts and faults of a call that is worked on in blocks are those of the whole."""
     model = embedder(static_folder)
     texts = ["one two", "three", "four " * 40, "one", "two two two"]
-    whole = await model.embed(texts, Role.QUERY, Truncation.END, Urgency())
+    whole = await model.embed(texts, InputType.QUERY, Truncation.END, Urgency())
     monkeypatch.setattr(local_embedder, "BLOCK_CHARACTERS", 10)
     monkeypatch.setattr(local_embedder, "INLINE_CHARACTERS", 0)
-    parts = await model.embed(texts, Role.QUERY, Truncation.END, Urgency())
+    parts = await model.embed(texts, InputType.QUERY, Truncation.END, Urgency())
     np.testing.assert_array_equal(parts.rows, whole.rows)
     np.testing.assert_array_equal(parts.token_counts, whole.token_counts)
     with pytest.raises(RowFaults) as raised:
-        await model.embed(["one", "two", "!", "three three three", "!!"], Role.QUERY, Truncation.END, Urgency())
+        await model.embed(["one", "two", "!", "three three three", "!!"], InputType.QUERY, Truncation.END, Urgency())
     assert sorted(raised.value.faults) == [2, 4]
 
 
@@ -83,7 +84,7 @@ class Harmed:
 def test_a_model_that_computes_nonsense_is_not_served(static_folder: Path, kind: str, expected: str) -> None:
     """Vectors that are no numbers, all zeros, all alike, or depend on their company are found before it serves."""
     parts = static.load(model_folder.locate(str(static_folder)))
-    model = LocalEmbedder(Harmed(kind), parts.tokenizer, parts.card, {}, Workers(1), SystemClock())
+    model = LocalEmbedder(Harmed(kind), parts.tokenizer, parts.card, {}, Executor(1), SystemClock())
     with pytest.raises(ModelFilesError, match=expected):
         model.verify([("one", (1.0, 1.0, 1.0))] if kind == "alike" else [])
 
@@ -107,7 +108,7 @@ def test_how_far_a_vector_may_be_off_is_the_models(static_folder: Path, toleranc
         parts.tokenizer,
         parts.card,
         {},
-        Workers(1),
+        Executor(1),
         SystemClock(),
         tolerance=Tolerance(tolerance, tolerance),
     )

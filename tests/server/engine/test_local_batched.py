@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine import local_embedder
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.registry import Ready, Registry
+from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.errors import DrainingError, RowFaults
 from isogloss_server.models import model_folder, static
-from isogloss_server.models.interfaces import Embedded, Model, Role, Rows, TokenBatch, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Model, Rows, TokenBatch, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
 
 from tests.support.gated_model import WATCHDOG_S, GatedModel, OwnClock
@@ -38,12 +39,12 @@ class Parts:
         parts = static.load(model_folder.locate(str(folder)))
         clock, model, tokens = clock or SystemClock(), model or parts.model, tokens or parts.tokenizer
         self.batcher = Batcher(model, dimensions=3, threads=1, max_batch_tokens=100, clock=clock, watchdog_s=WATCHDOG_S)
-        self.workers = Workers(1)
+        self.workers = Executor(1)
         self.embedder = LocalEmbedder(model, tokens, parts.card, {}, self.workers, clock, batcher=self.batcher)
         self.direct = LocalEmbedder(model, tokens, parts.card, {}, self.workers, clock)
 
     async def embed(self, *texts: str) -> Embedded:
-        return await self.embedder.embed(texts, Role.QUERY, Truncation.END, Urgency())
+        return await self.embedder.embed(texts, InputType.QUERY, Truncation.END, Urgency())
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ async def test_a_batcher_changes_nothing(static_folder: Path, made: list[Parts])
     made.append(parts := Parts(static_folder))
     texts = ["one two", "three", "four " * 40, "one", "two two two"]
     queued = await parts.embed(*texts)
-    direct = await parts.direct.embed(texts, Role.QUERY, Truncation.END, Urgency())
+    direct = await parts.direct.embed(texts, InputType.QUERY, Truncation.END, Urgency())
     np.testing.assert_array_equal(queued.rows, direct.rows)
     np.testing.assert_array_equal(queued.token_counts, direct.token_counts)
     assert (queued.truncated_rows, queued.total_tokens) == (direct.truncated_rows, direct.total_tokens)
@@ -176,7 +177,7 @@ async def test_closing_the_models_closes_their_queues(static_folder: Path, made:
     """Once the registry is closed no queue takes more texts, whether or not every model was loaded."""
     made.append(parts := Parts(static_folder))
     registry = Registry(["queued", "loading"])
-    registry.get("queued").serve(Ready(parts.embedder, LIMITS))
+    registry.get("queued").serve(ReadyModel(parts.embedder, LIMITS))
     registry.close()
     with pytest.raises(DrainingError):
         await parts.embed("one")

@@ -5,24 +5,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
-from isogloss_server.engine.request import EmbedJob, SimilarityJob, TextSide, VectorSide
+from isogloss_server.engine.request import EmbedRequest, SimilarityRequest, TextSide, VectorSide
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
-from isogloss_server.models.interfaces import Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Urgency
 
 from tests.support.cutting import Cutting
 from tests.support.in_process import CARD, CountingEmbedder, ready_registry
 
 
 def pipeline(embedder: CountingEmbedder) -> Pipeline:
-    return Pipeline(ready_registry(embedder), Workers(1), SystemClock())
+    return Pipeline(ready_registry(embedder), Executor(1), SystemClock())
 
 
 async def test_partial_blames_single_texts_and_embeds_the_others() -> None:
     """With allow_partial a text at fault is a row of zeros with its error; the others get what they get alone."""
-    job = EmbedJob(texts=["", "ab", "!!!", " ", "abc"], allow_partial=True, normalize=False)
+    job = EmbedRequest(texts=["", "ab", "!!!", " ", "abc"], allow_partial=True, normalize=False)
     result = await pipeline(CountingEmbedder()).embed(job)
     expected = [[0] * 4, [2, 1, 1, 1], [0] * 4, [0] * 4, [3, 1, 1, 1]]
     np.testing.assert_array_equal(result.matrix.elements, expected)
@@ -37,7 +38,7 @@ async def test_partial_blames_single_texts_and_embeds_the_others() -> None:
 @pytest.mark.parametrize("texts", [["", " "], ["!!!", ""], ["!!!"]])
 async def test_partial_with_no_good_text_is_zeros(texts: list[str]) -> None:
     """Where every text is at fault every row is zeros, and each is told."""
-    result = await pipeline(CountingEmbedder()).embed(EmbedJob(texts=texts, allow_partial=True, dimensions=2))
+    result = await pipeline(CountingEmbedder()).embed(EmbedRequest(texts=texts, allow_partial=True, dimensions=2))
     np.testing.assert_array_equal(result.matrix.elements, np.zeros((len(texts), 2)))
     assert sorted(result.faults) == list(range(len(texts)))
 
@@ -46,10 +47,10 @@ async def test_without_partial_the_whole_job_fails_before_inference() -> None:
     """An empty text fails the job before the embedder is asked; a text without tokens fails it too."""
     embedder = CountingEmbedder()
     with pytest.raises(EmptyTextError):
-        await pipeline(embedder).embed(EmbedJob(texts=["a", " "]))
+        await pipeline(embedder).embed(EmbedRequest(texts=["a", " "]))
     assert embedder.calls == []
     with pytest.raises(TextWithoutTokensError) as raised:
-        await pipeline(embedder).embed(EmbedJob(texts=["a", "!!!", "b", "!!!"]))
+        await pipeline(embedder).embed(EmbedRequest(texts=["a", "!!!", "b", "!!!"]))
     assert [violation.field for violation in raised.value.violations] == ["texts[1]", "texts[3]"]
 
 
@@ -66,10 +67,10 @@ async def test_bulk_jobs_work_one_at_a_time_and_hold_nobody() -> None:
 
     embedder = Slow()
     registry = ready_registry(embedder)
-    line = Pipeline(registry, Workers(1), SystemClock())
-    bulk = [asyncio.ensure_future(line.embed(EmbedJob(texts=["bulk"], priority=Priority.BULK))) for _ in range(5)]
+    line = Pipeline(registry, Executor(1), SystemClock())
+    bulk = [asyncio.ensure_future(line.embed(EmbedRequest(texts=["bulk"], priority=Priority.BULK))) for _ in range(5)]
     await began.wait()
-    interactive = await line.embed(EmbedJob(texts=["now"]))
+    interactive = await line.embed(EmbedRequest(texts=["now"]))
     assert interactive.matrix.elements.shape == (1, 4)
     assert embedder.calls == [["now"]]
     assert registry.get("test").queued_texts == 5
@@ -87,14 +88,14 @@ async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
     at_work: list[Urgency] = []
 
     class Held(CountingEmbedder):
-        async def embed(self, texts: Any, role: Role, truncation: Truncation, urgency: Urgency) -> Any:
+        async def embed(self, texts: Any, input_type: InputType, truncation: Truncation, urgency: Urgency) -> Any:
             at_work.append(urgency)
             await go_on.wait()
-            return await super().embed(texts, role, truncation, urgency)
+            return await super().embed(texts, input_type, truncation, urgency)
 
     registry = ready_registry(Held(), bulk_jobs=3)
-    line = Pipeline(registry, Workers(1), SystemClock())
-    jobs = [EmbedJob(texts=["a"], priority=Priority.BULK, deadline_s=1e9 + n) for n in range(4)]
+    line = Pipeline(registry, Executor(1), SystemClock())
+    jobs = [EmbedRequest(texts=["a"], priority=Priority.BULK, deadline_s=1e9 + n) for n in range(4)]
     bulk = [asyncio.ensure_future(line.embed(job)) for job in jobs]
     for _ in range(10):
         await asyncio.sleep(0)
@@ -108,10 +109,10 @@ async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
 async def test_a_truncation_that_the_model_does_not_offer_is_refused(truncation: Truncation) -> None:
     """Some providers cannot cut at every end; what they do not offer is refused with what they do, END as well."""
     embedder = Cutting(Truncation.ERROR)
-    side = TextSide("queries", ["a"], Role.QUERY)
+    side = TextSide("queries", ["a"], InputType.QUERY)
     for refused in (
-        pipeline(embedder).embed(EmbedJob(texts=["a"], truncation=truncation)),
-        pipeline(embedder).similarity(SimilarityJob(queries=side, candidates=None, truncation=truncation)),
+        pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=truncation)),
+        pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=None, truncation=truncation)),
     ):
         with pytest.raises(UnsupportedTruncationError) as raised:
             await refused
@@ -135,10 +136,10 @@ async def test_a_truncation_left_unsaid_is_end_where_the_model_offers_it(
 ) -> None:
     """Nothing said is END, or ERROR by a model without END, in embeddings and comparisons; what is said is done."""
     embedder = Cutting(*offered)
-    side = TextSide("queries", ["a"], Role.QUERY)
-    await pipeline(embedder).embed(EmbedJob(texts=["a"], truncation=said))
-    await pipeline(embedder).embed(EmbedJob(texts=["a"], truncation=said, allow_partial=True))
-    await pipeline(embedder).similarity(SimilarityJob(queries=side, candidates=side, truncation=said))
+    side = TextSide("queries", ["a"], InputType.QUERY)
+    await pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=said))
+    await pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=said, allow_partial=True))
+    await pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=side, truncation=said))
     assert embedder.asked == [done] * 4
 
 
@@ -147,9 +148,9 @@ async def test_a_comparison_of_vectors_leaves_the_queue_as_it_was() -> None:
     registry = ready_registry(CountingEmbedder())
     model = registry.get("test")
     side = VectorSide("queries.vectors", np.ones((3, 4), np.float32), CARD.space_id, 48)
-    texts = TextSide("candidates.texts.texts", ["one", "two"], Role.QUERY)
-    pipeline = Pipeline(registry, Workers(1), SystemClock())
+    texts = TextSide("candidates.texts.texts", ["one", "two"], InputType.QUERY)
+    pipeline = Pipeline(registry, Executor(1), SystemClock())
     for candidates in (None, texts):
-        result = await pipeline.similarity(SimilarityJob(queries=side, candidates=candidates))
+        result = await pipeline.similarity(SimilarityRequest(queries=side, candidates=candidates))
         assert len(result.compared) == 3
         assert (model.queued_texts, model.ready.admission.tokens) == (0, 0)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from isogloss.wire.enums import Metric
 from isogloss_server.engine import similarity
-from isogloss_server.engine.similarity import Comparison, Metric, pairwise
+from isogloss_server.engine.similarity import Comparison, pairwise
 
 Array = np.ndarray[Any, Any]
 

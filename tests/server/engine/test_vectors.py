@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from isogloss_server.engine.vectors import ElementType, bytes_per_row, quantise, shape, unit_length, widen
+from isogloss.wire.enums import ElementType
+from isogloss_server.engine.vectors import bytes_per_row, quantise, shape, unit_length, widen
 
 Array = np.ndarray[Any, Any]
 rows_of_floats = hnp.arrays(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from isogloss_server.engine.batch_queue import Submission, Text, Waiting
+from isogloss_server.engine.batch_queue import BatchQueue, QueuedText, Submission
 from isogloss_server.models.interfaces import TokenBatch
 
 
@@ -17,13 +17,13 @@ def submission(*lengths: int, deadline_s: float = 1e9) -> Submission:
     return Submission(tokens, 1, deadline_s, future)
 
 
-def lengths_of(texts: list[Text]) -> list[int]:
+def lengths_of(texts: list[QueuedText]) -> list[int]:
     return [text.length for text in texts]
 
 
 def test_company_is_near_in_length() -> None:
     """A batch is the oldest text and those nearest to its length, shorter and longer, ascending."""
-    lane = Waiting()
+    lane = BatchQueue()
     lane.put(submission(10, 18, 11, 50, 9, 2, 8))
     assert lengths_of(lane.take(40, 0)[0]) == [2, 8, 9, 10, 11]
     assert lengths_of(lane.take(40, 0)[0]) == [18]
@@ -33,7 +33,7 @@ def test_company_is_near_in_length() -> None:
 
 def test_equal_lengths_leave_in_the_order_of_arrival() -> None:
     """Among texts of one length the oldest go first, whoever they are of."""
-    lane = Waiting()
+    lane = BatchQueue()
     first, second = submission(3, 3), submission(3, 3)
     lane.put(first)
     lane.put(second)
@@ -44,7 +44,7 @@ def test_equal_lengths_leave_in_the_order_of_arrival() -> None:
 @given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=12), st.integers(1, 60))
 def test_every_text_leaves_once_and_no_room_is_left_unused(lengths: list[list[int]], budget: int) -> None:
     """Each text is taken once, a batch keeps to the budget and has no room for any other, and calls take turns."""
-    lane = Waiting()
+    lane = BatchQueue()
     waiting = [(s, row) for s in [submission(*part) for part in lengths] for row in range(len(s.lengths))]
     for one in dict.fromkeys(s for s, _ in waiting):
         lane.put(one)
@@ -70,7 +70,7 @@ def test_every_text_leaves_once_and_no_room_is_left_unused(lengths: list[list[in
 @given(st.data())
 def test_counts_are_exact_whatever_is_given_up(data: st.DataObject) -> None:
     """However calls come, are cancelled, run out of time and are taken, what is counted is what can be taken."""
-    lane = Waiting()
+    lane = BatchQueue()
     wanted: Counter[Submission] = Counter()
     now_s = 0.0
     for step in data.draw(st.lists(st.sampled_from(["put", "drop", "take", "later"]), max_size=40)):
@@ -103,7 +103,7 @@ def test_counts_are_exact_whatever_is_given_up(data: st.DataObject) -> None:
 
 def test_what_is_given_up_is_not_kept_behind_others() -> None:
     """Texts given up leave the memory, though the lane never empties and no batch comes near their length."""
-    lane = Waiting()
+    lane = BatchQueue()
     gone = [submission(400, 500) for _ in range(50)]
     for one in gone:
         lane.put(one)
@@ -119,7 +119,7 @@ def test_what_is_given_up_is_not_kept_behind_others() -> None:
 
 def test_a_call_of_many_texts_does_not_hold_up_a_later_one() -> None:
     """A text that comes after a thousand others of one call is in the second batch at the latest."""
-    lane = Waiting()
+    lane = BatchQueue()
     large, small = submission(*[5] * 1000), submission(90)
     lane.put(large)
     lane.put(small)
@@ -128,7 +128,7 @@ def test_a_call_of_many_texts_does_not_hold_up_a_later_one() -> None:
 
 def test_a_call_that_is_done_is_forgotten() -> None:
     """Nothing keeps a call's rows alive once its texts are taken, though its deadline is far."""
-    lane = Waiting()
+    lane = BatchQueue()
     lane.put(submission(3, deadline_s=1e6))
     lane.put(waiting := submission(1000))
     taken, _ = lane.take(3, 0)

@@ -5,25 +5,25 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from isogloss_server.engine.executor import WatchedWorkers, Workers
+from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.monitoring import to_nobody
 
 from tests.support.gated_model import WATCHDOG_S, OwnClock
 
 
-def plain() -> Workers:
-    return Workers(1)
+def plain() -> Executor:
+    return Executor(1)
 
 
-def watched() -> Workers:
-    return WatchedWorkers(1, WATCHDOG_S, OwnClock(), to_nobody("workers"))
+def watched() -> Executor:
+    return WatchedExecutor(1, WATCHDOG_S, OwnClock(), to_nobody("workers"))
 
 
 KINDS = pytest.mark.parametrize("make", [plain, watched])
 
 
 @KINDS
-async def test_closing_waits_for_nothing(make: Callable[[], Workers]) -> None:
+async def test_closing_waits_for_nothing(make: Callable[[], Executor]) -> None:
     """A piece of work that has begun does not hold the end."""
     began, go_on = threading.Event(), threading.Event()
 
@@ -41,7 +41,7 @@ async def test_closing_waits_for_nothing(make: Callable[[], Workers]) -> None:
 
 
 @KINDS
-async def test_who_is_cancelled_waits_no_more(make: Callable[[], Workers]) -> None:
+async def test_who_is_cancelled_waits_no_more(make: Callable[[], Executor]) -> None:
     """A caller that gives up is cancelled at once, and its work is not begun where it had to wait."""
     began, go_on, ran = threading.Event(), threading.Event(), []
     workers = make()
@@ -59,7 +59,7 @@ async def test_who_is_cancelled_waits_no_more(make: Callable[[], Workers]) -> No
 
 
 @KINDS
-async def test_what_work_raises_reaches_its_caller(make: Callable[[], Workers]) -> None:
+async def test_what_work_raises_reaches_its_caller(make: Callable[[], Executor]) -> None:
     """An error of the work is its caller's, and the thread goes on."""
     workers = make()
     with pytest.raises(ZeroDivisionError):

@@ -3,9 +3,9 @@
 import re
 
 import pytest
+from isogloss.wire.enums import InputType
 from isogloss_server.models import catalog
 from isogloss_server.models.catalog import KNOWN, KnownModel
-from isogloss_server.models.interfaces import Role
 
 TAG = re.compile(r"[a-z]{2,3}(-[A-Z]{2})?")  # of BCP 47, as far as the rows go
 
@@ -18,11 +18,11 @@ def test_names_are_distinct() -> None:
 
 @pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
 def test_a_row_holds_together(known: KnownModel) -> None:
-    """A row is pinned to a whole commit, its dimensions descend, its roles and languages are such."""
+    """A row is pinned to a whole commit, its dimensions descend, its input types and languages are known."""
     assert re.fullmatch(r"[0-9a-f]{40}", known.revision)
     assert list(known.dimensions) == sorted(set(known.dimensions), reverse=True)
     assert known.max_tokens in {128, 256, 384, 512, 8192}
-    assert set(known.prompts) <= {role.value for role in Role}
+    assert set(known.prompts) <= {input_type.value for input_type in InputType}
     assert all(known.prompts.values())
     assert known.modules[:2] == ("Transformer", "Pooling")
     assert known.pooling in {"mean", "cls"}
@@ -49,12 +49,12 @@ def test_e5_prompts_are_roles() -> None:
     """The e5 models read documents as passages, and everything else as queries."""
     known = catalog.find("multilingual-e5-small")
     assert known is not None
-    assert {role: known.prompts[role] for role in Role} == {
-        Role.QUERY: "query: ",
-        Role.DOCUMENT: "passage: ",
-        Role.SIMILARITY: "query: ",
-        Role.CLASSIFICATION: "query: ",
-        Role.CLUSTERING: "query: ",
+    assert {input_type: known.prompts[input_type] for input_type in InputType} == {
+        InputType.QUERY: "query: ",
+        InputType.DOCUMENT: "passage: ",
+        InputType.SIMILARITY: "query: ",
+        InputType.CLASSIFICATION: "query: ",
+        InputType.CLUSTERING: "query: ",
     }
 
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from isogloss.wire.enums import InputType
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
 from isogloss_server.models import layout, model_folder
 from isogloss_server.models.catalog import find
-from isogloss_server.models.interfaces import Role
 from isogloss_server.models.model_folder import ModelFolder
 
 from tests.support import shapes
@@ -53,10 +53,10 @@ def test_prompts_come_from_the_folder_else_from_what_is_known(path: Path) -> Non
     config = path / "config_sentence_transformers.json"
     edit(config, prompts={"query": "", "document": ""})
     assert layout.prompts(folder(path)) == {}
-    assert layout.prompts(folder(path, "multilingual-e5-small"))[Role.DOCUMENT] == "passage: "
+    assert layout.prompts(folder(path, "multilingual-e5-small"))[InputType.DOCUMENT] == "passage: "
     edit(config, prompts={"query": "find: ", "passage": "found: "})
     own = layout.prompts(folder(path))
-    assert (own[Role.QUERY], own[Role.DOCUMENT], Role.SIMILARITY in own) == ("find: ", "found: ", False)
+    assert (own[InputType.QUERY], own[InputType.DOCUMENT], InputType.SIMILARITY in own) == ("find: ", "found: ", False)
 
 
 @pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_xlm-roberta_config.json"])

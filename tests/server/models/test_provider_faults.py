@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import trustme
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.errors import DomainError
-from isogloss_server.models.interfaces import Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Urgency
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Ending, Scripted, changed
@@ -152,10 +153,10 @@ async def test_slower_than_the_deadline(source: str) -> None:
     with FakeProvider(key=KEY) as fake:
         fake.script.extend([Scripted(), Scripted(gate=fake.gate())])
         async with remote(fake, source, clock) as m:
-            await m.embedder.embed(TEXTS, Role.QUERY, Truncation.ERROR, Urgency())  # connects
+            await m.embedder.embed(TEXTS, InputType.QUERY, Truncation.ERROR, Urgency())  # connects
             urgency = Urgency(deadline_s=clock.now_s + 0.3)
             with pytest.raises(DomainError) as raised:
-                await m.embedder.embed(TEXTS, Role.QUERY, Truncation.ERROR, urgency)
+                await m.embedder.embed(TEXTS, InputType.QUERY, Truncation.ERROR, urgency)
             for request in fake.requests[1:]:
                 assert await asyncio.to_thread(request.cut.wait, 60)
     assert raised.value.reason == "DEADLINE_EXCEEDED"

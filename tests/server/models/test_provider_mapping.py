@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import ElementType
 from isogloss_server.engine import vectors
-from isogloss_server.rpc.codec import ELEMENT_TYPES
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
@@ -120,17 +120,16 @@ async def test_a_width_that_the_model_does_not_have_is_never_sent(
     assert (told.reason, fake.requests) == ("UNSUPPORTED_DIMENSIONS", [])
 
 
-@pytest.mark.parametrize("element_type", list(ELEMENT_TYPES.words.items())[1:], ids=lambda item: item[1].value)
+@pytest.mark.parametrize("element_type", list(ElementType))
 @pytest.mark.parametrize(("source", "model", "kind"), [(LIGHT, LIGHT_NAME, DOCUMENT), (SMALL, SMALL_NAME, "")])
 async def test_element_types_are_made_by_our_own_definition(
-    fake: FakeProvider, source: str, model: str, kind: str, element_type: tuple[Any, vectors.ElementType]
+    fake: FakeProvider, source: str, model: str, kind: str, element_type: ElementType
 ) -> None:
     """The bytes of every element type are those that the engine makes of the provider's floats."""
-    number, word = element_type
     async with remote(fake, source, OwnTime()) as m:
-        answer = await m.stub.Embed(pb.EmbedRequest(texts=["one", "two"], element_type=number))
+        answer = await m.stub.Embed(pb.EmbedRequest(texts=["one", "two"], element_type=element_type.number))
     rows = vectors_of(model, kind, ["one", "two"], fake.widths[model])
-    due = vectors.shape(rows, rows.shape[1], normalize=True, element_type=word)
+    due = vectors.shape(rows, rows.shape[1], normalize=True, element_type=element_type)
     np.testing.assert_array_equal(array_of(answer.embeddings), due.elements)
     np.testing.assert_array_equal(answer.embeddings.row_scales, due.row_scales)
 

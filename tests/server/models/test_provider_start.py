@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isogloss_server.engine.executor import Workers
-from isogloss_server.engine.registry import Ready, Registry, ServedModel
+from isogloss.wire.enums import InputType, Truncation
+from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.errors import ProviderSetupError
 from isogloss_server.factory import connect
-from isogloss_server.models.interfaces import Role, State, Truncation, Urgency
+from isogloss_server.models.interfaces import State, Urgency
 from isogloss_server.settings.declarations import Settings
 from isogloss_server.settings.sources import provider_key
 
@@ -25,12 +26,12 @@ LOCAL = "openai:all-MiniLM-L6-v2"
 @contextlib.asynccontextmanager
 async def connected(
     fake: FakeProvider, source: str, clock: OwnTime, key: Path, **settings: Any
-) -> AsyncIterator[tuple[ServedModel, Ready]]:
+) -> AsyncIterator[tuple[ServedModel, ReadyModel]]:
     """Takes a model into service as the server does."""
     address = fake.address + ("/v1" if source.startswith("openai") else "")
     model = Registry(["m"]).get("m")
     chosen = Settings(cohere_key_file=key, openai_key_file=key, **settings)
-    with contextlib.closing(Workers(1)) as loader:
+    with contextlib.closing(Executor(1)) as loader:
         ready = await clock.fly(connect(model, f"{source}@{address}", chosen, loader, clock), at_most_s=100)
     model.serve(ready)
     try:
@@ -66,13 +67,13 @@ async def test_a_known_model_whose_provider_is_down_starts_degraded(key: Path, s
         async with connected(fake, source, clock, key) as (model, ready):
             assert (model.state, "503" in model.detail, len(fake.requests)) == (State.DEGRADED, True, 1)
             with pytest.raises(Exception, match="503") as raised:
-                await ready.embedder.embed(["one"], Role.QUERY, Truncation.ERROR, Urgency())
+                await ready.embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())
             assert (getattr(raised.value, "reason", ""), len(fake.requests)) == ("PROVIDER_UNAVAILABLE", 1)
             fake.always = None
             embedder: Any = ready.embedder
             await clock.fly(embedder.breaker._probing, at_most_s=100)
             assert (model.state, model.detail) == (State.SERVING, "")
-            assert len((await embedder.embed(["one"], Role.QUERY, Truncation.ERROR, Urgency())).rows) == 1
+            assert len((await embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())).rows) == 1
 
 
 async def test_a_model_of_unknown_width_is_waited_for(key: Path) -> None:

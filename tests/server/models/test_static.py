@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import model_folder, static
-from isogloss_server.models.interfaces import Role, Truncation
 from isogloss_server.models.layout import LoadedModel
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
@@ -79,21 +79,21 @@ def test_a_normalize_module_makes_unit_length(folder: Path) -> None:
 
 
 def test_prompts_are_roles(folder: Path) -> None:
-    """Prompts of the folder belong to roles and to the space."""
+    """Prompts of the folder belong to input types, and the space depends on them."""
     before = load(folder).card
     (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "two ", "document": ""}}')
     parts = load(folder)
-    assert parts.prompts == {Role.QUERY: "two "}
+    assert parts.prompts == {InputType.QUERY: "two "}
     assert (before.has_roles, parts.card.has_roles) == (False, True)
     assert parts.card.space_id != before.space_id
 
 
 def test_a_default_prompt_belongs_to_the_roles_that_have_none(folder: Path) -> None:
-    """As in sentence-transformers, a role without a prompt of its own has the default one; an empty one is its own."""
+    """As in sentence-transformers, an input type without a prompt has the default one; an empty prompt is a prompt."""
     config = {"prompts": {"query": "two ", "document": ""}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
     prompts = load(folder).prompts
-    assert prompts == {role: "two " for role in Role if role is not Role.DOCUMENT}
+    assert prompts == {input_type: "two " for input_type in InputType if input_type is not InputType.DOCUMENT}
 
 
 LONG = {

@@ -1,8 +1,8 @@
 """Texts to tokens where special ones stand around each text."""
 
 import pytest
+from isogloss.wire.enums import Truncation
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.interfaces import Truncation
 from isogloss_server.models.tokenizer import TextTokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 

@@ -177,16 +177,16 @@ def test_similarity_refuses(
 
 def test_all_pairs_and_nearest_count_their_answers_bytes() -> None:
     """An answer of too many bytes is refused before any work, though its pairs are few enough."""
-    from isogloss_server.engine.request import AllPairs, Limits, Nearest, SimilarityJob, TextSide
+    from isogloss_server.engine.request import AllPairs, Limits, Nearest, SimilarityRequest, TextSide
     from isogloss_server.errors import ResponseTooLargeError
-    from isogloss_server.models.interfaces import ModelCard, Role
+    from isogloss_server.models.interfaces import InputType, ModelCard
 
     limits = Limits(max_texts=100, max_request_bytes=1000, max_response_bytes=100, max_pairs=1000)
     card = ModelCard(backend="", space_id="", dimensions=(4,), max_tokens=9)
-    side = TextSide("queries", ["a"] * 20, Role.QUERY)
+    side = TextSide("queries", ["a"] * 20, InputType.QUERY)
     for shape in (AllPairs(), Nearest(20, None)):
         with pytest.raises(ResponseTooLargeError) as raised:
-            SimilarityJob(queries=side, candidates=None, shape=shape).check(card, limits)
+            SimilarityRequest(queries=side, candidates=None, shape=shape).check(card, limits)
         assert raised.value.figures["limit"] == "100"
 
 

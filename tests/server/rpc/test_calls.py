@@ -11,7 +11,7 @@ import pytest
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server import logs
 from isogloss_server.engine import similarity
-from isogloss_server.engine.registry import Ready, Registry, State
+from isogloss_server.engine.registry import ReadyModel, Registry, State
 from isogloss_server.engine.similarity import Comparison
 
 from tests.support.in_process import LIMITS, CountingEmbedder, ready_registry, serving
@@ -155,7 +155,7 @@ async def test_a_model_that_is_not_loaded_is_unavailable() -> None:
 async def test_models_are_listed_as_they_are_ready() -> None:
     """While one model loads, those that are ready are listed and answer."""
     registry = Registry(["slow", "test"])
-    registry.get("test").serve(Ready(CountingEmbedder(), LIMITS))
+    registry.get("test").serve(ReadyModel(CountingEmbedder(), LIMITS))
     async with serving(registry) as stub:
         assert [model.name for model in (await stub.ListModels(pb.ListModelsRequest())).models] == ["test"]
         assert (await stub.Embed(pb.EmbedRequest(texts=["a"], model="test"))).model == "test"

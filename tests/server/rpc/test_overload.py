@@ -8,12 +8,13 @@ import grpc
 import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import metrics
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.registry import Ready, Registry
-from isogloss_server.models.interfaces import Embedded, Role, Truncation, Urgency
+from isogloss_server.engine.registry import ReadyModel, Registry
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.in_process import CARD, LIMITS, CountingEmbedder, serving
 
@@ -27,7 +28,9 @@ class GatedEmbedder(CountingEmbedder):
         super().__init__()
         self.open, self._begun = asyncio.Event(), asyncio.Condition()
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         self.calls.append(list(texts))
         async with self._begun:
             self._begun.notify_all()
@@ -41,7 +44,7 @@ class GatedEmbedder(CountingEmbedder):
 
 def registry_of(embedder: CountingEmbedder, admission: Admission) -> Registry:
     registry = Registry(["test"])
-    registry.get("test").serve(Ready(embedder, LIMITS, bulk_jobs=100, admission=admission))
+    registry.get("test").serve(ReadyModel(embedder, LIMITS, bulk_jobs=100, admission=admission))
     return registry
 
 

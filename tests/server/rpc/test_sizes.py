@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import ElementType
 from isogloss_server.engine.pipeline import EmbedResult, Timings
 from isogloss_server.engine.request import (
     NEIGHBOR_BYTES,
     RANKING_BYTES,
     ROW_ERROR_BYTES,
     ROW_OVERHEAD_BYTES,
-    EmbedJob,
+    EmbedRequest,
     answer_bytes,
     default_max_texts,
     rankings_bytes,
 )
-from isogloss_server.engine.vectors import ElementType, shape
+from isogloss_server.engine.vectors import shape
 from isogloss_server.errors import EmptyTextError, TextTooLongError, TextWithoutTokensError
 from isogloss_server.models.interfaces import Embedded
 from isogloss_server.rpc.codec import to_embed_response
@@ -33,7 +34,7 @@ def largest_response(rows: int, dimensions: int, element_type: ElementType, *, p
     kinds = (EmptyTextError, TextWithoutTokensError, TextTooLongError)
     long = "the text has at least 99999999 tokens; the model reads 99999999"
     faults = {
-        row: kinds[row % 3](long, actual=99_999_999, limit=99_999_999).at(EmbedJob.path, row) for row in range(rows)
+        row: kinds[row % 3](long, actual=99_999_999, limit=99_999_999).at(EmbedRequest.path, row) for row in range(rows)
     }
     matrix = shape(values, dimensions, normalize=True, element_type=element_type)
     result = EmbedResult(

@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss_server.models.interfaces import Truncation
+from isogloss.wire.enums import Truncation
 
 from tests.support.cutting import Cutting
 from tests.support.in_process import ready_registry, serving

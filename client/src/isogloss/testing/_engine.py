@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isogloss import __version__
 from isogloss._failures import DETAILS_TRAILER, PUSHBACK_TRAILER
-from isogloss._messages import DTYPES, PACKED, SCALED, WORDS, Word, from_matrix, number, row_bytes
+from isogloss._messages import DTYPES, PACKED, SCALED, from_matrix, row_bytes
 from isogloss.enums import ElementType, InputType, Metric, Priority, ServingStatus, Truncation
 from isogloss.errors import (
     RETRYABLE_CODES,
@@ -29,6 +29,7 @@ from isogloss.errors import (
 )
 from isogloss.results import Embeddings
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import UNSPECIFIED, ContractEnum
 
 MEBIBYTE = 2**20
 DOMAIN = "isogloss"
@@ -141,14 +142,15 @@ def _milliseconds(seconds: float) -> int:
 
 
 Error = TypeVar("Error", bound=IsoglossError)
+Member = TypeVar("Member", bound=ContractEnum)
 
 
-def word(default: Word, number: int, path: str) -> Word:
-    """Returns the word of an enum's number, `default` for 0; raises InvalidArgumentError, reason UNKNOWN_ENUM."""
-    if number == 0:
+def read_enum(default: Member, number: int, path: str) -> Member:
+    """Returns the member with `number`, `default` for 0; raises InvalidArgumentError, reason UNKNOWN_ENUM."""
+    if number == UNSPECIFIED:
         return default
-    found = WORDS[type(default)].get(number)
-    if not isinstance(found, type(default)):
+    found = type(default).from_number(number)
+    if found is None:
         raise refusal("UNKNOWN_ENUM", f"the contract has no {number} here", path, actual=number)
     return found
 
@@ -270,7 +272,7 @@ def to_matrix(rows: Rows, element_type: ElementType) -> pb.Matrix:
     else:
         elements = rows
     data = elements.astype(DTYPES[element_type]).tobytes()
-    kind = number(element_type)
+    kind = element_type.number
     return pb.Matrix(data=data, rows=count, columns=columns, element_type=kind, row_scales=scales.tolist())
 
 
@@ -331,10 +333,10 @@ class Answers:
     def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Returns the vectors of the request's texts."""
         settings, texts = self._settings, request.texts
-        word(InputType.SIMILARITY, request.input_type, "input_type")
-        word(Priority.INTERACTIVE, request.priority, "priority")
-        element_type = word(ElementType.FLOAT32, request.element_type, "element_type")
-        truncation = word(Truncation.END, request.truncation, "truncation")
+        read_enum(InputType.SIMILARITY, request.input_type, "input_type")
+        read_enum(Priority.INTERACTIVE, request.priority, "priority")
+        element_type = read_enum(ElementType.FLOAT32, request.element_type, "element_type")
+        truncation = read_enum(Truncation.END, request.truncation, "truncation")
         check_model(settings, request.model)
         check_texts(settings, texts, "texts")
         check_request_bytes(settings, utf8_bytes(texts), "texts")
@@ -376,7 +378,7 @@ class Answers:
         """Returns the status that the settings name."""
         settings = self._settings
         check_model(settings, request.model)
-        status = number(ServingStatus(settings.status))
+        status = ServingStatus(settings.status).number
         uptime = duration_pb2.Duration()
         uptime.FromNanoseconds(round((time.monotonic() - self._started_s) * 1e9))
         model = pb.ModelHealth(model=settings.model, status=status, embedded_texts=self._embedded_texts)
@@ -395,7 +397,7 @@ class Answers:
             max_request_bytes=settings.max_request_bytes,
             max_response_bytes=settings.max_response_bytes,
             max_pairs=settings.max_pairs,
-            truncations=[number(truncation) for truncation in Truncation],
+            truncations=[truncation.number for truncation in Truncation],
             license="Apache-2.0",
         )
         return pb.ListModelsResponse(models=[model])
@@ -416,9 +418,9 @@ class Side:
 
 def compare(settings: Settings, answers: Answers, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
     """Returns the scores that the request asks for."""
-    metric = word(Metric.COSINE, request.metric, "metric")
-    truncation = word(Truncation.END, request.truncation, "truncation")
-    word(Priority.INTERACTIVE, request.priority, "priority")
+    metric = read_enum(Metric.COSINE, request.metric, "metric")
+    truncation = read_enum(Truncation.END, request.truncation, "truncation")
+    read_enum(Priority.INTERACTIVE, request.priority, "priority")
     check_model(settings, request.model)
     sides = [_side(settings, request.queries, "queries")]
     if request.HasField("candidates"):
@@ -454,7 +456,7 @@ def _side(settings: Settings, items: pb.Items, path: str) -> Side:
     match items.WhichOneof("kind"):
         case "texts":
             texts = tuple(items.texts.texts)
-            word(InputType.SIMILARITY, items.texts.input_type, f"{path}.texts.input_type")
+            read_enum(InputType.SIMILARITY, items.texts.input_type, f"{path}.texts.input_type")
             check_texts(settings, texts, f"{path}.texts.texts")
             return Side(f"{path}.texts.texts", texts, None, utf8_bytes(texts))
         case "vectors":

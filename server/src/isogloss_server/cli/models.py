@@ -6,12 +6,13 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from isogloss.wire.enums import Truncation
+
 from isogloss_server import factory
 from isogloss_server.engine import self_test
 from isogloss_server.errors import ModelFilesError, ProviderSetupError
 from isogloss_server.models import catalog, hub, layout, model_folder, parity, static
 from isogloss_server.models.catalog import KNOWN, KnownModel, is_hosted
-from isogloss_server.models.interfaces import Truncation
 from isogloss_server.models.model_folder import BUNDLED, ModelFolder
 from isogloss_server.models.providers import catalog as provider_catalog
 from isogloss_server.settings.sources import load
@@ -167,7 +168,7 @@ def _known_facts(known: KnownModel) -> dict[str, object]:
         "tokens": f"{known.max_tokens:,}",
         "modules": ", ".join(known.modules),
         "pooling": known.pooling,
-        "prompts": "\n".join(f"{role}: {prompt!r}" for role, prompt in known.prompts.items()) or "none",
+        "prompts": "\n".join(f"{input_type}: {prompt!r}" for input_type, prompt in known.prompts.items()) or "none",
         **({"remark": known.remark} if known.remark else {}),
     }
 
@@ -182,7 +183,8 @@ def _folder_facts(folder: ModelFolder) -> dict[str, object]:
         "languages": f"{len(card.languages)}: {' '.join(card.languages)}" if card.languages else "",
         "dimensions": " ".join(map(str, card.dimensions)),
         "modules": ", ".join(layout.module_names(folder)),
-        "prompts": "\n".join(f"{role.value}: {prompt!r}" for role, prompt in layout.prompts(folder).items()) or "none",
+        "prompts": "\n".join(f"{input_type.value}: {prompt!r}" for input_type, prompt in layout.prompts(folder).items())
+        or "none",
         "folder": folder.path,
         "files": "\n".join(
             f"{folder.digest(name)}  {folder.file(name).stat().st_size:>13,} bytes  {name}"

@@ -5,9 +5,11 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
+from isogloss.wire.enums import Priority
+
 from isogloss_server.engine.batcher import BULK_SHARE
 from isogloss_server.errors import OverloadedError
-from isogloss_server.models.interfaces import Priority, Urgency
+from isogloss_server.models.interfaces import Urgency
 
 TOKENS_PER_BYTE = 0.3  # of UTF-8, until a model has told its own
 RATIO_MEMORY_BYTES = 100_000  # what was read so long ago counts for a third

@@ -20,7 +20,7 @@ _length = itemgetter(0)  # of a Text
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class InferenceResult:
     """What became of the n texts of a submission."""
 
     rows: Rows  # [n, d], as the model scales them
@@ -48,7 +48,7 @@ class Submission:
     )  # fmt: skip
 
     def __init__(
-        self, batch: TokenBatch, dimensions: int, deadline_s: float, future: "asyncio.Future[Computed]"
+        self, batch: TokenBatch, dimensions: int, deadline_s: float, future: "asyncio.Future[InferenceResult]"
     ) -> None:
         self.ids = batch.ids
         self.lengths: list[int] = batch.lengths.tolist()
@@ -61,7 +61,7 @@ class Submission:
         self.texts, self.tokens = len(self.lengths), len(self.ids)  # that wait
         self.gone = False  # nobody waits for it any more
         self.entries: deque[_Entry] = deque()  # its texts in order, some of which are out
-        self.lane: Waiting
+        self.lane: BatchQueue
 
     def ids_of(self, row: int) -> NDArray[np.int32]:
         """Returns the tokens of one text, int32 [its length]."""
@@ -69,7 +69,7 @@ class Submission:
         return self.ids[end - self.lengths[row] : end]
 
 
-class Text(NamedTuple):
+class QueuedText(NamedTuple):
     """One text that was taken; they sort by length."""
 
     length: int
@@ -89,7 +89,7 @@ class _Entry:
         self.out = False
 
 
-class Waiting:
+class BatchQueue:
     """One lane; to be touched by one thread at a time."""
 
     def __init__(self) -> None:
@@ -136,14 +136,14 @@ class Waiting:
             self.drop(submission)
         return waiting
 
-    def take(self, max_tokens: int, now_s: float) -> tuple[list[Text], list[Submission]]:
+    def take(self, max_tokens: int, now_s: float) -> tuple[list[QueuedText], list[Submission]]:
         """Returns the texts of the next batch, ascending by length, and the submissions whose time is up.
 
         The oldest text of the submission whose turn it is is among them, however long it is; the others are those
         nearest to it in length that fit.
         """
         expired = self._expired(now_s)
-        taken: list[Text] = []
+        taken: list[QueuedText] = []
         if self._turns:
             submission = next(iter(self._turns))
             self._turns.move_to_end(submission)
@@ -163,7 +163,7 @@ class Waiting:
                 expired.append(submission)
         return expired
 
-    def _fill(self, taken: list[Text], anchor: int, room: int) -> None:
+    def _fill(self, taken: list[QueuedText], anchor: int, room: int) -> None:
         """Takes texts, by the distance of their length from the anchor's, until there is no room for any."""
         lengths, emptied = self._lengths, []
         high = bisect_left(lengths, anchor)
@@ -184,7 +184,7 @@ class Waiting:
         for length in emptied:
             self._forget(length)
 
-    def _leaves(self, entry: _Entry) -> Text:
+    def _leaves(self, entry: _Entry) -> QueuedText:
         submission, entry.out = entry.submission, True
         submission.texts -= 1
         submission.tokens -= entry.length
@@ -194,7 +194,7 @@ class Waiting:
             submission.entries.popleft()
         if not submission.texts:
             del self._turns[submission]
-        return Text(entry.length, entry.row, submission)
+        return QueuedText(entry.length, entry.row, submission)
 
     def _forget(self, length: int) -> None:
         del self._alike[length]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
+from isogloss.wire.enums import Priority
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine.batch_queue import Computed, Submission, Text, Waiting
-from isogloss_server.engine.monitoring import Reporter, Vitals, Watch, to_nobody
+from isogloss_server.engine.batch_queue import BatchQueue, InferenceResult, QueuedText, Submission
+from isogloss_server.engine.monitoring import FailureMonitor, Reporter, Watchdog, to_nobody
 from isogloss_server.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -20,7 +21,7 @@ from isogloss_server.errors import (
     OutOfMemoryError,
     WorkerDiedError,
 )
-from isogloss_server.models.interfaces import Model, Priority, Rows, TokenBatch, Urgency
+from isogloss_server.models.interfaces import Model, Rows, TokenBatch, Urgency
 
 BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
 # While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little. It costs BULK a fifth to
@@ -30,7 +31,7 @@ BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
 SHARED_TOKENS = 512  # smaller batches lose more time than a second thread, which were idle, would win
 
 
-Outcome = Computed | Exception
+Outcome = InferenceResult | Exception
 
 
 class BatchError(Exception):
@@ -44,42 +45,42 @@ class BatchError(Exception):
         return error
 
 
-def draining() -> DrainingError:
+def draining_error() -> DrainingError:
     """Returns the error of who comes or waits when the batcher closes."""
     return DrainingError("the server is about to stop; another one may answer")
 
 
-def stuck() -> ModelStalledError:
+def stalled_error() -> ModelStalledError:
     """Returns the error of who waits for a batch that hangs."""
     return ModelStalledError("the model does not come to an end with a batch; another server may answer")
 
 
-def died() -> WorkerDiedError:
+def worker_died_error() -> WorkerDiedError:
     """Returns the error of who waits for a thread that has died."""
     return WorkerDiedError("the thread that computed the call's texts died; asked again, they are computed anew")
 
 
-def settle(outcomes: Iterable[tuple[Submission, Outcome]]) -> None:
+def resolve_futures(outcomes: Iterable[tuple[Submission, Outcome]]) -> None:
     """Settles futures, each on its loop, which is woken once; from any thread. Those that are done stay as they are."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Computed], Outcome]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[InferenceResult], Outcome]]] = {}
     for submission, outcome in outcomes:
         by_loop.setdefault(submission.future.get_loop(), []).append((submission.future, outcome))
     for loop, settled in by_loop.items():
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
-            loop.call_soon_threadsafe(_tell, settled)
+            loop.call_soon_threadsafe(_resolve_on_loop, settled)
 
 
-def _tell(settled: list[tuple["asyncio.Future[Computed]", Outcome]]) -> None:
+def _resolve_on_loop(settled: list[tuple["asyncio.Future[InferenceResult]", Outcome]]) -> None:
     for future, outcome in settled:
         if future.done():  # cancelled meanwhile
             continue
-        if isinstance(outcome, Computed):
+        if isinstance(outcome, InferenceResult):
             future.set_result(outcome)
         else:
             future.set_exception(outcome)
 
 
-def forward(model: Model, batch: TokenBatch, dimensions: int) -> Rows:
+def checked_forward(model: Model, batch: TokenBatch, dimensions: int) -> Rows:
     """Returns what a model gives for n texts, float32 [n, d], which may not be finite.
 
     Raises:
@@ -92,12 +93,12 @@ def forward(model: Model, batch: TokenBatch, dimensions: int) -> Rows:
     return rows
 
 
-def not_finite() -> ValueError:
+def non_finite_error() -> ValueError:
     """Returns the error of rows that are no vectors."""
     return ValueError("the model gave numbers that are not finite")
 
 
-def out_of_memory() -> OutOfMemoryError:
+def out_of_memory_error() -> OutOfMemoryError:
     """Returns the error of a text that memory does not suffice for: to ask again would only fail again."""
     return OutOfMemoryError("memory does not suffice for one of the call's texts, alone", retry_after_s=math.inf)
 
@@ -124,9 +125,11 @@ class Batcher:
         self._dimensions = dimensions
         self._max_batch_tokens = max_batch_tokens
         self._clock = clock
-        self._vitals = Vitals(reporter("batches"))
-        self._watch: Watch[list[Text]] = Watch(threads, watchdog_s, clock, reporter("threads"), found=self._hangs)
-        self._interactive, self._bulk = Waiting(), Waiting()
+        self._vitals = FailureMonitor(reporter("batches"))
+        self._watch: Watchdog[list[QueuedText]] = Watchdog(
+            threads, watchdog_s, clock, reporter("threads"), found=self._hangs
+        )
+        self._interactive, self._bulk = BatchQueue(), BatchQueue()
         self._last_interactive_s = -math.inf
         self._tokens_per_s = 0.0  # of one thread, of late; 0: not known
         self._passed_over = 0  # batches of INTERACTIVE since one of BULK, while both waited
@@ -148,27 +151,27 @@ class Batcher:
         """How many tokens those texts have."""
         return self._interactive.tokens + self._bulk.tokens
 
-    def submit(self, batch: TokenBatch, urgency: Urgency) -> "asyncio.Future[Computed]":
+    def submit(self, batch: TokenBatch, urgency: Urgency) -> "asyncio.Future[InferenceResult]":
         """Lets the texts of `batch`, at least one, wait from now on; returns the future of their rows, in order.
 
-        It is no coroutine, since that would let nothing wait before the caller first awaits. Whoever cancels the
-        future takes out of the queue what is not computed yet. The future fails with DeadlineExceededError where the
-        deadline passes before the last text is taken, with DrainingError where the batcher closes, with
-        BatchError where the model fails, with OutOfMemoryError where memory does not suffice for one of the texts
-        alone, with ModelStalledError where the model hangs, with WorkerDiedError where the thread dies.
+        Not a coroutine: the texts must be queued at the call, not at the first await. Cancelling the future removes
+        from the queue what is not computed yet. The future fails with DeadlineExceededError if the deadline passes
+        before the last text is taken, DrainingError if the batcher closes, BatchError if the model fails,
+        OutOfMemoryError if memory does not suffice for a single text, ModelStalledError if the batch stalls, and
+        WorkerDiedError if the thread dies.
 
         Raises:
             DrainingError: the batcher is closed.
             ModelStalledError: all threads hang.
         """
-        future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
         submission = Submission(batch, self._dimensions, urgency.deadline_s, future)
         lane = self._interactive if urgency.priority is Priority.INTERACTIVE else self._bulk
         with self._changed:
             if self._closed:
-                raise draining()
+                raise draining_error()
             if self._watch.all_hang:
-                raise stuck()
+                raise stalled_error()
             lane.put(submission)
             if lane is self._interactive:
                 self._last_interactive_s = self._clock.monotonic_s()
@@ -182,12 +185,12 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._drop_all(draining)
+        self._drop_all(draining_error)
         until_s = self._clock.monotonic_s() + wait_s
         for thread in self._threads:
             thread.join(max(0.0, until_s - self._clock.monotonic_s()))
 
-    def _left(self, submission: Submission, future: "asyncio.Future[Computed]") -> None:
+    def _left(self, submission: Submission, future: "asyncio.Future[InferenceResult]") -> None:
         if future.cancelled():
             with self._changed:
                 submission.lane.drop(submission)
@@ -198,16 +201,16 @@ class Batcher:
         It does so on the same thread, as there may be no room for another one where threads die.
         """
         while not self._closed:
-            batch: list[Text] = []
+            batch: list[QueuedText] = []
             try:
                 while batch := self._next():
                     self._compute(batch)
                     batch.clear()  # so that nothing of it is held, nor blamed, while the next one is awaited
             except BaseException as error:  # noqa: BLE001 - that is what dying is
                 self._vitals.died(error)
-                self._fail(batch, died)
+                self._fail(batch, worker_died_error)
 
-    def _compute(self, batch: list[Text]) -> None:
+    def _compute(self, batch: list[QueuedText]) -> None:
         """Computes a batch; where memory does not suffice, in halves, down to single texts."""
         parts = [batch]
         while parts:
@@ -215,19 +218,19 @@ class Batcher:
             if not part or self._attempt(part, batch):
                 continue
             if len(part) == 1:
-                self._fail(part, out_of_memory)
+                self._fail(part, out_of_memory_error)
             else:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
 
-    def _attempt(self, part: list[Text], batch: list[Text]) -> bool:
+    def _attempt(self, part: list[QueuedText], batch: list[QueuedText]) -> bool:
         """Returns whether memory sufficed for a part of a batch; whatever else becomes of it is told to its callers."""
         began_s = self._clock.monotonic_s()
         running = self._watch.begin(batch)
         try:
-            rows = forward(self._model, _joined(part), self._dimensions)
+            rows = checked_forward(self._model, _joined(part), self._dimensions)
             if broken := [part[at] for at in np.flatnonzero(~np.isfinite(rows).all(axis=1))]:
-                self._blame(broken, not_finite())
+                self._blame(broken, non_finite_error())
             else:
                 self._vitals.succeeded()
             self._deliver(part, rows, (began_s, self._clock.monotonic_s()))
@@ -243,15 +246,15 @@ class Batcher:
             self._watch.end(running)
         return True
 
-    def _hangs(self, batch: list[Text]) -> None:
+    def _hangs(self, batch: list[QueuedText]) -> None:
         """Fails those who wait for a batch that hangs; where no thread is left, all others too."""
-        self._fail(batch, stuck)
+        self._fail(batch, stalled_error)
         if self._watch.all_hang:
-            self._drop_all(stuck)
+            self._drop_all(stalled_error)
 
-    def _next(self) -> list[Text]:
+    def _next(self) -> list[QueuedText]:
         """Waits until there is a batch to compute, and returns it; nothing once the batcher is closed."""
-        batch: list[Text] = []
+        batch: list[QueuedText] = []
         while not batch:
             with self._changed:
                 self._idle += 1
@@ -263,10 +266,10 @@ class Batcher:
                     return []
                 batch, expired = self._take()
             message = "the deadline passed while the texts waited"
-            settle((submission, DeadlineExceededError(message)) for submission in expired)
+            resolve_futures((submission, DeadlineExceededError(message)) for submission in expired)
         return batch
 
-    def _take(self) -> tuple[list[Text], list[Submission]]:
+    def _take(self) -> tuple[list[QueuedText], list[Submission]]:
         """Takes from the lane whose turn it is; where threads are idle, no more than this one's share."""
         lane = self._interactive
         if not lane.texts or (self._bulk.texts and self._passed_over >= BULK_SHARE - 1):
@@ -278,7 +281,7 @@ class Batcher:
             share = max(BULK_PIECE_TOKENS, round(BULK_PIECE_S * self._tokens_per_s))
         return lane.take(min(self._max_batch_tokens, share), now_s)
 
-    def _deliver(self, batch: list[Text], rows: Rows, span: tuple[float, float]) -> None:
+    def _deliver(self, batch: list[QueuedText], rows: Rows, span: tuple[float, float]) -> None:
         """Writes each row to its place, and tells the submissions that now have all of theirs."""
         for text, row in zip(batch, rows, strict=True):
             text.submission.rows[text.row] = row
@@ -292,27 +295,29 @@ class Batcher:
                 submission.spans.append(span)
                 if not submission.missing:
                     finished.append(submission)
-        settle((submission, Computed(submission.rows, tuple(submission.spans))) for submission in finished)
+        resolve_futures(
+            (submission, InferenceResult(submission.rows, tuple(submission.spans))) for submission in finished
+        )
 
-    def _blame(self, batch: list[Text], error: BaseException) -> None:
+    def _blame(self, batch: list[QueuedText], error: BaseException) -> None:
         """Fails every submission that one of these texts is of, since the model failed on them."""
         self._vitals.failed(error)
         self._fail(batch, partial(BatchError.of, error))
 
-    def _fail(self, batch: list[Text], error: Callable[[], Exception]) -> None:
+    def _fail(self, batch: list[QueuedText], error: Callable[[], Exception]) -> None:
         """Fails every submission that one of these texts is of, and takes the rest of them out of the queue."""
         with self._changed:
             failed = {text.submission for text in batch if not text.submission.gone}
             for submission in failed:
                 submission.lane.drop(submission)
-        settle((submission, error()) for submission in failed)
+        resolve_futures((submission, error()) for submission in failed)
 
     def _drop_all(self, error: Callable[[], Exception]) -> None:
         with self._changed:
             waiting = self._interactive.drop_all() + self._bulk.drop_all()
-        settle((submission, error()) for submission in waiting)
+        resolve_futures((submission, error()) for submission in waiting)
 
 
-def _joined(batch: list[Text]) -> TokenBatch:
+def _joined(batch: list[QueuedText]) -> TokenBatch:
     ids = np.concatenate([text.submission.ids_of(text.row) for text in batch])
     return TokenBatch(ids, np.array([text.length for text in batch], dtype=np.int64))

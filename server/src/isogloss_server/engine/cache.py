@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+from isogloss.wire.enums import InputType, Priority, Truncation
 
 from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.engine.shared_cache import Entry, SharedCache
 from isogloss_server.errors import DeadlineExceededError, RowFaults
-from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Priority, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 
 KEY_BYTES = 32
 ENTRY_BYTES = 400  # what key, tuple, count and table take beside a row's own bytes; measured: 350, more while it grows
@@ -22,7 +23,7 @@ STATIC = "static"  # the backend of models of which a text takes microseconds
 FAILURES = 2  # that a call waits for; a text that fails whoever computes it would else fail its callers one by one
 
 
-def entries_of(embedded: Embedded) -> list[Entry]:
+def to_entries(embedded: Embedded) -> list[Entry]:
     """Returns each row by itself, holding on to nothing of the others."""
     data, size = embedded.rows.tobytes(), embedded.rows.shape[1] * embedded.rows.itemsize
     n, counts = len(embedded.rows), embedded.token_counts
@@ -33,7 +34,7 @@ def entries_of(embedded: Embedded) -> list[Entry]:
     return entries
 
 
-def joined(entries: Sequence[Entry], computed: Sequence[Embedded], *, waited_s: float) -> Embedded:
+def join_entries(entries: Sequence[Entry], computed: Sequence[Embedded], *, waited_s: float) -> Embedded:
     """Returns the rows of `entries`, of which some come from what was `computed` for this call.
 
     Where token counts are known, a row counts as many as when it was computed; a provider bills what it computed.
@@ -53,13 +54,13 @@ def joined(entries: Sequence[Entry], computed: Sequence[Embedded], *, waited_s: 
     )
 
 
-def keys_of(texts: Sequence[str], card: ModelCard, role: Role, truncation: Truncation) -> list[bytes]:
+def cache_keys(texts: Sequence[str], card: ModelCard, input_type: InputType, truncation: Truncation) -> list[bytes]:
     """Returns the key of each text, of KEY_BYTES bytes.
 
     The runtime is part of it beside the space: bf16 and f32 share a space, but whoever chose f32 wants no row of a
-    bf16 server. The role is, where the model has roles.
+    bf16 server. The input type is part of the key if the model has prompts for input types.
     """
-    manner = (card.backend, card.space_id, role.value if card.has_roles else "", truncation.value)
+    manner = (card.backend, card.space_id, input_type.value if card.has_roles else "", truncation.value)
     begun = blake2b("".join(f"{word}\0" for word in manner).encode(), digest_size=KEY_BYTES)
     keys = []
     for text in texts:
@@ -69,7 +70,7 @@ def keys_of(texts: Sequence[str], card: ModelCard, role: Role, truncation: Trunc
     return keys
 
 
-class Memory:
+class MemoryCache:
     """A table of entries; what was used longest ago goes first."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -110,7 +111,7 @@ class Memory:
             metrics.CACHE_EVICTIONS.inc(evicted)
 
 
-class Flight:
+class InFlight:
     """One call's computation of some texts, from its begin to its end."""
 
     __slots__ = ("_ended", "entries", "failed", "priority")
@@ -130,16 +131,16 @@ class Flight:
         self._ended.set()
 
 
-class Flights:
+class InFlightRequests:
     """All that is being computed, by key."""
 
     def __init__(self) -> None:
-        self._by_key: dict[bytes, Flight] = {}
+        self._by_key: dict[bytes, InFlight] = {}
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def of(self, keys: Iterable[bytes], priority: Priority) -> dict[bytes, Flight]:
+    def of(self, keys: Iterable[bytes], priority: Priority) -> dict[bytes, InFlight]:
         """Returns those that a caller may wait for: an INTERACTIVE one never waits for what BULK computes."""
         found = {key: flight for key in keys if (flight := self._by_key.get(key)) is not None}
         if priority is Priority.BULK:
@@ -153,7 +154,7 @@ class Flights:
         The flight goes before others of the same keys, which an INTERACTIVE call does not wait for. However the block
         ends, those who wait are woken, and take what is in the table.
         """
-        flight = Flight(priority)
+        flight = InFlight(priority)
         self._by_key.update(dict.fromkeys(keys, flight))
         try:
             yield flight.entries
@@ -176,8 +177,8 @@ Texts = Mapping[bytes, str]  # distinct ones, by key
 class _Levels:
     """Where a row may be known, nearest first."""
 
-    memory: Memory
-    flights: Flights
+    memory: MemoryCache
+    flights: InFlightRequests
     shared: SharedCache | None
     clock: Clock
 
@@ -189,7 +190,7 @@ class Cache:
         self, clock: Clock, *, max_bytes: int, shared: SharedCache | None = None, static_models: bool = True
     ) -> None:
         """Takes what memory may hold, and whether static models use the cache; without bytes and shared none does."""
-        self._levels = _Levels(Memory(max_bytes), Flights(), shared, clock)
+        self._levels = _Levels(MemoryCache(max_bytes), InFlightRequests(), shared, clock)
         self._off = not max_bytes and shared is None
         self._static_models = static_models
 
@@ -207,12 +208,14 @@ class Cache:
         """Returns whether a model uses the cache."""
         return not self._off and (self._static_models or card.backend != STATIC)
 
-    def knows(self, card: ModelCard, texts: Sequence[str], role: Role, truncation: Truncation) -> bool:
+    def knows(self, card: ModelCard, texts: Sequence[str], input_type: InputType, truncation: Truncation) -> bool:
         """Returns whether memory has every one of the texts."""
-        return self.serves(card) and None not in self._levels.memory.find(keys_of(texts, card, role, truncation))
+        return self.serves(card) and None not in self._levels.memory.find(
+            cache_keys(texts, card, input_type, truncation)
+        )
 
     async def embed(
-        self, embedder: Embedder, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency
+        self, embedder: Embedder, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
     ) -> Embedded:
         """Returns what `embedder.embed` gives for the texts, of which it is asked for those that nobody knows.
 
@@ -221,27 +224,29 @@ class Cache:
             DomainError: what became of a computation, or the deadline passed while the call waited for another's.
         """
         if not self.serves(embedder.card):
-            return await embedder.embed(texts, role, truncation, urgency)
-        keys = keys_of(texts, embedder.card, role, truncation)
+            return await embedder.embed(texts, input_type, truncation, urgency)
+        keys = cache_keys(texts, embedder.card, input_type, truncation)
         found = self._levels.memory.find(keys)
-        call = _Call(self._levels, embedder, (role, truncation), urgency)
+        call = _Lookup(self._levels, embedder, (input_type, truncation), urgency)
         try:
             known = await call.resolve(
                 {key: text for key, text, entry in zip(keys, texts, found, strict=True) if not entry}
             )
         except RowFaults:  # with the numbers of the rows that were asked for, which are not this call's
-            return await embedder.embed(texts, role, truncation, urgency)
+            return await embedder.embed(texts, input_type, truncation, urgency)
         call.count(len(texts), found.count(None))
         if len(call.computed) == 1 and len(call.computed[0].rows) == len(texts):
             return call.computed[0]  # nothing was known, and no text came twice
         entries = [entry or known[key] for key, entry in zip(keys, found, strict=True)]
-        return joined(entries, call.computed, waited_s=call.waited_s)
+        return join_entries(entries, call.computed, waited_s=call.waited_s)
 
 
-class _Call:
+class _Lookup:
     """One call's way to the rows that memory does not have."""
 
-    def __init__(self, levels: _Levels, embedder: Embedder, manner: tuple[Role, Truncation], urgency: Urgency) -> None:
+    def __init__(
+        self, levels: _Levels, embedder: Embedder, manner: tuple[InputType, Truncation], urgency: Urgency
+    ) -> None:
         self.computed: list[Embedded] = []  # by this call
         self.waited_s = 0.0  # for computations of others
         self._shared_rows = 0
@@ -296,7 +301,7 @@ class _Call:
                 texts = {key: text for key, text in texts.items() if key not in entries}
             if texts:
                 embedded = await self._embedder.embed(list(texts.values()), *self._manner, self._urgency)
-                computed = dict(zip(texts, entries_of(embedded), strict=True))
+                computed = dict(zip(texts, to_entries(embedded), strict=True))
                 self.computed.append(embedded)
                 if levels.shared is not None:
                     levels.shared.put(computed)
@@ -304,7 +309,7 @@ class _Call:
             levels.memory.put(entries)
             return entries
 
-    async def _wait(self, flight: Flight) -> None:
+    async def _wait(self, flight: InFlight) -> None:
         """Waits for another's computation; whatever ends this wait ends nothing else."""
         began_s = self._levels.clock.monotonic_s()
         left_s = None if self._urgency.deadline_s == math.inf else self._urgency.deadline_s - began_s

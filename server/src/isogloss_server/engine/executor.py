@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine.monitoring import Watch
+from isogloss_server.engine.monitoring import Watchdog
 from isogloss_server.errors import ModelStalledError
 from isogloss_server.models.interfaces import Report
 
@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Workers:
+class Executor:
     """A fixed number of threads; work waits in order for a free one."""
 
     def __init__(self, threads: int) -> None:
@@ -50,8 +50,8 @@ class _Call:
             self.future.cancel()
 
 
-class WatchedWorkers(Workers):
-    """Workers whose callers do not wait for a piece that hangs, whatever it is.
+class WatchedExecutor(Executor):
+    """Executor whose callers do not wait for a piece that hangs, whatever it is.
 
     Here the models without a queue compute and all models' texts are tokenised; a piece is a fraction of a second's
     work. What is so small that it is done on the event loop itself is not watched: a loop that hangs answers no one.
@@ -60,17 +60,17 @@ class WatchedWorkers(Workers):
     def __init__(self, threads: int, watchdog_s: float, clock: Clock, report: Report) -> None:
         """A piece that runs for longer than `watchdog_s` hangs; `report` is called from any thread."""
         super().__init__(threads)
-        self._watch: Watch[_Call] = Watch(threads, watchdog_s, clock, report, found=self._hangs)
+        self._watch: Watchdog[_Call] = Watchdog(threads, watchdog_s, clock, report, found=self._hangs)
         self._calls: set[_Call] = set()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Returns what `work(*args, **kwargs)` returns; see Workers.
+        """Returns what `work(*args, **kwargs)` returns; see Executor.
 
         Raises:
             ModelStalledError: the work hangs, or all threads do.
         """
         if self._watch.all_hang:
-            raise _stuck()
+            raise _stalled_error()
         self._watch.keep()
         call = _Call()
 
@@ -88,7 +88,7 @@ class WatchedWorkers(Workers):
             return await future
         except asyncio.CancelledError:
             if call.stuck:
-                raise _stuck() from None
+                raise _stalled_error() from None
             raise
         finally:
             self._calls.discard(call)
@@ -98,5 +98,5 @@ class WatchedWorkers(Workers):
             stuck.give_up()
 
 
-def _stuck() -> ModelStalledError:
+def _stalled_error() -> ModelStalledError:
     return ModelStalledError("work on the call does not come to an end; another server may answer")

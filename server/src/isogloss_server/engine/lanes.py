@@ -5,13 +5,15 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from isogloss.wire.enums import Priority
+
 from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Cost
 from isogloss_server.engine.registry import ServedModel
-from isogloss_server.engine.request import EmbedJob, SimilarityJob
+from isogloss_server.engine.request import EmbedRequest, SimilarityRequest
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
-from isogloss_server.models.interfaces import Embedded, Priority
+from isogloss_server.models.interfaces import Embedded
 
 QUEUED_BULK_JOBS = 256  # of a model with a queue of its own: enough to fill it, and a bound on what they hold in memory
 
@@ -39,7 +41,7 @@ class Turn:
     )
 
     def __init__(
-        self, clock: Clock, model: ServedModel, job: EmbedJob | SimilarityJob, is_known: Callable[[], bool]
+        self, clock: Clock, model: ServedModel, job: EmbedRequest | SimilarityRequest, is_known: Callable[[], bool]
     ) -> None:
         """Takes a job that was checked, and what tells whether the cache has all of its texts."""
         ready = model.ready

@@ -5,32 +5,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 
 from isogloss_server.clock import Clock, covered_s
-from isogloss_server.engine.batch_queue import Computed
-from isogloss_server.engine.batcher import Batcher, forward, not_finite, out_of_memory
-from isogloss_server.engine.executor import Workers
-from isogloss_server.engine.monitoring import Reporter, Vitals, to_nobody
+from isogloss_server.engine.batch_queue import InferenceResult
+from isogloss_server.engine.batcher import Batcher, checked_forward, non_finite_error, out_of_memory_error
+from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.monitoring import FailureMonitor, Reporter, to_nobody
 from isogloss_server.engine.self_test import F32_TOLERANCE, Probes, verify
 from isogloss_server.errors import DomainError, RowFaults
-from isogloss_server.models.interfaces import (
-    Embedded,
-    Model,
-    ModelCard,
-    Role,
-    Rows,
-    TokenBatch,
-    Tolerance,
-    Truncation,
-    Urgency,
-)
+from isogloss_server.models.interfaces import Embedded, Model, ModelCard, Rows, TokenBatch, Tolerance, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
 
 
-class Direct:
+class DirectRunner:
     """A model without a queue: a call's texts are computed on the thread that asks."""
 
-    def __init__(self, model: Model, dimensions: int, vitals: Vitals) -> None:
+    def __init__(self, model: Model, dimensions: int, vitals: FailureMonitor) -> None:
         self._model = model
         self._dimensions = dimensions
         self._vitals = vitals
@@ -53,15 +44,15 @@ class Direct:
     def _finite(self, batch: TokenBatch) -> Rows:
         rows = self._in_parts(batch)
         if not np.isfinite(rows).all():
-            raise not_finite()
+            raise non_finite_error()
         return rows
 
     def _in_parts(self, batch: TokenBatch) -> Rows:
         try:
-            return forward(self._model, batch, self._dimensions)
+            return checked_forward(self._model, batch, self._dimensions)
         except MemoryError:
             if len(batch.lengths) == 1:
-                raise out_of_memory() from None
+                raise out_of_memory_error() from None
         # Only here, where the error no longer holds what the pass had in memory.
         middle = len(batch.lengths) // 2
         at = int(batch.lengths[:middle].sum())
@@ -86,7 +77,7 @@ class _Block:
     asked_s: float
     began_s: float
     tokenized_s: float
-    computed: Computed | None
+    computed: InferenceResult | None
 
 
 class LocalEmbedder:
@@ -97,8 +88,8 @@ class LocalEmbedder:
         model: Model,
         tokens: TextTokenizer,
         card: ModelCard,
-        prompts: Mapping[Role, str],
-        workers: Workers,
+        prompts: Mapping[InputType, str],
+        workers: Executor,
         clock: Clock,
         *,
         batcher: Batcher | None = None,
@@ -116,7 +107,9 @@ class LocalEmbedder:
         self._workers = workers
         self._clock = clock
         self._batcher = batcher
-        self._direct = Direct(model, card.dimensions[0], Vitals(reporter("batches"))) if batcher is None else None
+        self._direct = (
+            DirectRunner(model, card.dimensions[0], FailureMonitor(reporter("batches"))) if batcher is None else None
+        )
         self._tolerance = tolerance
 
     @property
@@ -124,7 +117,9 @@ class LocalEmbedder:
         """What the model says of itself."""
         return self._card
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns the vectors of `texts`, in order; see `models.base.Embedder`.
 
         With a batcher, a block waits in the queue while the next one is tokenised. Whatever ends the call, nothing of
@@ -132,10 +127,10 @@ class LocalEmbedder:
         """
         inline = sum(map(len, texts)) <= INLINE_CHARACTERS
         blocks: list[_Block] = []
-        submitted: list[asyncio.Future[Computed]] = []
+        submitted: list[asyncio.Future[InferenceResult]] = []
         try:
             for part in _parts(texts):
-                arguments = part, self._prompts.get(role, ""), truncation, self._clock.monotonic_s()
+                arguments = part, self._prompts.get(input_type, ""), truncation, self._clock.monotonic_s()
                 block = self._work(*arguments) if inline else await self._workers.run(self._work, *arguments)
                 blocks.append(block)
                 if self._batcher is not None and not _faults(blocks):
@@ -157,7 +152,7 @@ class LocalEmbedder:
         computed = None
         if self._direct is not None and not tokenized.row_errors:
             rows = self._direct.forward(tokenized.batch)
-            computed = Computed(rows, ((tokenized_s, self._clock.monotonic_s()),))
+            computed = InferenceResult(rows, ((tokenized_s, self._clock.monotonic_s()),))
         return _Block(tokenized, asked_s, began_s, tokenized_s, computed)
 
     def verify(self, probes: Probes) -> None:
@@ -199,11 +194,11 @@ def _faults(blocks: Sequence[_Block]) -> dict[int, DomainError]:
     return faults
 
 
-async def _all(submitted: Sequence["asyncio.Future[Computed]"]) -> Sequence[Computed]:
+async def _all(submitted: Sequence["asyncio.Future[InferenceResult]"]) -> Sequence[InferenceResult]:
     return [await submitted[0]] if len(submitted) == 1 else await asyncio.gather(*submitted)
 
 
-def _joined(blocks: Sequence[_Block], computed: Sequence[Computed]) -> Embedded:
+def _joined(blocks: Sequence[_Block], computed: Sequence[InferenceResult]) -> Embedded:
     """Returns what all blocks gave, rows counted through."""
     truncated: list[int] = []
     first = 0

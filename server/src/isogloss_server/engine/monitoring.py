@@ -11,7 +11,7 @@ from isogloss_server.clock import Clock
 from isogloss_server.models.interfaces import Report, State
 
 FAILURES = 3  # batches, one after the other, that are more than bad luck with a text
-LOOKS = 8  # within the limit
+CHECKS = 8  # within the limit
 T = TypeVar("T")
 
 
@@ -40,7 +40,7 @@ def from_threads(reporter: Reporter, loop: asyncio.AbstractEventLoop) -> Reporte
     return safely
 
 
-class Vitals:
+class FailureMonitor:
     """Tells that a model is not well where its batches fail one after the other, or a thread of its dies.
 
     The next batch that succeeds makes it well. What is told names kinds of errors, not their messages, which may quote
@@ -80,7 +80,7 @@ class Vitals:
 
 
 @dataclass(slots=True, eq=False)
-class Running(Generic[T]):
+class WatchedWork(Generic[T]):
     """Something that a thread is at; `looks` is how many have seen it."""
 
     what: T
@@ -89,10 +89,10 @@ class Running(Generic[T]):
     @property
     def hangs(self) -> bool:
         """Whether it has been seen so often that it has run for longer than the limit."""
-        return self.looks > LOOKS
+        return self.looks > CHECKS
 
 
-class Watch(Generic[T]):
+class Watchdog(Generic[T]):
     """Looks again and again at what threads are at; what has run for longer than the limit hangs.
 
     Looks are counted, not seconds: a process that was stopped for an hour, or a clock that leaps, is one look older.
@@ -107,7 +107,7 @@ class Watch(Generic[T]):
         self._clock = clock
         self._report = report
         self._found = found
-        self._running: set[Running[T]] = set()
+        self._running: set[WatchedWork[T]] = set()
         self._hanging = 0
         self._lock = threading.Lock()  # guards the two above, and the order of the reports
         self._looking: asyncio.Task[None] | None = None
@@ -122,14 +122,14 @@ class Watch(Generic[T]):
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look_on())
 
-    def begin(self, what: T) -> Running[T]:
+    def begin(self, what: T) -> WatchedWork[T]:
         """Takes note that a thread begins something."""
-        running = Running(what)
+        running = WatchedWork(what)
         with self._lock:
             self._running.add(running)
         return running
 
-    def end(self, running: Running[T]) -> None:
+    def end(self, running: WatchedWork[T]) -> None:
         """Takes note that it has come to its end, however late."""
         with self._lock:
             self._running.discard(running)
@@ -139,13 +139,13 @@ class Watch(Generic[T]):
 
     async def _look_on(self) -> None:
         while True:
-            await self._clock.sleep(self._limit_s / LOOKS)
+            await self._clock.sleep(self._limit_s / CHECKS)
             for running in self._look():
                 self._found(running.what)
 
-    def _look(self) -> list[Running[T]]:
+    def _look(self) -> list[WatchedWork[T]]:
         """Returns what hangs since this look."""
-        found: list[Running[T]] = []
+        found: list[WatchedWork[T]] = []
         with self._lock:
             for running in self._running:
                 hung = running.hangs

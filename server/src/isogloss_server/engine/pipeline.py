@@ -6,26 +6,27 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 import numpy as np
+from isogloss.wire.enums import InputType
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine import vectors
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.lanes import Turn
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.request import (
-    EmbedJob,
+    EmbedRequest,
     Nearest,
     Pairwise,
-    SimilarityJob,
+    SimilarityRequest,
     TextSide,
     VectorSide,
-    empty_texts,
-    truncation_of,
+    find_empty_texts,
+    resolve_truncation,
 )
 from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
 from isogloss_server.errors import DomainError, RowFaults, merge
-from isogloss_server.models.interfaces import Embedded, ModelCard, Role, Rows
+from isogloss_server.models.interfaces import Embedded, ModelCard, Rows
 
 INLINE_NUMBERS = 1 << 17  # so few are done sooner than another thread could take them over
 
@@ -46,7 +47,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedResult:
-    """The answer to an EmbedJob: the shaped matrix, and what became of the texts on the way to it."""
+    """The answer to an EmbedRequest: the shaped matrix, and what became of the texts on the way to it."""
 
     matrix: vectors.Quantised
     model: str
@@ -58,7 +59,7 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarityResult:
-    """The answer to a SimilarityJob: scores float32 [q, c] or [1, n], or rankings."""
+    """The answer to a SimilarityRequest: scores float32 [q, c] or [1, n], or rankings."""
 
     compared: Rows | Rankings
     model: str
@@ -72,14 +73,14 @@ class SimilarityResult:
 class Pipeline:
     """Takes jobs of every face through the engine."""
 
-    def __init__(self, registry: Registry, workers: Workers, clock: Clock, cache: Cache | None = None) -> None:
+    def __init__(self, registry: Registry, workers: Executor, clock: Clock, cache: Cache | None = None) -> None:
         """Without `cache`, nothing is kept, and nobody waits for another's computation."""
         self._registry = registry
         self._workers = workers
         self._clock = clock
         self._cache = cache or Cache(clock, max_bytes=0)
 
-    async def embed(self, job: EmbedJob) -> EmbedResult:
+    async def embed(self, job: EmbedRequest) -> EmbedResult:
         """Returns the vectors of a job's texts, shaped as it asks.
 
         Raises:
@@ -93,7 +94,7 @@ class Pipeline:
             if job.allow_partial:
                 embedded, faults = await self._embed_what_can_be(model, job)
             else:
-                embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.role), job)
+                embedded = await self._embed_all(model, TextSide(job.path, job.texts, job.input_type), job)
             turn.take_note(embedded, len(faults))
             shape = partial(vectors.shape, columns=columns, normalize=job.normalize, element_type=job.element_type)
             matrix = await self._run(embedded.rows.size, shape, embedded.rows)
@@ -106,7 +107,7 @@ class Pipeline:
             timings=self._timings(began_s, turn.waited_s, embedded),
         )
 
-    async def similarity(self, job: SimilarityJob) -> SimilarityResult:
+    async def similarity(self, job: SimilarityRequest) -> SimilarityResult:
         """Returns the scores of a job's queries against its candidates, or each query's nearest candidates.
 
         Raises:
@@ -136,7 +137,7 @@ class Pipeline:
         )
 
     async def _side(
-        self, model: ServedModel, side: TextSide | VectorSide, columns: int, job: SimilarityJob
+        self, model: ServedModel, side: TextSide | VectorSide, columns: int, job: SimilarityRequest
     ) -> tuple[Rows, Embedded]:
         """Returns float32 [n, columns]: texts embedded to unit length, vectors as they are."""
         if isinstance(side, VectorSide):
@@ -145,7 +146,7 @@ class Pipeline:
         rows = await self._run(embedded.rows.size, lambda: vectors.unit_length(embedded.rows[:, :columns]))
         return rows, embedded
 
-    async def _compare(self, job: SimilarityJob, queries: Rows, candidates: Rows) -> Rows | Rankings:
+    async def _compare(self, job: SimilarityRequest, queries: Rows, candidates: Rows) -> Rows | Rankings:
         """Compares block by block, so that a cancelled call ends with the block that it is in."""
         if isinstance(job.shape, Pairwise):
             return await self._run(queries.size, lambda: pairwise(queries, candidates, job.metric)[None])
@@ -157,12 +158,12 @@ class Pipeline:
             return Rankings.joined([await self._run(work, nearest, block) for block in blocks])
         return np.concatenate([await self._run(work, comparison.scores, block) for block in blocks])
 
-    async def _embed_all(self, model: ServedModel, side: TextSide, job: EmbedJob | SimilarityJob) -> Embedded:
+    async def _embed_all(self, model: ServedModel, side: TextSide, job: EmbedRequest | SimilarityRequest) -> Embedded:
         """Embeds every text, or raises what is wrong with the first that cannot be, and with others alike."""
-        faults = empty_texts(side.texts)
+        faults = find_empty_texts(side.texts)
         if not faults:
             try:
-                return await self._infer(model, side.texts, side.role, job)
+                return await self._infer(model, side.texts, side.input_type, job)
             except RowFaults as found:
                 faults = found.faults
         try:
@@ -170,9 +171,11 @@ class Pipeline:
         finally:
             del faults  # else the error, by its traceback, keeps itself and the texts until the collector comes by
 
-    async def _embed_what_can_be(self, model: ServedModel, job: EmbedJob) -> tuple[Embedded, dict[int, DomainError]]:
+    async def _embed_what_can_be(
+        self, model: ServedModel, job: EmbedRequest
+    ) -> tuple[Embedded, dict[int, DomainError]]:
         """Embeds the texts that can be; the others are rows of zeros, each with its fault."""
-        faults = empty_texts(job.texts)
+        faults = find_empty_texts(job.texts)
         embedded = nothing(model.ready.embedder.card)
         good: list[int] = []
         for _ in range(2):  # the first time the tokenizer may find more faults
@@ -180,7 +183,7 @@ class Pipeline:
             if not good:
                 break
             try:
-                embedded = await self._infer(model, [job.texts[row] for row in good], job.role, job)
+                embedded = await self._infer(model, [job.texts[row] for row in good], job.input_type, job)
                 break
             except RowFaults as found:
                 faults |= {good[row]: fault for row, fault in found.faults.items()}
@@ -189,23 +192,25 @@ class Pipeline:
         return embedded.spread(good, len(job.texts)), dict(sorted(faults.items()))
 
     async def _infer(
-        self, model: ServedModel, texts: Sequence[str], role: Role, job: EmbedJob | SimilarityJob
+        self, model: ServedModel, texts: Sequence[str], input_type: InputType, job: EmbedRequest | SimilarityRequest
     ) -> Embedded:
         embedder = model.ready.embedder
-        truncation = truncation_of(job, embedder.card)
-        embedded = await self._cache.embed(embedder, texts, role, truncation, job.urgency)
+        truncation = resolve_truncation(job, embedder.card)
+        embedded = await self._cache.embed(embedder, texts, input_type, truncation, job.urgency)
         model.embedded_texts += len(texts)
         return embedded
 
-    def _is_known(self, model: ServedModel, job: EmbedJob | SimilarityJob) -> bool:
+    def _is_known(self, model: ServedModel, job: EmbedRequest | SimilarityRequest) -> bool:
         """Returns whether the cache has all texts of a job that has some."""
         card = model.ready.embedder.card
         sides = (
-            [TextSide(job.path, job.texts, job.role)] if isinstance(job, EmbedJob) else [job.queries, job.candidates]
+            [TextSide(job.path, job.texts, job.input_type)]
+            if isinstance(job, EmbedRequest)
+            else [job.queries, job.candidates]
         )
         texts = [side for side in sides if isinstance(side, TextSide)]
-        manner = truncation_of(job, card)
-        return bool(texts) and all(self._cache.knows(card, side.texts, side.role, manner) for side in texts)
+        manner = resolve_truncation(job, card)
+        return bool(texts) and all(self._cache.knows(card, side.texts, side.input_type, manner) for side in texts)
 
     async def _run(self, numbers: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs numpy work: off the event loop where it touches many numbers."""

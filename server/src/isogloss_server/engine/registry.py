@@ -13,7 +13,7 @@ from isogloss_server.models.interfaces import Embedder, Report, State
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyModel:
     """A model that can be asked: what computes its vectors, and what one request may ask for.
 
     `bulk_jobs` is how many BULK jobs work at once: one where each computes by itself, many where their texts meet in
@@ -36,11 +36,11 @@ class ServedModel:
         self.queued_texts = 0  # of jobs that wait or work
         self.embedded_texts = 0  # since the server started
         self.bulk_turns = asyncio.Semaphore(0)  # of which each BULK job at work holds one
-        self._ready: Ready | None = None
+        self._ready: ReadyModel | None = None
         self._reported: dict[str, tuple[State, str]] = {}  # what is not well, by part
         self._changed = changed
 
-    def serve(self, ready: Ready) -> None:
+    def serve(self, ready: ReadyModel) -> None:
         """Makes the model answer requests from now on."""
         self._ready = ready
         metrics.QUEUE_TOKENS.labels(self.name).set_function(lambda: ready.admission.tokens)
@@ -79,7 +79,7 @@ class ServedModel:
         return self._ready is not None
 
     @property
-    def ready(self) -> Ready:
+    def ready(self) -> ReadyModel:
         """What answers requests.
 
         Raises:

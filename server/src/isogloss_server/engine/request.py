@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from isogloss_server.engine.similarity import Metric
-from isogloss_server.engine.vectors import ElementType, bytes_per_row
+from isogloss.wire.enums import ElementType, InputType, Metric, Priority, Truncation
+
+from isogloss_server.engine.vectors import bytes_per_row
 from isogloss_server.errors import (
     BadKError,
     BadMinScoreError,
@@ -23,7 +24,7 @@ from isogloss_server.errors import (
     UnsupportedDimensionsError,
     UnsupportedTruncationError,
 )
-from isogloss_server.models.interfaces import ModelCard, Priority, Role, Rows, Truncation, Urgency
+from isogloss_server.models.interfaces import ModelCard, Rows, Urgency
 
 # The most that parts of an answer take on the wire; a test holds them against real messages.
 ROW_OVERHEAD_BYTES = 20  # of a row beside its numbers: token count, truncated row, scale
@@ -91,14 +92,14 @@ def utf8_bytes(texts: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedJob:
+class EmbedRequest:
     """One Embed: texts to one row vector each. `deadline_s` is a moment of the clock."""
 
     path: ClassVar[str] = "texts"
 
     texts: Sequence[str]
     model: str = ""
-    role: Role = Role.SIMILARITY
+    input_type: InputType = InputType.SIMILARITY
     dimensions: int = 0
     element_type: ElementType = ElementType.FLOAT32
     truncation: Truncation | None = None
@@ -134,9 +135,9 @@ class EmbedJob:
         limits.check_texts(self.texts, self.path)
         limits.check_request_bytes(self.text_bytes, self.path)
         if self.space_id and self.space_id != card.space_id:
-            raise space_mismatch(self.space_id, card, "space_id")
+            raise space_mismatch_error(self.space_id, card, "space_id")
         check_truncation(self.truncation, card)
-        columns = offered(self.dimensions, card, "dimensions")
+        columns = resolve_dimensions(self.dimensions, card, "dimensions")
         size = answer_bytes(len(self.texts), columns, self.element_type, partial=self.allow_partial)
         limits.check_response_bytes(size, self.path)
         return columns
@@ -148,7 +149,7 @@ class TextSide:
 
     path: str
     texts: Sequence[str]
-    role: Role
+    input_type: InputType
 
     @cached_property
     def text_bytes(self) -> int:
@@ -191,7 +192,7 @@ class Nearest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimilarityJob:
+class SimilarityRequest:
     """One Similarity; without candidates the queries are compared with themselves."""
 
     queries: TextSide | VectorSide
@@ -233,7 +234,7 @@ class SimilarityJob:
             if isinstance(side, TextSide):
                 limits.check_texts(side.texts, side.path)
             elif side.space_id != card.space_id:
-                raise space_mismatch(side.space_id, card, f"{side.path}.space_id")
+                raise space_mismatch_error(side.space_id, card, f"{side.path}.space_id")
         request_bytes = [s.text_bytes if isinstance(s, TextSide) else s.wire_bytes for s in sides]
         limits.check_request_bytes(sum(request_bytes), sides[request_bytes.index(max(request_bytes))].path)
         check_truncation(self.truncation, card)
@@ -264,7 +265,7 @@ class SimilarityJob:
         if len(given) == len(sides):
             wanted = given[0][1]
         else:
-            wanted = offered(self.dimensions or (given[0][1] if given else 0), card, "dimensions")
+            wanted = resolve_dimensions(self.dimensions or (given[0][1] if given else 0), card, "dimensions")
         for side, columns in given:
             if columns != wanted:
                 message = f"{side.path} has {columns} columns, the other side {wanted}"
@@ -272,7 +273,7 @@ class SimilarityJob:
         return wanted
 
 
-def offered(dimensions: int, card: ModelCard, path: str) -> int:
+def resolve_dimensions(dimensions: int, card: ModelCard, path: str) -> int:
     """Returns the columns that `dimensions` stands for; raises UnsupportedDimensionsError where not offered."""
     if not dimensions:
         return card.dimensions[0]
@@ -291,20 +292,20 @@ def check_truncation(truncation: Truncation | None, card: ModelCard) -> None:
         raise UnsupportedTruncationError(message, field="truncation", actual=truncation.value, offered=choice)
 
 
-def truncation_of(job: EmbedJob | SimilarityJob, card: ModelCard) -> Truncation:
+def resolve_truncation(job: EmbedRequest | SimilarityRequest, card: ModelCard) -> Truncation:
     """Returns what becomes of the job's texts too long: as it says; else END, or ERROR where END is not offered."""
     if job.truncation is not None:
         return job.truncation
     return Truncation.END if Truncation.END in card.truncations else Truncation.ERROR
 
 
-def space_mismatch(space_id: str, card: ModelCard, path: str) -> SpaceMismatchError:
+def space_mismatch_error(space_id: str, card: ModelCard, path: str) -> SpaceMismatchError:
     """Returns the error for a request that is about another space than the model's."""
     message = "space_id is required with vectors" if not space_id else "the vectors' space is not the model's"
     return SpaceMismatchError(f"{message}, which is {card.space_id}", field=path, expected=card.space_id)
 
 
-def empty_texts(texts: Sequence[str]) -> dict[int, DomainError]:
+def find_empty_texts(texts: Sequence[str]) -> dict[int, DomainError]:
     """Returns an error for each row whose text has no character but white space."""
     message = "the text is empty or white space alone"
     return {row: EmptyTextError(message) for row, text in enumerate(texts) if not text or text.isspace()}

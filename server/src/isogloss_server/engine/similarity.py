@@ -7,9 +7,9 @@ of a large comparison can be merged by score.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
+from isogloss.wire.enums import Metric
 from numpy.typing import NDArray
 
 from isogloss_server.models.interfaces import Rows
@@ -20,15 +20,6 @@ BLOCK_NUMBERS = 1 << 17  # differences held in float64 at a time: 1 MiB
 CANCELLED = 1e-6
 
 Wide = NDArray[np.float64]
-
-
-class Metric(StrEnum):
-    """The measure of nearness; greater is nearer for all of them."""
-
-    COSINE = "cosine"
-    DOT = "dot"
-    EUCLIDEAN = "euclidean"
-    MANHATTAN = "manhattan"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,25 +4,13 @@ The definitions of the element types are those of `ElementType` and `Matrix` in 
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from isogloss.wire.enums import ElementType
 from numpy.typing import NDArray
 
 from isogloss_server.models.interfaces import Rows
-
-
-class ElementType(StrEnum):
-    """The type of each number of a matrix."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    INT8 = "int8"
-    UINT8 = "uint8"
-    UBINARY = "ubinary"
-    BINARY = "binary"
-
 
 # Little-endian dtype of what travels. In the two binary types a byte holds 8 columns.
 WIRE_DTYPE: dict[ElementType, np.dtype[Any]] = {

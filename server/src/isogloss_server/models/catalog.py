@@ -37,7 +37,7 @@ class KnownModel:
     pooling: str  # mean or cls
     languages: tuple[str, ...]  # BCP 47
     license: str  # SPDX
-    prompts: Mapping[str, str] = field(default_factory=dict)  # role (as in models/base.py) -> prompt; others have none
+    prompts: Mapping[str, str] = field(default_factory=dict)  # input type -> prompt; other types have none
     backend: str = "openvino"  # or sentence-transformers, for what the packed engine has no graph of
     remark: str = ""  # what a user must know before choosing it
 

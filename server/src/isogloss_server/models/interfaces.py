@@ -6,10 +6,11 @@ Letters of array shapes, here and everywhere: n texts, t tokens of all texts tog
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
+from isogloss.wire.enums import InputType, Priority, Truncation
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]  # [n, d]
@@ -33,31 +34,6 @@ class Tolerance:
 
     known: float  # from a known vector's
     batch_invariance: float  # from the same text's vector, alone or beside others
-
-
-class Role(StrEnum):
-    """What a text is for; models without roles give the same vector for all of them."""
-
-    SIMILARITY = "similarity"
-    QUERY = "query"
-    DOCUMENT = "document"
-    CLASSIFICATION = "classification"
-    CLUSTERING = "clustering"
-
-
-class Truncation(StrEnum):
-    """What becomes of a text longer than the model reads."""
-
-    END = "end"
-    START = "start"
-    ERROR = "error"
-
-
-class Priority(StrEnum):
-    """The lane of a call in the queue."""
-
-    INTERACTIVE = "interactive"
-    BULK = "bulk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +108,9 @@ class Embedder(Protocol):
         """What the model says of itself."""
         ...
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns the vectors of `texts` (at least one, none of white space alone), in order.
 
         Raises:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isogloss.wire.enums import InputType
+
 from isogloss_server import logs
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.interfaces import Model, ModelCard, Role, Tolerance
+from isogloss_server.models.interfaces import Model, ModelCard, Tolerance
 from isogloss_server.models.model_folder import ModelFolder, fingerprint, read_json
 from isogloss_server.models.tokenizer import TextTokenizer
 
@@ -64,7 +66,7 @@ class LoadedModel:
     model: Model
     tokenizer: TextTokenizer
     card: ModelCard
-    prompts: Mapping[Role, str]
+    prompts: Mapping[InputType, str]
     probes: Sequence[tuple[str, Sequence[float]]]  # texts with the vectors that must come out for them
     tolerance: Tolerance
     batched: bool  # whether a pass costs so much that callers' texts are best computed together
@@ -130,12 +132,12 @@ def space_id(folder: ModelFolder, plan: TransformerLayout, digests: Sequence[str
         pooling=plan.poolings,
         dense=[dense.activation for dense in plan.dense],
         normalize=plan.normalize,
-        prompts={role.value: prompt for role, prompt in prompts(folder).items()},
+        prompts={input_type.value: prompt for input_type, prompt in prompts(folder).items()},
     )
 
 
-def prompts(folder: ModelFolder) -> dict[Role, str]:
-    """Returns the non-empty prompts by role: the folder's own, else those known of the model, else its default prompt.
+def prompts(folder: ModelFolder) -> dict[InputType, str]:
+    """Returns the non-empty prompts by input type: the folder's, else the catalog's, else the folder's default prompt.
 
     `passage` is what some models call a document.
     """
@@ -146,12 +148,15 @@ def prompts(folder: ModelFolder) -> dict[Role, str]:
     known: Mapping[str, str] = {}
     if folder.known:  # whose row knows more than a file of empty prompts, which the library writes of its own accord
         known, own = folder.known.prompts, {name: prompt for name, prompt in own.items() if prompt}
-    chosen = {role: own.get(role.value) for role in Role}
-    if chosen[Role.DOCUMENT] is None:
-        chosen[Role.DOCUMENT] = own.get("passage")
+    chosen = {input_type: own.get(input_type.value) for input_type in InputType}
+    if chosen[InputType.DOCUMENT] is None:
+        chosen[InputType.DOCUMENT] = own.get("passage")
     default = own.get(config.get("default_prompt_name"), "")
-    by_role = {role: known.get(role.value, default) if prompt is None else prompt for role, prompt in chosen.items()}
-    return {role: str(prompt) for role, prompt in by_role.items() if prompt}
+    by_input_type = {
+        input_type: known.get(input_type.value, default) if prompt is None else prompt
+        for input_type, prompt in chosen.items()
+    }
+    return {input_type: str(prompt) for input_type, prompt in by_input_type.items() if prompt}
 
 
 def dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:
@@ -172,7 +177,7 @@ def card(folder: ModelFolder, backend: str, space_id: str, tokens: TextTokenizer
     Raises:
         ModelFilesError: the card offers dimensions that the vectors do not have.
     """
-    by_role = prompts(folder)
+    by_input_type = prompts(folder)
     return ModelCard(
         backend=backend,
         space_id=space_id,
@@ -181,7 +186,7 @@ def card(folder: ModelFolder, backend: str, space_id: str, tokens: TextTokenizer
         revision=folder.revision,
         languages=folder.card.languages or (folder.known.languages if folder.known else ()),
         license=folder.card.license or (folder.known.license if folder.known else ""),
-        has_roles=len(set(map(by_role.get, Role))) > 1,
+        has_roles=len(set(map(by_input_type.get, InputType))) > 1,
     )
 
 

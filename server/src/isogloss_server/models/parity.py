@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 
-from isogloss_server.models.interfaces import Role, Rows, Truncation
+from isogloss_server.models.interfaces import Rows
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder
 
@@ -47,7 +48,7 @@ def is_available() -> bool:
 
 
 def compare(folder: ModelFolder, parts: LoadedModel) -> Iterator[Comparison]:
-    """Yields a comparison for each prompt that a role has, and for none where some role has none."""
+    """Yields a comparison for each prompt of an input type, and for no prompt if an input type has none."""
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     library = importlib.import_module(LIBRARY).SentenceTransformer(
         str(folder.path),
@@ -57,7 +58,7 @@ def compare(folder: ModelFolder, parts: LoadedModel) -> Iterator[Comparison]:
         model_kwargs={"dtype": "float32"},  # else that of the files
     )
     texts = sentences()
-    for prompt in dict.fromkeys(parts.prompts.get(role, "") for role in Role):
+    for prompt in dict.fromkeys(parts.prompts.get(input_type, "") for input_type in InputType):
         theirs = library.encode(texts, prompt=prompt, normalize_embeddings=False, show_progress_bar=False)
         batch = parts.tokenizer.encode([prompt + text for text in texts], Truncation.END).batch
         yield compare_rows(prompt, parts.model.forward(batch), np.asarray(theirs, dtype=np.float32), parts.card.backend)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isogloss.wire.enums import Truncation
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout
-from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance, Truncation
+from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder, fingerprint
 from isogloss_server.models.tokenizer import TextTokenizer
@@ -309,7 +310,7 @@ def library_space_id(folder: ModelFolder, tokens: TextTokenizer, tokenizer: str)
         modules=layout.module_names(folder),
         files=found,
         max_tokens=tokens.max_tokens,
-        prompts={role.value: prompt for role, prompt in layout.prompts(folder).items()},
+        prompts={input_type.value: prompt for input_type, prompt in layout.prompts(folder).items()},
     )
 
 

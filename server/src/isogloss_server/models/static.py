@@ -91,7 +91,7 @@ def load(folder: ModelFolder) -> LoadedModel:
         tokenizer=tokenizer_digest,
         pooling="mean",
         normalize=normalize,
-        prompts={role.value: prompt for role, prompt in prompts.items()},
+        prompts={input_type.value: prompt for input_type, prompt in prompts.items()},
     )
     card = layout.card(folder, "static", space_id, tokens, model.dimensions)
     probes = [(probe.text, probe.vector) for probe in folder.card.probes]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from isogloss.wire.enums import Truncation
 from tokenizers import Tokenizer
 
 from isogloss_server.errors import (
@@ -14,7 +15,7 @@ from isogloss_server.errors import (
     TextWithoutTokensError,
     UnsupportedModelError,
 )
-from isogloss_server.models.interfaces import TokenBatch, Truncation
+from isogloss_server.models.interfaces import TokenBatch
 
 LEAST_PIECE_CHARACTERS = 16_384  # up to here a text is tokenised whole, whatever the model reads of it
 

@@ -1,122 +1,57 @@
 """Converts protobuf messages to engine requests, and results to protobuf messages."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf import duration_pb2
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.wire.enums import (
+    UNSPECIFIED,
+    ContractEnum,
+    ElementType,
+    InputType,
+    Metric,
+    Priority,
+    ServingStatus,
+    Truncation,
+)
 
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
 from isogloss_server.engine.registry import Registry, ServedModel
-from isogloss_server.engine.request import AllPairs, EmbedJob, Nearest, Pairwise, SimilarityJob, TextSide, VectorSide
-from isogloss_server.engine.similarity import Metric, Rankings
-from isogloss_server.engine.vectors import (
-    BIT_PACKED,
-    SCALED,
-    WIRE_DTYPE,
-    ElementType,
-    Quantised,
-    bytes_per_row,
-    quantise,
-    widen,
+from isogloss_server.engine.request import (
+    AllPairs,
+    EmbedRequest,
+    Nearest,
+    Pairwise,
+    SimilarityRequest,
+    TextSide,
+    VectorSide,
 )
+from isogloss_server.engine.similarity import Rankings
+from isogloss_server.engine.vectors import BIT_PACKED, SCALED, WIRE_DTYPE, Quantised, bytes_per_row, quantise, widen
 from isogloss_server.errors import BadMatrixError, MissingFieldError, UnknownEnumError
-from isogloss_server.models.interfaces import Priority, Role, Rows, State, Truncation
+from isogloss_server.models.interfaces import Rows, State
 from isogloss_server.rpc.status import to_row_status
 from isogloss_server.settings.declarations import HIGHEST_MAX_TEXTS
 
-E = TypeVar("E", bound=Enum | None)
+E = TypeVar("E", bound=ContractEnum)
+D = TypeVar("D", bound=ContractEnum | None)
 
 
-@dataclass(frozen=True)
-class EnumTable(Generic[E]):
-    """The words of one enum by their number; number 0 stands for the default, None where that is the model's."""
+def read_enum(kind: type[E], number: int, path: str, *, default: D) -> E | D:
+    """Returns the member with `number`, or `default` if the number is UNSPECIFIED.
 
-    words: Mapping[int, E]
-
-    def read(self, number: int, path: str) -> E:
-        """Returns the word of a number.
-
-        Raises:
-            UnknownEnumError: the contract has no such number.
-        """
-        if number not in self.words:
-            known = ", ".join(str(known) for known in self.words)
-            raise UnknownEnumError(f"{number} is none of {known}", field=path, actual=number, known=known)
-        return self.words[number]
-
-    def write(self, word: E) -> Any:
-        """Returns the number of a word."""
-        # The default has number 0 besides its own; its own is told.
-        return max(number for number, known in self.words.items() if known is word)
-
-
-INPUT_TYPES = EnumTable(
-    {
-        pb.INPUT_TYPE_UNSPECIFIED: Role.SIMILARITY,
-        pb.INPUT_TYPE_SIMILARITY: Role.SIMILARITY,
-        pb.INPUT_TYPE_QUERY: Role.QUERY,
-        pb.INPUT_TYPE_DOCUMENT: Role.DOCUMENT,
-        pb.INPUT_TYPE_CLASSIFICATION: Role.CLASSIFICATION,
-        pb.INPUT_TYPE_CLUSTERING: Role.CLUSTERING,
-    }
-)
-
-
-TRUNCATIONS: EnumTable[Truncation | None] = EnumTable(
-    {
-        pb.TRUNCATION_UNSPECIFIED: None,
-        pb.TRUNCATION_END: Truncation.END,
-        pb.TRUNCATION_START: Truncation.START,
-        pb.TRUNCATION_ERROR: Truncation.ERROR,
-    }
-)
-
-
-PRIORITIES = EnumTable(
-    {
-        pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
-        pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
-        pb.PRIORITY_BULK: Priority.BULK,
-    }
-)
-
-
-ELEMENT_TYPES = EnumTable(
-    {
-        pb.ELEMENT_TYPE_UNSPECIFIED: ElementType.FLOAT32,
-        pb.ELEMENT_TYPE_FLOAT32: ElementType.FLOAT32,
-        pb.ELEMENT_TYPE_FLOAT16: ElementType.FLOAT16,
-        pb.ELEMENT_TYPE_INT8: ElementType.INT8,
-        pb.ELEMENT_TYPE_UINT8: ElementType.UINT8,
-        pb.ELEMENT_TYPE_UBINARY: ElementType.UBINARY,
-        pb.ELEMENT_TYPE_BINARY: ElementType.BINARY,
-    }
-)
-
-
-METRICS = EnumTable(
-    {
-        pb.METRIC_UNSPECIFIED: Metric.COSINE,
-        pb.METRIC_COSINE: Metric.COSINE,
-        pb.METRIC_DOT: Metric.DOT,
-        pb.METRIC_EUCLIDEAN: Metric.EUCLIDEAN,
-        pb.METRIC_MANHATTAN: Metric.MANHATTAN,
-    }
-)
-
-
-SERVING_STATUSES = EnumTable(
-    {
-        pb.SERVING_STATUS_SERVING: State.SERVING,
-        pb.SERVING_STATUS_DEGRADED: State.DEGRADED,
-        pb.SERVING_STATUS_STARTING: State.STARTING,
-        pb.SERVING_STATUS_NOT_SERVING: State.NOT_SERVING,
-    }
-)
+    Raises:
+        UnknownEnumError: no member has this number.
+    """
+    if number == UNSPECIFIED:
+        return default
+    member = kind.from_number(number)
+    if member is None:
+        known = ", ".join(map(str, (UNSPECIFIED, *(member.number for member in kind))))
+        raise UnknownEnumError(f"unknown number {number}; known: {known}", field=path, actual=number, known=known)
+    return member
 
 
 def to_matrix(matrix: Quantised) -> pb.Matrix:
@@ -125,7 +60,7 @@ def to_matrix(matrix: Quantised) -> pb.Matrix:
         data=matrix.elements.tobytes(),
         rows=len(matrix.elements),
         columns=matrix.columns,
-        element_type=ELEMENT_TYPES.write(matrix.element_type),
+        element_type=matrix.element_type.number,
         row_scales=matrix.row_scales.tolist(),
     )
 
@@ -138,7 +73,7 @@ def from_matrix(matrix: pb.Matrix, path: str) -> Rows:
             the matrix holds bits.
         UnknownEnumError: the element type is not the contract's.
     """
-    element_type = ELEMENT_TYPES.read(matrix.element_type, f"{path}.element_type")
+    element_type = _element_type(matrix.element_type, f"{path}.element_type")
     if element_type in BIT_PACKED:
         raise _bad(path, "element_type", f"numbers are needed, not {element_type.value}")
     _check_size(matrix, element_type, path)
@@ -170,17 +105,17 @@ def _bad(path: str, part: str, what: str) -> BadMatrixError:
     return BadMatrixError(what, field=f"{path}.{part}")
 
 
-def to_embed_job(request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> EmbedJob:
+def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> EmbedRequest:
     """Returns the job that an Embed asks for, on a stream a patient one; raises UnknownEnumError."""
-    return EmbedJob(
+    return EmbedRequest(
         texts=_texts(request.texts),
         model=request.model,
-        role=INPUT_TYPES.read(request.input_type, "input_type"),
+        input_type=_input_type(request.input_type, "input_type"),
         dimensions=request.dimensions,
-        element_type=ELEMENT_TYPES.read(request.element_type, "element_type"),
-        truncation=TRUNCATIONS.read(request.truncation, "truncation"),
+        element_type=_element_type(request.element_type, "element_type"),
+        truncation=read_enum(Truncation, request.truncation, "truncation", default=None),
         normalize=request.normalize if request.HasField("normalize") else True,
-        priority=PRIORITIES.read(request.priority, "priority"),
+        priority=read_enum(Priority, request.priority, "priority", default=Priority.INTERACTIVE),
         allow_partial=request.allow_partial,
         space_id=request.space_id,
         deadline_s=deadline_s,
@@ -206,16 +141,16 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
     return response
 
 
-def to_similarity_job(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityJob:
+def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityRequest:
     """Returns the job that a Similarity asks for; raises UnknownEnumError, BadMatrixError, MissingFieldError."""
-    return SimilarityJob(
+    return SimilarityRequest(
         queries=_side(request.queries, "queries"),
         candidates=_side(request.candidates, "candidates") if request.HasField("candidates") else None,
         model=request.model,
-        metric=METRICS.read(request.metric, "metric"),
+        metric=read_enum(Metric, request.metric, "metric", default=Metric.COSINE),
         dimensions=request.dimensions,
-        truncation=TRUNCATIONS.read(request.truncation, "truncation"),
-        priority=PRIORITIES.read(request.priority, "priority"),
+        truncation=read_enum(Truncation, request.truncation, "truncation", default=None),
+        priority=read_enum(Priority, request.priority, "priority", default=Priority.INTERACTIVE),
         shape=_shape(request),
         deadline_s=deadline_s,
     )
@@ -244,12 +179,12 @@ def to_health_response(
     """Returns how `models` are, and the worst of it."""
     models = list(models)
     response = pb.HealthResponse(
-        status=SERVING_STATUSES.write(max(registry.state(model) for model in models)),
+        status=_status_number(max(registry.state(model) for model in models)),
         version=version,
         models=[
             pb.ModelHealth(
                 model=model.name,
-                status=SERVING_STATUSES.write(registry.state(model)),
+                status=_status_number(registry.state(model)),
                 detail="the server is about to stop" if registry.draining else model.detail,
                 queued_texts=model.queued_texts,
                 embedded_texts=model.embedded_texts,
@@ -277,7 +212,7 @@ def to_model_info(model: ServedModel) -> pb.ModelInfo:
         max_pairs=limits.max_pairs,
         languages=card.languages,
         has_roles=card.has_roles,
-        truncations=[TRUNCATIONS.write(truncation) for truncation in card.truncations],
+        truncations=[truncation.number for truncation in card.truncations],
         license=card.license,
     )
 
@@ -285,13 +220,25 @@ def to_model_info(model: ServedModel) -> pb.ModelInfo:
 def _side(items: pb.Items, path: str) -> TextSide | VectorSide:
     kind = items.WhichOneof("kind")
     if kind == "texts":
-        role = INPUT_TYPES.read(items.texts.input_type, f"{path}.texts.input_type")
-        return TextSide(f"{path}.texts.texts", _texts(items.texts.texts), role)
+        input_type = _input_type(items.texts.input_type, f"{path}.texts.input_type")
+        return TextSide(f"{path}.texts.texts", _texts(items.texts.texts), input_type)
     if kind == "vectors":
         place, matrix = f"{path}.vectors", items.vectors.vectors
         rows = from_matrix(matrix, f"{place}.vectors")
         return VectorSide(place, rows, items.vectors.space_id, len(matrix.data) + 4 * len(matrix.row_scales))
     raise MissingFieldError("texts or vectors are needed", field=path)
+
+
+def _input_type(number: int, path: str) -> InputType:
+    return read_enum(InputType, number, path, default=InputType.SIMILARITY)
+
+
+def _element_type(number: int, path: str) -> ElementType:
+    return read_enum(ElementType, number, path, default=ElementType.FLOAT32)
+
+
+def _status_number(state: State) -> Any:
+    return ServingStatus[state.name].number
 
 
 def _texts(given: Sequence[str]) -> Sequence[str]:

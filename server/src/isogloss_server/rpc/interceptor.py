@@ -26,7 +26,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 @dataclass(slots=True)
-class Call:
+class CallContext:
     """One call of the EmbeddingService; `deadline_s` is a moment of the clock."""
 
     method: str
@@ -37,10 +37,10 @@ class Call:
     model: str = ""
 
 
-CURRENT_CALL: ContextVar[Call] = ContextVar("current_call")
+CURRENT_CALL: ContextVar[CallContext] = ContextVar("current_call")
 
 
-def parsed(read: Callable[[bytes], T], request: bytes) -> T:
+def parse(read: Callable[[bytes], T], request: bytes) -> T:
     """Returns the message in `request`; read here, since grpc.aio would answer UNKNOWN where it is none.
 
     Raises:
@@ -52,7 +52,7 @@ def parsed(read: Callable[[bytes], T], request: bytes) -> T:
         raise MalformedRequestError("the request's bytes are no message of the contract") from None
 
 
-def domain_error(error: Exception, call: Call) -> DomainError:
+def to_domain_error(error: Exception, call: CallContext) -> DomainError:
     """Returns a domain error itself; any other is logged under an opaque id, which is all that the caller learns."""
     if isinstance(error, DomainError):
         return error
@@ -97,7 +97,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             """Returns the response to the bytes of a request."""
             held = [request]
             del request  # grpc keeps this frame of a refused call until the collector comes by, and with it the bytes
-            return await self._answer(name, lambda: handler.unary_unary(parsed(read, held.pop()), context), context)
+            return await self._answer(name, lambda: handler.unary_unary(parse(read, held.pop()), context), context)
 
         async def stream(requests: Any, context: Context) -> None:
             """Serves a stream, which reads bytes and parses them itself."""
@@ -107,7 +107,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             """Yields the answers of another service's stream, to one request or to a stream of them."""
             try:
                 if handler.unary_stream is not None:
-                    answers = handler.unary_stream(parsed(read, requests), context)
+                    answers = handler.unary_stream(parse(read, requests), context)
                 else:
                     answers = handler.stream_stream(_parsed_one_by_one(read, requests), context)
                 async for answer in answers:
@@ -130,7 +130,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         began_s = self._clock.monotonic_s()
         remaining_s: float | None = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else began_s + remaining_s
-        call = Call(method, _request_id(context.invocation_metadata()), deadline_s)
+        call = CallContext(method, _request_id(context.invocation_metadata()), deadline_s)
         CURRENT_CALL.set(call)
         identity = (REQUEST_ID, call.request_id)
         code = "OK"
@@ -141,7 +141,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
-            status = to_status(domain_error(error, call))
+            status = to_status(to_domain_error(error, call))
             code = status.code.name
         finally:
             if self._access_log and not call.method.startswith("/"):  # another service's keeps its full name
@@ -154,7 +154,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 async def _parsed_one_by_one(read: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for request in requests:
-        yield parsed(read, request)
+        yield parse(read, request)
 
 
 def _request_id(metadata: Any) -> str:

@@ -9,14 +9,14 @@ from grpc_reflection.v1alpha import reflection
 from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.errors import ListenError
 from isogloss_server.rpc.health import StandardHealth
 from isogloss_server.rpc.interceptor import CallInterceptor
 from isogloss_server.rpc.service import EmbeddingService
-from isogloss_server.rpc.stream import Window
+from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
@@ -41,13 +41,13 @@ class Server:
     """The gRPC face of a pipeline on one address."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, pipeline: Pipeline, workers: Workers, clock: Clock
+        self, settings: Settings, registry: Registry, pipeline: Pipeline, workers: Executor, clock: Clock
     ) -> None:
         interceptor = CallInterceptor(SERVICE, clock, access_log=settings.access_log)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
-        window = Window(settings.stream_window_requests, settings.stream_window_bytes)
+        window = StreamWindow(settings.stream_window_requests, settings.stream_window_bytes)
         service = EmbeddingService(registry, pipeline, workers, clock, window)
         self._streams = service.streams
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(service, self._grpc)

@@ -8,13 +8,13 @@ from isogloss.v1 import embedding_pb2_grpc
 
 from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
-from isogloss_server.engine.executor import Workers
+from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.rpc import codec
 from isogloss_server.rpc.interceptor import CURRENT_CALL, Context
-from isogloss_server.rpc.stream import EmbedStreams, Window
+from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
 
 INLINE_RANKINGS = 256  # so many lists are written sooner than another thread could take them over
 
@@ -22,7 +22,9 @@ INLINE_RANKINGS = 256  # so many lists are written sooner than another thread co
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Answers isogloss.v1; domain errors leave to the interceptor, which makes statuses of them."""
 
-    def __init__(self, registry: Registry, pipeline: Pipeline, workers: Workers, clock: Clock, window: Window) -> None:
+    def __init__(
+        self, registry: Registry, pipeline: Pipeline, workers: Executor, clock: Clock, window: StreamWindow
+    ) -> None:
         self._registry = registry
         self._pipeline = pipeline
         self._workers = workers
@@ -44,7 +46,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         call = CURRENT_CALL.get()
         call.texts += len(request.texts)
         call.model = self._registry.get(request.model).name
-        result = await self._pipeline.embed(codec.to_embed_job(request, deadline_s, patient=patient))
+        result = await self._pipeline.embed(codec.to_embed_request(request, deadline_s, patient=patient))
         call.tokens += result.embedded.total_tokens
         return codec.to_embed_response(result)
 
@@ -53,7 +55,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         call = CURRENT_CALL.get()
         call.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
         call.model = self._registry.get(request.model).name
-        result = await self._pipeline.similarity(codec.to_similarity_job(request, call.deadline_s))
+        result = await self._pipeline.similarity(codec.to_similarity_request(request, call.deadline_s))
         call.tokens = result.total_tokens
         if isinstance(result.compared, Rankings) and len(result.compared.counts) > INLINE_RANKINGS:
             return await self._workers.run(codec.to_similarity_response, result)

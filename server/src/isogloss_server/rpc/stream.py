@@ -11,14 +11,14 @@ from isogloss.v1 import embedding_pb2 as pb
 
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DeadlineExceededError, DomainError, DrainingError, DuplicateIdError
-from isogloss_server.rpc.interceptor import CURRENT_CALL, Context, domain_error, parsed
+from isogloss_server.rpc.interceptor import CURRENT_CALL, Context, parse, to_domain_error
 from isogloss_server.rpc.status import to_status
 
 Embed = Callable[[pb.EmbedRequest, float], Awaitable[pb.EmbedResponse]]
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class StreamWindow:
     """How much of one stream may be unanswered before the server reads no further."""
 
     max_requests: int
@@ -28,7 +28,7 @@ class Window:
 class EmbedStreams:
     """Serves every open stream, and ends them all when the server stops taking calls."""
 
-    def __init__(self, embed: Embed, window: Window, clock: Clock) -> None:
+    def __init__(self, embed: Embed, window: StreamWindow, clock: Clock) -> None:
         self._embed = embed
         self._window = window
         self._clock = clock
@@ -46,11 +46,11 @@ class EmbedStreams:
             MalformedRequestError: bytes were no message.
             DrainingError: the server stops; all that was read is answered.
         """
-        stream = _Stream(self._embed, self._window, self._clock, context)
+        stream = _OpenStream(self._embed, self._window, self._clock, context)
         ending = asyncio.ensure_future(self._ending.wait())
         try:
             while (request := await _next(context, ending)) is not None:
-                await stream.take(parsed(pb.EmbedStreamRequest.FromString, request), len(request))
+                await stream.take(parse(pb.EmbedStreamRequest.FromString, request), len(request))
             await stream.all_answered()
         except DomainError:
             await stream.cut_short()
@@ -62,10 +62,10 @@ class EmbedStreams:
             raise DrainingError("the server is about to stop; ids without an answer want to be sent again")
 
 
-class _Stream:
+class _OpenStream:
     """The requests in flight of one stream."""
 
-    def __init__(self, embed: Embed, window: Window, clock: Clock, context: Context) -> None:
+    def __init__(self, embed: Embed, window: StreamWindow, clock: Clock, context: Context) -> None:
         self._embed = embed
         self._window = window
         self._clock = clock
@@ -135,7 +135,7 @@ class _Stream:
             error = DeadlineExceededError("the request's own timeout has passed")
             return pb.EmbedStreamResponse(id=message.id, error=to_status(error).proto)
         except Exception as error:  # noqa: BLE001 - whatever it is, it answers for its request alone
-            return pb.EmbedStreamResponse(id=message.id, error=to_status(domain_error(error, self._call)).proto)
+            return pb.EmbedStreamResponse(id=message.id, error=to_status(to_domain_error(error, self._call)).proto)
         return pb.EmbedStreamResponse(id=message.id, response=response)
 
 

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
+from isogloss.wire.enums import Truncation
 from tokenizers import Tokenizer, normalizers
 
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout
-from isogloss_server.models.interfaces import Tolerance, Truncation
+from isogloss_server.models.interfaces import Tolerance
 from isogloss_server.models.layout import LoadedModel, TransformerLayout
 from isogloss_server.models.model_folder import ModelFolder
 from isogloss_server.models.openvino import architecture, graph, numpy_reference

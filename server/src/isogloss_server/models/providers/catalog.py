@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from isogloss.wire.enums import Truncation
+
 from isogloss_server.errors import ProviderSetupError
 from isogloss_server.models.catalog import PROVIDER_NAMES
-from isogloss_server.models.interfaces import ModelCard, Truncation
+from isogloss_server.models.interfaces import ModelCard
 from isogloss_server.models.model_folder import fingerprint
 
 

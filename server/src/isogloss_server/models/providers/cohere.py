@@ -7,19 +7,19 @@ import httpx
 from cohere import AsyncClientV2
 from cohere.core.api_error import ApiError
 from cohere.v2.client import OMIT
+from isogloss.wire.enums import InputType, Truncation
 from pydantic import SecretStr
 
-from isogloss_server.models.interfaces import Role, Truncation
 from isogloss_server.models.providers.errors import UNREACHABLE, ProviderCallError, from_status, redact_key
 from isogloss_server.models.providers.interface import ProviderResponse, to_rows
 
 # https://docs.cohere.com/reference/embed; similarity has no input type of its own, so both sides are documents.
-INPUT_TYPES: Mapping[Role, str] = {
-    Role.QUERY: "search_query",
-    Role.DOCUMENT: "search_document",
-    Role.SIMILARITY: "search_document",
-    Role.CLASSIFICATION: "classification",
-    Role.CLUSTERING: "clustering",
+INPUT_TYPES: Mapping[InputType, str] = {
+    InputType.QUERY: "search_query",
+    InputType.DOCUMENT: "search_document",
+    InputType.SIMILARITY: "search_document",
+    InputType.CLASSIFICATION: "classification",
+    InputType.CLUSTERING: "clustering",
 }
 
 
@@ -50,14 +50,14 @@ class Cohere:
         )
 
     async def embed(
-        self, texts: Sequence[str], role: Role, truncation: Truncation, timeout_s: float
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, timeout_s: float
     ) -> ProviderResponse:
         """Makes one HTTP call; see `models.remote.embedder.Provider`."""
         try:
             answer = await self._client.embed(
                 model=self._model,
                 texts=list(texts),
-                input_type=INPUT_TYPES[role],
+                input_type=INPUT_TYPES[input_type],
                 truncate=TRUNCATE[truncation],
                 # Of lists of floats the SDK makes models one by one, which holds the event loop for 0.2 s a call.
                 embedding_types=["base64"],

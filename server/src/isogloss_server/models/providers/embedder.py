@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 
 from isogloss_server import metrics
 from isogloss_server.circuit_breaker import Breaker
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.errors import DeadlineExceededError, DrainingError
-from isogloss_server.models.interfaces import Embedded, ModelCard, Report, Role, Truncation, Urgency
+from isogloss_server.models.interfaces import Embedded, ModelCard, Report, Urgency
 from isogloss_server.models.providers.errors import BAD_ANSWER, LONG_TIMEOUT, RATE_LIMIT, TIMEOUT, ProviderCallError
 from isogloss_server.models.providers.interface import InvalidResponseError, Provider, ProviderResponse, check_rows
 from isogloss_server.models.providers.rate_limiter import RateLimiter
@@ -74,7 +75,9 @@ class ProviderEmbedder:
         """What the model says of itself."""
         return self._card
 
-    async def embed(self, texts: Sequence[str], role: Role, truncation: Truncation, urgency: Urgency) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+    ) -> Embedded:
         """Returns the vectors of `texts`, in order, of which equal ones are sent once; see `models.base.Embedder`.
 
         Raises:
@@ -91,7 +94,7 @@ class ProviderEmbedder:
             async with asyncio.TaskGroup() as group:
                 chunks = enumerate(self._chunks(list(places)))
                 tasks = [
-                    group.create_task(self._call_with_retries(number, chunk, (role, truncation), urgency))
+                    group.create_task(self._call_with_retries(number, chunk, (input_type, truncation), urgency))
                     for number, chunk in chunks
                 ]
         except BaseExceptionGroup as failures:
@@ -129,7 +132,7 @@ class ProviderEmbedder:
         yield texts[first:]
 
     async def _call_with_retries(
-        self, number: int, texts: Sequence[str], manner: tuple[Role, Truncation], urgency: Urgency
+        self, number: int, texts: Sequence[str], manner: tuple[InputType, Truncation], urgency: Urgency
     ) -> _Part:
         """Makes one call, again where that may help and the deadline leaves time for it; `number` is the chunk's."""
         for attempt in itertools.count():
@@ -174,7 +177,9 @@ class ProviderEmbedder:
             self._rate_limiter.pause(wait_s)
         return wait_s
 
-    async def _call(self, texts: Sequence[str], manner: tuple[Role, Truncation], timeout_s: float) -> ProviderResponse:
+    async def _call(
+        self, texts: Sequence[str], manner: tuple[InputType, Truncation], timeout_s: float
+    ) -> ProviderResponse:
         """Makes one call, and tells metrics and breaker.
 
         Raises:
@@ -195,7 +200,7 @@ class ProviderEmbedder:
 
 
 async def call(
-    provider: Provider, texts: Sequence[str], manner: tuple[Role, Truncation], *, timeout_s: float, columns: int
+    provider: Provider, texts: Sequence[str], manner: tuple[InputType, Truncation], *, timeout_s: float, columns: int
 ) -> ProviderResponse:
     """Returns what a provider answers: finite float32 [n, columns]; 0 columns: any number of them.
 
@@ -224,6 +229,6 @@ async def probe(provider: Provider, *, timeout_s: float, columns: int = 0) -> in
     Raises:
         ProviderCallError: it gave no vector, or not one of so many columns.
     """
-    manner = Role.DOCUMENT, Truncation.ERROR
+    manner = InputType.DOCUMENT, Truncation.ERROR
     answer = await call(provider, [PROBE], manner, timeout_s=timeout_s, columns=columns)
     return int(answer.rows.shape[1])

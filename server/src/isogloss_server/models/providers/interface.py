@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from isogloss.wire.enums import InputType, Truncation
 
-from isogloss_server.models.interfaces import Role, Rows, Truncation
+from isogloss_server.models.interfaces import Rows
 
 
 class InvalidResponseError(Exception):
@@ -63,7 +64,7 @@ class Provider(Protocol):
     title: str  # its name, for people
 
     async def embed(
-        self, texts: Sequence[str], role: Role, truncation: Truncation, timeout_s: float
+        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, timeout_s: float
     ) -> ProviderResponse:
         """Makes one HTTP call.
 

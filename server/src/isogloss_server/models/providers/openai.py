@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from isogloss.wire.enums import InputType, Truncation
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import SecretStr
 
-from isogloss_server.models.interfaces import Role, Truncation
 from isogloss_server.models.providers.errors import UNREACHABLE, ProviderCallError, from_status, redact_key
 from isogloss_server.models.providers.interface import InvalidResponseError, ProviderResponse, to_rows
 
@@ -35,7 +35,7 @@ class OpenAI:
     async def embed(
         self,
         texts: Sequence[str],
-        role: Role,  # noqa: ARG002
+        input_type: InputType,  # noqa: ARG002
         truncation: Truncation,  # noqa: ARG002
         timeout_s: float,
     ) -> ProviderResponse:

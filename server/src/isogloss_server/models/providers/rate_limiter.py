@@ -6,9 +6,11 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from isogloss.wire.enums import Priority
+
 from isogloss_server.clock import Clock
 from isogloss_server.errors import ProviderRateLimitError
-from isogloss_server.models.interfaces import Priority, Urgency
+from isogloss_server.models.interfaces import Urgency
 
 MINUTE_S = 60.0
 
