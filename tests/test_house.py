@@ -22,7 +22,6 @@ MAY_IMPORT = {
     "engine": {"engine", "models.interfaces", "models.tokenizer"},
     "rpc": {"rpc", "engine", "models.interfaces"},
     "settings": {"models.model_folder", "models.catalog"},
-    "circuit_breaker": {"models.interfaces", "models.providers.errors"},
 }
 # The one place that may import each runtime.
 RUNTIMES = {

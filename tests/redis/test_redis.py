@@ -122,7 +122,7 @@ def test_full(redis: RedisServer) -> None:
         assert not face.is_degraded()
         redis.client.config_set("maxmemory", "0")
         until(lambda: face.embed(["something new"]).timings.cached_rows == 1)
-    assert sum("keeps no rows" in line for line in face.process.lines) == 1
+    assert sum("writing to the shared cache failed" in line for line in face.process.lines) == 1
 
 
 def test_a_replica_that_may_not_be_written(redis: RedisServer) -> None:

@@ -48,7 +48,7 @@ def both(infinity: Infinity, minilm: Path) -> Iterator[Both]:
     """A server with both."""
     models = ("--model", infinity.source(MODEL), "--model", f"own={minilm}", "--precision", "f32")
     with ServerProcess("--cache-bytes", "0", *models, "--metrics-port", "0") as process:
-        url = process.wait_for("metrics")["url"]
+        url = process.wait_for("serving metrics")["url"]
         yield Both(process.address, url)
 
 

@@ -1,4 +1,4 @@
-"""The one clock: everything that needs the time is handed one, so that tests own time."""
+"""The clock. Every component that needs the time is given one, so that tests control time."""
 
 import asyncio
 import math
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time that only goes forward, in seconds since an arbitrary moment."""
+    """A monotonic clock."""
 
     def monotonic_s(self) -> float:
-        """Returns the seconds passed since the clock's own beginning."""
+        """Returns the time in seconds since an arbitrary, fixed moment."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Returns once so many seconds have passed."""
+        """Returns after `seconds` seconds of this clock."""
         ...
 
 
@@ -23,19 +23,23 @@ class SystemClock:
     """The machine's monotonic clock."""
 
     def monotonic_s(self) -> float:
-        """Returns the seconds passed since the machine's own beginning of time."""
+        """Returns the time in seconds since an arbitrary, fixed moment."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Returns once so many seconds have passed."""
+        """Returns after `seconds` seconds of this clock."""
         await asyncio.sleep(seconds)
 
 
 def covered_s(spans: Sequence[tuple[float, float]]) -> float:
-    """Returns the seconds that lie in at least one of the spans, which may overlap."""
-    covered, until_s = 0.0, -math.inf
-    for began_s, ended_s in sorted(spans):
-        if ended_s > until_s:
-            covered += ended_s - max(began_s, until_s)
-            until_s = ended_s
+    """Returns the total length of the union of spans.
+
+    Args:
+        spans: Start and end of each, in seconds; they may overlap.
+    """
+    covered, covered_until_s = 0.0, -math.inf
+    for start_s, end_s in sorted(spans):
+        if end_s > covered_until_s:
+            covered += end_s - max(start_s, covered_until_s)
+            covered_until_s = end_s
     return covered

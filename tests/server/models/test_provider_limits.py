@@ -106,7 +106,7 @@ async def test_a_caller_who_hangs_up_while_waiting_sends_nothing(fake: FakeProvi
         async with asyncio.timeout(60):
             while (await m.stub.Health(pb.HealthRequest())).models[0].queued_texts != 20:
                 pass
-        assert sum(not waiter.begins.done() for waiter in m.embedder._rate_limiter._waiting) == 1
+        assert sum(not waiter.started.done() for waiter in m.embedder._rate_limiter._waiting) == 1
         gate.open()
         await asyncio.gather(first, behind)
     assert not any(text.startswith("gone") for text in fake.texts)

@@ -105,8 +105,8 @@ async def test_a_model_of_unknown_width_is_not_waited_for_without_end(key: Path)
         (Scripted(status=403), "key"),
         (Scripted(status=404), "model"),
         (changed(lambda rows: rows[:, :-1]), "383"),
-        (Scripted(body=b"<html>"), "of no use"),
-        (Scripted(status=400), "refuses"),
+        (Scripted(body=b"<html>"), "is invalid: HTTP 200, unreadable body"),
+        (Scripted(status=400), "rejected the request"),
     ],
 )
 async def test_what_no_waiting_helps_ends_the_start(key: Path, scripted: Scripted, word: str) -> None:
