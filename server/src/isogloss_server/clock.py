@@ -1,4 +1,4 @@
-"""The clock. Every component that needs the time is given one, so that tests control time."""
+"""The one clock: everything that needs the time is handed one, so that tests own time."""
 
 import asyncio
 import math
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A monotonic clock."""
+    """Time that only goes forward, in seconds since an arbitrary moment."""
 
     def monotonic_s(self) -> float:
-        """Returns the time in seconds since an arbitrary, fixed moment."""
+        """Returns the seconds passed since the clock's own beginning."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Returns after `seconds` seconds of this clock."""
+        """Returns once so many seconds have passed."""
         ...
 
 
@@ -23,23 +23,19 @@ class SystemClock:
     """The machine's monotonic clock."""
 
     def monotonic_s(self) -> float:
-        """Returns the time in seconds since an arbitrary, fixed moment."""
+        """Returns the seconds passed since the machine's own beginning of time."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Returns after `seconds` seconds of this clock."""
+        """Returns once so many seconds have passed."""
         await asyncio.sleep(seconds)
 
 
 def covered_s(spans: Sequence[tuple[float, float]]) -> float:
-    """Returns the total length of the union of spans.
-
-    Args:
-        spans: Start and end of each, in seconds; they may overlap.
-    """
-    covered, covered_until_s = 0.0, -math.inf
-    for start_s, end_s in sorted(spans):
-        if end_s > covered_until_s:
-            covered += end_s - max(start_s, covered_until_s)
-            covered_until_s = end_s
+    """Returns the seconds that lie in at least one of the spans, which may overlap."""
+    covered, until_s = 0.0, -math.inf
+    for began_s, ended_s in sorted(spans):
+        if ended_s > until_s:
+            covered += ended_s - max(began_s, until_s)
+            until_s = ended_s
     return covered

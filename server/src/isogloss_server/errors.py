@@ -30,8 +30,6 @@ StartupError                   the server cannot start; the message is one line 
 └── ListenError                the server cannot listen on its address
 
 SettingsError                  a setting is invalid; the message is one line (exit status 2)
-
-RowFaults                      collects the errors of single texts of one call; never sent to a caller itself
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,7 +68,7 @@ class DomainError(Exception):
         self.figures = {name: str(value) for name, value in figures.items()}
 
     def at(self, path: str, row: int) -> "DomainError":
-        """Sets the invalid field to row `row` of the list at `path`; returns the error itself."""
+        """Returns this error, blamed on row `row` of the request's list `path`."""
         self.violations = (Violation(f"{path}[{row}]", self.message),)
         self.figures["index"] = str(row)
         return self
@@ -109,25 +107,18 @@ class InternalError(DomainError):
 
 
 class RowFaults(Exception):  # noqa: N818 - a finding about some texts, not an error of the call
-    """The errors of single texts of one call, by row."""
+    """What is wrong with which texts of a call: row -> error."""
 
     def __init__(self, faults: Mapping[int, DomainError]) -> None:
         super().__init__(f"{len(faults)} texts")
         self.faults = dict(faults)
 
 
-def merge(errors: Sequence[DomainError]) -> DomainError:
-    """Merges row errors into one error.
-
-    Args:
-        errors: At least one error, in the order of their rows.
-
-    Returns:
-        The first error, with the violations of all errors of the same reason (at most MAX_VIOLATIONS).
-    """
-    first, *others = errors
-    alike = [error for error in others if error.reason == first.reason]
-    violations = [violation for error in (first, *alike) for violation in error.violations]
+def merge(faults: Sequence[DomainError]) -> DomainError:
+    """Returns the first of `faults`, with the violations of all that have its reason (at most 16)."""
+    first, *others = faults
+    alike = [fault for fault in others if fault.reason == first.reason]
+    violations = [violation for fault in (first, *alike) for violation in fault.violations]
     first.violations = tuple(violations[:MAX_VIOLATIONS])
     return first
 
