@@ -101,7 +101,7 @@ class DeadlineExceededError(DomainError):
 
 
 class InternalError(DomainError):
-    """The server failed unexpectedly; its log has the details under the id."""
+    """The server failed unexpectedly; the details are in its log, under the id in the message."""
 
     reason = "INTERNAL"
 
@@ -142,7 +142,7 @@ class EmptyTextsError(InvalidRequestError):
 
 
 class EmptyTextError(InvalidRequestError):
-    """A text is empty or has white space alone."""
+    """A text is empty or has only white space."""
 
     reason = "EMPTY_TEXT"
 

@@ -58,38 +58,38 @@ def load(
     Raises:
         StartupError: The model cannot be loaded, or fails its self-test.
     """
-    parts = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
+    loaded = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
     batcher = None
-    if parts.batched:
+    if loaded.batched:
         batcher = Batcher(
-            parts.model,
-            dimensions=parts.card.dimensions[0],
-            threads=parts.threads or inference_threads(settings),
+            loaded.model,
+            dimensions=loaded.card.dimensions[0],
+            threads=loaded.threads or inference_threads(settings),
             max_batch_tokens=settings.max_batch_tokens,
             clock=clock,
             watchdog_s=settings.watchdog_s,
             reporter=reporter,
         )
     embedder = LocalEmbedder(
-        parts.model,
-        parts.tokenizer,
-        parts.card,
-        parts.prompts,
+        loaded.model,
+        loaded.tokenizer,
+        loaded.card,
+        loaded.prompts,
         workers,
         clock,
         batcher=batcher,
-        tolerance=parts.tolerance,
+        tolerance=loaded.tolerance,
         reporter=reporter,
     )
     try:
-        _as_startup_error(source, lambda: embedder.verify(parts.probes))
+        _as_startup_error(source, lambda: embedder.verify(loaded.probes))
     except StartupError:
         embedder.close()
         raise
-    parts.release_pages()
+    loaded.release_pages()
     return ReadyModel(
         embedder,
-        request_limits(settings, parts.card),
+        request_limits(settings, loaded.card),
         bulk_jobs=QUEUED_BULK_JOBS if batcher else 1,
         admission=build_admission(settings),
     )

@@ -78,7 +78,7 @@ def warning(message: str, **fields: object) -> None:
 
 
 def internal_error(error: BaseException, **fields: object) -> None:
-    """Logs an unexpected exception: types and code lines alone, since messages may quote texts of callers."""
+    """Logs an unexpected exception: only types and code lines, since messages may quote texts of callers."""
     chain: list[str] = []
     link: BaseException | None = error
     while link is not None:

@@ -169,7 +169,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "short weights": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 20), "is damaged"),
     "tokenizer no tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "is not a tokenizer"),
     "flipped bit": (damage_weights, "its sha256 is"),
-    "other tensors": (lambda f: save_file({"w": np.ones((5, 3))}, f / "model.safetensors"), "embedding.weight alone"),
+    "other tensors": (lambda f: save_file({"w": np.ones((5, 3))}, f / "model.safetensors"), "only embedding.weight"),
     "flat table": (lambda f: save_file({"embeddings": np.ones(5)}, f / "model.safetensors"), "two dimensions"),
     "small table": (lambda f: save_file({"embeddings": np.ones((4, 3))}, f / "model.safetensors"), "4 rows"),
     "NaN table": (lambda f: save_file({"embeddings": np.full((5, 3), np.nan)}, f / "model.safetensors"), "finite"),

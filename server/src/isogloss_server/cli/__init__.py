@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_completion(shell: str) -> int:
-    import shtab  # noqa: PLC0415 - for this verb alone
+    import shtab  # noqa: PLC0415 - only this verb needs it
 
     print(shtab.complete(parser(), shell))  # noqa: T201
     return 0

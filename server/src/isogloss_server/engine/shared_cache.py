@@ -140,10 +140,10 @@ class SharedCache:
             values = await self._values(part)
             if values is None:
                 break
-            held = {key: value for key, value in zip(part, values, strict=True) if value is not None}
-            entries = {key: entry for key, value in held.items() if (entry := decode_entry(key, value, width))}
+            present = {key: value for key, value in zip(part, values, strict=True) if value is not None}
+            entries = {key: entry for key, value in present.items() if (entry := decode_entry(key, value, width))}
             found |= entries
-            _count(hit=len(entries), miss=len(part) - len(held), bad=len(held) - len(entries))
+            _count(hit=len(entries), miss=len(part) - len(present), bad=len(present) - len(entries))
         return found
 
     def put(self, entries: Mapping[bytes, Entry]) -> None:

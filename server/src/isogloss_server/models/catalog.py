@@ -31,9 +31,7 @@ class KnownModel:
 
     hub_id: str
     revision: str  # commit, 40 hexadecimal digits
-    dimensions: tuple[
-        int, ...
-    ]  # offered: the model's own first, then Matryoshka dimensions, whose leading columns are embeddings too
+    dimensions: tuple[int, ...]  # offered: the model's own first, then its Matryoshka dimensions
     max_tokens: int  # of one text, special tokens included
     modules: tuple[str, ...]  # of modules.json, by their last names
     pooling: str  # mean or cls
@@ -172,7 +170,7 @@ KNOWN: tuple[KnownModel, ...] = (
     ),
     KnownModel(
         hub_id="BAAI/bge-m3",
-        # The main branch has pickled weights alone. This commit, of refs/pr/130 on the hub, is its child, and adds the
+        # The main branch has only pickled weights. This commit, of refs/pr/130 on the hub, is its child, and adds the
         # same weights as safetensors.
         revision="9a0624b896d81da7492a910ffa53731274b6cf3d",
         dimensions=(1024,),

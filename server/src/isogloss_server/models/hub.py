@@ -27,7 +27,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models.catalog import HubModel
 
-# The files of the sentence-transformers layout alone: no pickled weights, no code, no graphs of other runtimes. A
+# Only the files of the sentence-transformers layout: no pickled weights, no code, no graphs of other runtimes. A
 # module's folder begins with its number; `*` also matches slashes, so no pattern may begin with it.
 FILES = [
     "isogloss.json",

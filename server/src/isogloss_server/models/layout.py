@@ -194,7 +194,7 @@ def card(folder: ModelFolder, backend: str, space_id: str, tokenizer: TextTokeni
 
 
 def reject_pickled_weights(folder: ModelFolder, prefix: str) -> None:
-    """Raises ModelFilesError if a module has pickled weights alone: loading them could run code."""
+    """Raises ModelFilesError if a module has only pickled weights: loading them could run code."""
     path = folder.path / prefix
     if any(path.glob("pytorch_model*.bin")) and not any(path.glob("model*.safetensors")):
         raise ModelFilesError(
@@ -205,10 +205,10 @@ def reject_pickled_weights(folder: ModelFolder, prefix: str) -> None:
 
 def required_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
     """Returns the JSON object in a file; raises ModelFilesError if the file is missing or damaged."""
-    held = read_json(folder.file(name))
-    if not isinstance(held, dict):
+    content = read_json(folder.file(name))
+    if not isinstance(content, dict):
         raise ModelFilesError(f"{folder.path / name} is damaged: it must hold an object")
-    return held
+    return content
 
 
 def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ def is_available() -> bool:
     return importlib.util.find_spec(LIBRARY) is not None
 
 
-def compare(folder: ModelFolder, parts: LoadedModel) -> Iterator[Comparison]:
+def compare(folder: ModelFolder, loaded: LoadedModel) -> Iterator[Comparison]:
     """Yields one comparison for each distinct prompt, the empty one of input types without a prompt included."""
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     library = importlib.import_module(LIBRARY).SentenceTransformer(
@@ -63,10 +63,12 @@ def compare(folder: ModelFolder, parts: LoadedModel) -> Iterator[Comparison]:
         model_kwargs={"dtype": "float32"},  # the default is the type in the files
     )
     texts = sentences()
-    for prompt in dict.fromkeys(parts.prompts.get(input_type, "") for input_type in InputType):
+    for prompt in dict.fromkeys(loaded.prompts.get(input_type, "") for input_type in InputType):
         theirs = library.encode(texts, prompt=prompt, normalize_embeddings=False, show_progress_bar=False)
-        batch = parts.tokenizer.encode([prompt + text for text in texts], Truncation.END).batch
-        yield compare_rows(prompt, parts.model.forward(batch), np.asarray(theirs, dtype=np.float32), parts.card.backend)
+        batch = loaded.tokenizer.encode([prompt + text for text in texts], Truncation.END).batch
+        yield compare_rows(
+            prompt, loaded.model.forward(batch), np.asarray(theirs, dtype=np.float32), loaded.card.backend
+        )
 
 
 def compare_rows(prompt: str, ours: Rows, theirs: Rows, backend: str) -> Comparison:

@@ -216,7 +216,7 @@ def dtype_for(device: str) -> torch.dtype:
         StartupError: The device is not available.
     """
     try:
-        torch.zeros(1, device=device).item()  # fails for devices that torch knows by name alone
+        torch.zeros(1, device=device).item()  # fails for devices that torch does not support here
         kind = torch.device(device).type
         if kind == "cpu":
             return torch.float32

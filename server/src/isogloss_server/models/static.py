@@ -116,7 +116,7 @@ def _table(folder: ModelFolder, name: str) -> NDArray[np.float32]:
             names = list(tensors.keys())
             if names not in (["embedding.weight"], ["embeddings"]):
                 raise ModelFilesError(
-                    f"{file} has tensors {', '.join(names)}; a static model has embedding.weight alone"
+                    f"{file} has tensors {', '.join(names)}; a static model has only embedding.weight"
                 )
             table = tensors.get_tensor(names[0])
     except (OSError, SafetensorError) as error:

@@ -163,8 +163,8 @@ class Settings(BaseSettings):
 
     max_queue_tokens: int = setting(
         262_144,
-        "tokens of one model's waiting work, of which BULK may use half; the server refuses further calls, and stops "
-        "reading streams",
+        "tokens of one model's waiting work, of which BULK may use half; beyond it, calls are refused and streams are "
+        "not read",
         section="queue",
         unit="TOKENS",
         ge=1,
@@ -172,7 +172,7 @@ class Settings(BaseSettings):
     )
     max_queue_bytes: int = setting(
         128 * MIB,
-        "memory for texts and vectors of one model's waiting work; the server refuses further calls and streams",
+        "memory for texts and vectors of one model's waiting work; beyond it, calls and streams are refused",
         section="queue",
         unit="BYTES",
         ge=KIB,

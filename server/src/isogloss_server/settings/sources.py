@@ -94,7 +94,7 @@ def provider_key(provider: str, settings: Settings) -> SecretStr | None:
         raise ProviderSetupError(f"cannot read the key file {source}: it is not UTF-8 text") from None
     key = key.strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise ProviderSetupError(f"invalid key in {source}: a key has printable ASCII characters alone, without spaces")
+        raise ProviderSetupError(f"invalid key in {source}: a key has only printable ASCII characters, without spaces")
     if file is not None and not key:
         raise ProviderSetupError(f"the key file {source} is empty")
     return SecretStr(key) if key else None

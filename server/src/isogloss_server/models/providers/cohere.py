@@ -57,7 +57,7 @@ class Cohere:
         self._model = model
         self._key = key or SecretStr("")
         self._dimensions = OMIT if dimensions is None else dimensions
-        # No redirects: texts go to the configured address alone.
+        # No redirects: texts go only to the configured address.
         self._http = httpx.AsyncClient(follow_redirects=False, limits=httpx.Limits(max_connections=None))
         self._client = AsyncClientV2(
             self._key.get_secret_value(), base_url=address, max_retries=0, httpx_client=self._http

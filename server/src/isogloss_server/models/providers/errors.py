@@ -128,7 +128,7 @@ def from_status(
 
 
 def connection_failure(error: BaseException) -> str:
-    """Describes why an HTTP library could not connect, from the types and numbers of the chained exceptions alone."""
+    """Describes why an HTTP library could not connect, from only the types and numbers of the exceptions."""
     for link in _chain(error):
         if isinstance(link, ssl.SSLCertVerificationError):
             return f"invalid TLS certificate ({link.verify_message})"

@@ -39,7 +39,7 @@ class OpenAI:
             api_key=self._key.get_secret_value(),
             base_url=address,
             max_retries=0,
-            # No redirects: texts go to the configured address alone.
+            # No redirects: texts go only to the configured address.
             http_client=DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
