@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss_server.engine import local_embedder
-from isogloss_server.engine.monitoring import CHECKS, FAILURES
-from isogloss_server.models.interfaces import Rows, State
+from isogloss_server.engine.monitoring import CHECKS, FAILURES, State
+from isogloss_server.models.interfaces import Rows
 
 from tests.support.faulty import Answer, rows_of, serving_faulty
 from tests.support.gated_model import GatedModel
