@@ -2,9 +2,9 @@
 
     python -m benchmarks.paired CHECKOUT [--pairs N] [--json FILE] -- --work single --systems isogloss-bf16
 
-Runs `python -m benchmarks` with the arguments after `--` alternately in the other checkout and in this one, each with its
-own environment (.venv), so that other load on the machine affects both. Figures are medians over the runs; ratios are
-new / old within a pair.
+Runs `python -m benchmarks` with the arguments after `--` alternately in the other checkout and in this one, each with
+its own environment (.venv), so that other load on the machine affects both. Figures are medians over the runs, ratios
+are new / old within a pair.
 """
 
 import argparse
