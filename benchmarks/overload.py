@@ -1,9 +1,9 @@
-"""Ten times the load that the server can carry, and interactive calls beside saturating bulk work.
+"""Workload `overload`: ten times the capacity of the server, and interactive calls during saturating bulk load.
 
     python -m benchmarks --work overload [--model MODEL] [--rounds N] [--json FILE]
 
-Every round starts the server afresh on its own core and takes the phases in turn; figures are medians over the rounds,
-ratios are taken within a round. The load comes from peers/overload.py, on another core.
+Each round starts the server on its own core and runs all phases. Figures are medians over the rounds, ratios are within
+a round. drivers/overload.py generates the load on another core.
 """
 
 import json
@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environments, models
-from benchmarks.compare import machine
 from benchmarks.measure import Pinning
-from benchmarks.processes import Running, port_in, started
-from benchmarks.report import spread
+from benchmarks.processes import RunningProcess, port_in, started
+from benchmarks.report import machine, spread
 
 FACTOR = 10
 SECONDS = 10.0
 WARM_SECONDS = 3.0
-FLAGS = ("--cache-bytes", "0", "--no-access-log")  # the load's texts come again; what is measured is the model
-MEMORY_EVERY_S = 0.2
+FLAGS = ("--cache-bytes", "0", "--no-access-log")  # texts repeat, and the cache would serve them
+MEMORY_INTERVAL_S = 0.2
 
 
 @contextmanager
-def _server(model: models.Measured, pinning: Pinning) -> Iterator[Running]:
+def _server(model: models.Model, pinning: Pinning) -> Iterator[RunningProcess]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "port"
         serve = ("-m", "isogloss_server", "serve", "--model", f"{model.name}={model.folder}")
@@ -39,40 +38,40 @@ def _server(model: models.Measured, pinning: Pinning) -> Iterator[Running]:
             yield running
 
 
-def _phase(server: Running, pinning: Pinning, name: str, seconds: float, *numbers: float) -> dict[str, Any]:
-    load = [str(environments.python("load")), "-m", "benchmarks.peers.overload", server.address, name]
+def _phase(server: RunningProcess, pinning: Pinning, name: str, seconds: float, *numbers: float) -> dict[str, Any]:
+    load = [str(environments.python("load")), "-m", "benchmarks.drivers.overload", server.address, name]
     command = ["taskset", "-c", pinning.load_cores, *load, *map(str, (seconds, *numbers))]
-    done = subprocess.run(command, cwd=environments.ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    completed = subprocess.run(command, cwd=environments.ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(completed.stdout)
+    return figures
 
 
 @contextmanager
-def _greatest_memory(server: Running) -> Iterator[list[float]]:
-    """Gives the greatest resident memory of the block, in MB, once the block has ended."""
-    seen, ended = [0.0], threading.Event()
+def _peak_memory(server: RunningProcess) -> Iterator[list[float]]:
+    """Samples the resident memory during the block; yields a list whose only element is the maximum in MB."""
+    peak_mb, ended = [0.0], threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(MEMORY_EVERY_S):
-            seen[0] = max(seen[0], server.status("VmRSS") / 1024)
+    def sample() -> None:
+        while not ended.wait(MEMORY_INTERVAL_S):
+            peak_mb[0] = max(peak_mb[0], server.resident_bytes() / 1024**2)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     try:
-        yield seen
+        yield peak_mb
     finally:
         ended.set()
-        watcher.join()
+        sampler.join()
 
 
-def measure(model: models.Measured, pinning: Pinning) -> dict[str, float]:
+def measure(model: models.Model, pinning: Pinning) -> dict[str, float]:
     """Returns the figures of one round."""
     with _server(model, pinning) as server:
         _phase(server, pinning, "capacity", WARM_SECONDS)
         quiet = _phase(server, pinning, "quiet", SECONDS)["interactive"]
         best = _phase(server, pinning, "capacity", SECONDS)
-        before_mb = server.status("VmRSS") / 1024
-        with _greatest_memory(server) as greatest_mb:
+        before_mb = server.resident_bytes() / 1024**2
+        with _peak_memory(server) as peak_mb:
             over = _phase(server, pinning, "overload", SECONDS, FACTOR * best["calls_per_s"])
         beside = _phase(server, pinning, "beside-bulk", SECONDS)
     outcomes = over["outcomes"]
@@ -91,7 +90,7 @@ def measure(model: models.Measured, pinning: Pinning) -> dict[str, float]:
         "health_p99_ms": over["health"]["p99_ms"],
         "health_max_ms": over["health"]["max_ms"],
         "memory_before_mb": before_mb,
-        "memory_greatest_mb": greatest_mb[0],
+        "memory_greatest_mb": peak_mb[0],
         "quiet_p50_ms": quiet["p50_ms"],
         "quiet_p99_ms": quiet["p99_ms"],
         "beside_bulk_p50_ms": beside["interactive"]["p50_ms"],
@@ -103,16 +102,16 @@ def measure(model: models.Measured, pinning: Pinning) -> dict[str, float]:
 
 
 def assemble(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Returns the report of rounds."""
+    """Returns the report of all rounds."""
     return {
         "work": "overload",
         "rounds": len(rounds),
-        "figures": {name: spread([one[name] for one in rounds]) for name in rounds[0]},
+        "figures": {name: spread([figures[name] for figures in rounds]) for name in rounds[0]},
         "load": {"factor": FACTOR, "seconds": SECONDS, "flags": " ".join(FLAGS)},
         "machine": machine(),
     }
 
 
-def run(model: models.Measured, rounds: int, pinning: Pinning) -> dict[str, Any]:
-    """Returns the report of `rounds` rounds."""
+def run(model: models.Model, rounds: int, pinning: Pinning) -> dict[str, Any]:
+    """Measures `rounds` rounds and returns the report."""
     return {"model": model.name, **assemble([measure(model, pinning) for _ in range(rounds)])}

@@ -1,4 +1,4 @@
-"""Server processes under measurement: started on cores of their own, watched with their children, stopped."""
+"""Processes under measurement: start them on given cores, read their processor time and memory, stop them."""
 
 import os
 import subprocess
@@ -6,106 +6,118 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 15.0
-POLL_S = 0.002
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+POLL_INTERVAL_S = 0.002
 
 
 class StartError(Exception):
-    """A process ended, or was not ready in time; the message's last line is that of its log."""
+    """A process ended before it was ready, or exceeded START_LIMIT_S; the message ends with the end of its log."""
 
 
 @dataclass(frozen=True)
-class Running:
-    """A process that is ready; `started_s` is how long that took from its start, `process` what talks to it."""
+class RunningProcess:
+    """A process that is ready.
+
+    Attributes:
+        address: The host and port that it serves on, or "" if it serves on its standard streams.
+        pid: Its process id.
+        started_s: Seconds from its start until it was ready.
+        process: The handle of the process, with its pipes.
+    """
 
     address: str
     pid: int
     started_s: float
     process: "subprocess.Popen[str]" = field(repr=False)
 
-    def pids(self) -> list[int]:
-        """Returns the process and all that come from it."""
-        parents = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and (fields := _stat(int(entry.name))):
-                parents[int(entry.name)] = int(fields[1])
-        found = [self.pid]
-        for pid in found:
-            found += [child for child, parent in parents.items() if parent == pid]
-        return found
-
-    def status(self, name: str) -> int:
-        """Returns a number of /proc/PID/status in KiB, such as VmRSS, over the process and its children."""
-        return sum(_status(pid, name) for pid in self.pids())
-
     def cpu_s(self) -> float:
-        """Returns the seconds of processor time that the process and its children have taken."""
-        # User and system time, its own and that of children that have ended.
-        return sum(sum(map(int, fields[11:15])) for pid in self.pids() if (fields := _stat(pid))) / TICKS_PER_S
+        """Returns the processor time, user and system, of the process and its descendants in seconds."""
+        return self._total(
+            lambda process: sum(process.cpu_times()[:4])  # user, system, and both of children that have ended
+        )
 
+    def resident_bytes(self) -> int:
+        """Returns the resident memory of the process and its descendants."""
+        return int(self._total(lambda process: process.memory_info().rss))
 
-def _stat(pid: int) -> list[str]:
-    """Returns the fields of /proc/PID/stat from the third on; none where the process has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    def anonymous_bytes(self) -> int:
+        """Returns the part of the resident memory that is not backed by files or shared memory."""
 
+        def anonymous(process: psutil.Process) -> int:
+            memory = process.memory_info()
+            return int(memory.rss - memory.shared)
 
-def _status(pid: int, name: str) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+        return int(self._total(anonymous))
+
+    def threads(self) -> int:
+        """Returns the number of threads of the process and its descendants."""
+        return int(self._total(lambda process: process.num_threads()))
+
+    def fds(self) -> int:
+        """Returns the number of open file descriptors of the process and its descendants."""
+        return int(self._total(lambda process: process.num_fds()))
+
+    def _total(self, read: Callable[[psutil.Process], float]) -> float:
+        total = 0.0
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.pid)
+            for process in (root, *root.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    total += read(process)
+        return total
 
 
 @contextmanager
 def started(
     command: Sequence[str],
-    ready: "Callable[[subprocess.Popen[str]], str | None]",
+    find_address: "Callable[[subprocess.Popen[str]], str | None]",
     *,
     cores: str = "",
     variables: Mapping[str, str] | None = None,
-    folder: Path | None = None,
-    talks: bool = False,
-) -> Iterator[Running]:
-    """Runs a command on `cores` ("1", "0,1", "" = all) until the block ends.
+    cwd: Path | None = None,
+    pipes: bool = False,
+) -> Iterator[RunningProcess]:
+    """Runs a command until the block ends.
 
-    It is ready when `ready` returns its address, which may be empty; None means not yet. With `talks`, its standard
-    input and output are pipes; else its output goes to its log.
+    Args:
+        command: The program and its arguments.
+        find_address: Returns the address of the process once it is ready, or None before.
+        cores: The cores to run on in the syntax of taskset, such as "1" or "0,1"; "" for all.
+        variables: Environment variables in addition to those of this process.
+        cwd: The working directory.
+        pipes: Connects pipes to the standard input and output; otherwise the output goes to the log.
 
     Raises:
-        StartError: it ended before, or START_LIMIT_S went by.
+        StartError: The process ended before it was ready, or exceeded START_LIMIT_S.
     """
     pinned = [*(["taskset", "-c", cores] if cores else []), *command]
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        began_s = time.perf_counter()
+        start_s = time.perf_counter()
         process = subprocess.Popen(
             pinned,
-            stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if talks else log,
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else log,
             stderr=log,
             text=True,
             env=os.environ | dict(variables or {}),
-            cwd=folder,
+            cwd=cwd,
         )
         try:
-            while (address := ready(process)) is None:
-                if process.poll() is not None or time.perf_counter() - began_s > START_LIMIT_S:
+            while (address := find_address(process)) is None:
+                if process.poll() is not None or time.perf_counter() - start_s > START_LIMIT_S:
                     log.seek(0)
                     raise StartError(f"{' '.join(command)} did not start:\n{log.read()[-2000:].strip()}")
-                time.sleep(POLL_S)
-            yield Running(address, process.pid, time.perf_counter() - began_s, process)
+                time.sleep(POLL_INTERVAL_S)
+            yield RunningProcess(address, process.pid, time.perf_counter() - start_s, process)
         finally:
             _stop(process)
 
@@ -120,16 +132,16 @@ def _stop(process: "subprocess.Popen[str]") -> None:
 
 
 def port_in(file: Path) -> "Callable[[subprocess.Popen[str]], str | None]":
-    """Returns what tells that a process has written its port to a file."""
+    """Returns a `find_address` for a process that writes its port to `file`."""
     return lambda _process: f"127.0.0.1:{file.read_text().strip()}" if file.exists() else None
 
 
 @contextmanager
-def running(module: str, *arguments: str) -> Iterator[Running]:
-    """Runs `python -m MODULE ARGUMENTS`, in which PORT_FILE stands for the file to write the port to.
+def running_module(module: str, *arguments: str) -> Iterator[RunningProcess]:
+    """Runs `python -m MODULE ARGUMENTS` until the block ends; the argument PORT_FILE becomes a path for the port.
 
     Raises:
-        StartError: it does not start.
+        StartError: The process does not start.
     """
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
@@ -139,27 +151,23 @@ def running(module: str, *arguments: str) -> Iterator[Running]:
 
 
 @contextmanager
-def running_service() -> Iterator[Running]:
-    """Runs isogloss-server with the bundled model, without the access log and the cache, until it is SERVING.
+def running_service() -> Iterator[RunningProcess]:
+    """Runs isogloss-server with the bundled model, without access log and cache, until the block ends.
 
     Raises:
-        StartError: it does not start.
+        StartError: The server does not start.
+        SystemExit: The server wrote its port before it was SERVING.
     """
     flags = ("serve", "--port", "0", "--port-file", "PORT_FILE", "--no-access-log", "--cache-bytes", "0")
-    with running("isogloss_server", *flags) as service:
-        check_serving(service.address)
+    with running_module("isogloss_server", *flags) as service:
+        _check_serving(service.address)
         yield service
 
 
-def check_serving(address: str) -> None:
-    """Sees that a service that has told its port is SERVING.
-
-    Raises:
-        SystemExit: it is not.
-    """
+def _check_serving(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check(
             health_pb2.HealthCheckRequest(service="isogloss.v1.EmbeddingService")
         )
     if check.status != health_pb2.HealthCheckResponse.SERVING:
-        raise SystemExit("the server told its port before it was SERVING")
+        raise SystemExit("the server wrote its port before it was SERVING")

@@ -1,10 +1,10 @@
-"""A server under mixed load for minutes: what it answers, what it holds, and whether that grows.
+"""Workload `soak`: a server under mixed load for minutes; checks responses, and growth of memory and other resources.
 
     python -m benchmarks --work soak [--minutes N] [--json FILE]
 
-The server has the default settings but for a small cache, the multilingual shape and the bundled model. Two processes
-load it (peers/soak.py): one is asked to stop now and then and started afresh, the other killed. soak_report.py says
-what must hold.
+The server has the default settings except for a small cache. It serves the multilingual shape and the bundled model.
+Two load generators (drivers/soak.py) run at a time: one is terminated and restarted at intervals, the other is killed
+and restarted. soak_report.py has the conditions for a pass.
 """
 
 import json
@@ -26,51 +26,48 @@ from isogloss import Client
 from isogloss_server.models.model_folder import BUNDLED
 
 from benchmarks import environments, models, soak_report
-from benchmarks.compare import machine
-from benchmarks.peers.soak_calls import KNOWN_TEXTS
-from benchmarks.processes import Running, port_in, started
-from benchmarks.soak_report import Sample, Soak, Told
+from benchmarks.drivers.soak_calls import KNOWN_TEXTS
+from benchmarks.processes import RunningProcess, port_in, started
+from benchmarks.report import machine
+from benchmarks.soak_report import LoadReport, Sample, SoakRun
 
-CACHE_BYTES = 1 << 20  # full before the warm-up ends; a larger one would count as growth until it is
-SAMPLE_EVERY_S = 2.0
-# of each process of the load: how long one lives, and how it is ended
-LIVES = ((20.0, signal.SIGKILL), (45.0, signal.SIGTERM))
-LAST_CALLS_S = 120.0  # that a process which was asked to stop may take
-FIRST_S = 10.0  # of load before all else, so that what is made with the first calls of each kind is there
-REST_S = 5.0  # after the load, before what is left is counted
-METRICS = {"isogloss_tasks": "tasks", "process_open_fds": "fds"}
+CACHE_BYTES = 1 << 20  # fills up during the warm-up; a larger cache would count as growth
+SAMPLE_INTERVAL_S = 2.0
+# The lifetime of each load generator, and the signal that ends it.
+LIFETIMES = ((20.0, signal.SIGKILL), (45.0, signal.SIGTERM))
+TERMINATION_LIMIT_S = 120.0  # for a load generator to finish its calls after SIGTERM
+PRELOAD_S = 10.0  # of load before the first sample, because first calls create lasting resources
+IDLE_S = 5.0  # without load, before the samples at rest
+TASKS_METRIC = "isogloss_tasks"
 
 
-class Soaked:
-    """A server that is soaked, and where its metrics are."""
+class SoakServer:
+    """The server under test and its metrics."""
 
-    def __init__(self, running: Running, metrics_port: int) -> None:
+    def __init__(self, running: RunningProcess, metrics_port: int) -> None:
         self.running = running
         self._url = f"http://127.0.0.1:{metrics_port}/metrics"
 
     def sample(self, at_s: float) -> Sample:
-        """Returns what the process holds now."""
-        with urllib.request.urlopen(self._url, timeout=30) as answer:  # noqa: S310 - of our own server
-            lines = answer.read().decode("utf-8").splitlines()
-        told = {
-            METRICS[name]: float(value) for name, _, value in (line.partition(" ") for line in lines) if name in METRICS
-        }
+        """Returns the current memory, threads, file descriptors and asyncio tasks of the server."""
+        with urllib.request.urlopen(self._url, timeout=30) as response:  # noqa: S310 - a loopback address
+            metrics = dict(line.rpartition(" ")[::2] for line in response.read().decode("utf-8").splitlines())
         return Sample(
             at_s=at_s,
-            resident_mb=self.running.status("VmRSS") / 1024,
-            anonymous_mb=self.running.status("RssAnon") / 1024,
-            threads=self.running.status("Threads"),
-            fds=int(told["fds"]),
-            tasks=int(told["tasks"]),
+            resident_mb=self.running.resident_bytes() / 1024**2,
+            anonymous_mb=self.running.anonymous_bytes() / 1024**2,
+            threads=self.running.threads(),
+            fds=self.running.fds(),
+            tasks=int(float(metrics[TASKS_METRIC])),
         )
 
 
 @contextmanager
-def soaked_server(model: models.Measured) -> Iterator[Soaked]:
+def running_server(model: models.Model) -> Iterator[SoakServer]:
     """Runs isogloss-server with two models and a small cache until the block ends.
 
     Raises:
-        StartError: it does not start.
+        StartError: The server does not start.
     """
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -83,88 +80,97 @@ def soaked_server(model: models.Measured) -> Iterator[Soaked]:
             *("--cache-bytes", str(CACHE_BYTES)),
         ]
         with started(command, port_in(file)) as running:
-            yield Soaked(running, metrics_port)
+            yield SoakServer(running, metrics_port)
 
 
 def known_vectors(address: str) -> dict[str, str]:
-    """Returns the bytes of the known texts' vectors of each model, alone in their call, as hexadecimal digits."""
+    """Returns the vectors of the known texts by model, from a call without other texts, as hexadecimal bytes."""
     with Client(address) as client:
         names = [model.name for model in client.models()]
         return {name: client.embed(KNOWN_TEXTS, model=name).vectors.tobytes().hex() for name in names}
 
 
-class Loader:
-    """Keeps one process of the load alive until it is stopped, and ends it again and again."""
+class LoadSupervisor:
+    """Runs one load generator at a time; ends and restarts it after each lifetime.
 
-    def __init__(self, address: str, known: Mapping[str, str], life_s: float, how: signal.Signals) -> None:
-        self.told: list[Told] = []
-        self.lives = 0
-        self.crashes: list[str] = []
-        self._began_s = time.monotonic()
-        self._life_s, self._how = life_s, how
-        self._command = [sys.executable, "-m", "benchmarks.peers.soak", address]
+    Args:
+        address: The address of the server.
+        known: The result of known_vectors.
+        lifetime_s: Seconds after which a load generator ends.
+        end_signal: The signal that ends it.
+    """
+
+    def __init__(self, address: str, known: Mapping[str, str], lifetime_s: float, end_signal: signal.Signals) -> None:
+        self.reports: list[LoadReport] = []
+        self.starts = 0
+        self.failures: list[str] = []
+        self._start_s = time.monotonic()
+        self._lifetime_s, self._end_signal = lifetime_s, end_signal
+        self._command = [sys.executable, "-m", "benchmarks.drivers.soak", address]
         self._known = [f"{name}={digits}" for name, digits in known.items()]
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._live)
+        self._thread = threading.Thread(target=self._supervise)
         self._thread.start()
 
     def stop(self) -> None:
-        """Lets the last process finish its calls."""
+        """Terminates the load generator and waits until it has finished its calls."""
         self._stop.set()
         self._thread.join()
 
-    def _live(self) -> None:
-        seeds = random.Random(self._life_s)  # noqa: S311 - nothing secret
+    def _supervise(self) -> None:
+        seeds = random.Random(self._lifetime_s)  # noqa: S311 - not for cryptography
         while not self._stop.is_set():
-            self.lives += 1
+            self.starts += 1
             command = [*self._command, str(seeds.getrandbits(30)), *self._known]
             process = subprocess.Popen(command, cwd=environments.ROOT, stdout=subprocess.PIPE, text=True)
             reader = threading.Thread(target=self._read, args=(process,))
             reader.start()
-            stopped = self._stop.wait(self._life_s)
-            self._end(process, signal.SIGTERM if stopped else self._how)
+            stopped = self._stop.wait(self._lifetime_s)
+            self._end(process, signal.SIGTERM if stopped else self._end_signal)
             reader.join()
 
-    def _end(self, process: "subprocess.Popen[str]", how: signal.Signals) -> None:
-        process.send_signal(how)
+    def _end(self, process: "subprocess.Popen[str]", end_signal: signal.Signals) -> None:
+        process.send_signal(end_signal)
         try:
-            status = process.wait(LAST_CALLS_S)
+            status = process.wait(TERMINATION_LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            self.crashes.append(f"a process of the load had a call without an end: {LAST_CALLS_S:.0f} s after SIGTERM")
+            self.failures.append(
+                f"a call of a load generator did not end within {TERMINATION_LIMIT_S:.0f} s after SIGTERM"
+            )
             return
-        if status not in {0, -signal.SIGKILL, -signal.SIGTERM}:  # the last: before it had made a call
-            self.crashes.append(f"a process of the load ended with status {status}")
+        if status not in {0, -signal.SIGKILL, -signal.SIGTERM}:  # -SIGTERM if it had not installed its handler yet
+            self.failures.append(f"a load generator ended with status {status}")
 
     def _read(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout  # noqa: S101 - a pipe
+        assert process.stdout  # noqa: S101 - started with a pipe
         for line in process.stdout:
-            with suppress(json.JSONDecodeError):  # the last line of one that was killed
-                self.told.append(Told(at_s=time.monotonic() - self._began_s, **json.loads(line)))
+            with suppress(json.JSONDecodeError):  # a killed process leaves an incomplete line
+                self.reports.append(LoadReport(at_s=time.monotonic() - self._start_s, **json.loads(line)))
 
 
-def run(model: models.Measured, minutes: float) -> dict[str, Any]:
-    """Returns the report of a soak of so many minutes."""
-    with soaked_server(model) as server:
+def run(model: models.Model, minutes: float) -> dict[str, Any]:
+    """Loads a server for a number of minutes and returns the report."""
+    with running_server(model) as server:
         address = server.running.address
         known = known_vectors(address)
-        first = Loader(address, known, *LIVES[0])
-        time.sleep(FIRST_S)
-        first.stop()
-        before = _at_rest(server)
-        loaders = [Loader(address, known, life_s, how) for life_s, how in LIVES]
+        preload = LoadSupervisor(address, known, *LIFETIMES[0])
+        time.sleep(PRELOAD_S)
+        preload.stop()
+        before = _sample_at_rest(server)
+        supervisors = [LoadSupervisor(address, known, *lifetime) for lifetime in LIFETIMES]
         try:
-            samples = list(_sampled(server, minutes * 60))
+            samples = list(_samples(server, minutes * 60))
         finally:
-            for loader in loaders:
-                loader.stop()
-        seen = Soak(
-            wanted_s=minutes * 60,
+            for supervisor in supervisors:
+                supervisor.stop()
+        soak_run = SoakRun(
+            duration_s=minutes * 60,
             samples=samples,
-            told=[told for loader in loaders for told in loader.told],
-            rests=(before, _at_rest(server)),
-            crashes=[crash for loader in (first, *loaders) for crash in loader.crashes],
+            reports=[report for supervisor in supervisors for report in supervisor.reports],
+            at_rest=(before, _sample_at_rest(server)),
+            load_failures=[failure for supervisor in (preload, *supervisors) for failure in supervisor.failures],
             same_vectors=known_vectors(address) == known,
         )
         cpu_s = server.running.cpu_s()
@@ -172,21 +178,24 @@ def run(model: models.Measured, minutes: float) -> dict[str, Any]:
         "work": "soak",
         "model": model.name,
         "minutes": minutes,
-        **soak_report.assemble(seen),
+        **soak_report.assemble(soak_run),
         "cpu_s": cpu_s,
-        "lives": {how.name: loader.lives for loader, (_, how) in zip(loaders, LIVES, strict=True)},
+        "load_generators": {
+            end_signal.name: supervisor.starts
+            for supervisor, (_, end_signal) in zip(supervisors, LIFETIMES, strict=True)
+        },
         "machine": machine(),
     }
 
 
-def _sampled(server: Soaked, seconds: float) -> Iterator[Sample]:
-    """Yields samples for so long."""
-    began_s = time.monotonic()
-    while (at_s := time.monotonic() - began_s) < seconds:
+def _samples(server: SoakServer, seconds: float) -> Iterator[Sample]:
+    """Yields a sample every SAMPLE_INTERVAL_S for `seconds`."""
+    start_s = time.monotonic()
+    while (at_s := time.monotonic() - start_s) < seconds:
         yield server.sample(at_s)
-        time.sleep(SAMPLE_EVERY_S)
+        time.sleep(SAMPLE_INTERVAL_S)
 
 
-def _at_rest(server: Soaked) -> Sample:
-    time.sleep(REST_S)
+def _sample_at_rest(server: SoakServer) -> Sample:
+    time.sleep(IDLE_S)
     return server.sample(0.0)

@@ -1,4 +1,4 @@
-"""Samples of a soak to a report: growth after the warm-up, first minute beside last, and whether all held."""
+"""Computes the report of the `soak` workload: growth after the warm-up, latencies, and failed conditions."""
 
 import collections
 import statistics
@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-WARM_SHARE = 0.2  # of the time, in which memory may grow
+WARM_SHARE = 0.2  # share of the time in which memory may grow
 MINUTE_S = 60.0
 MAX_GROWTH = 0.02
 MEMORY = ("resident_mb", "anonymous_mb")
 COUNTS = ("threads", "fds", "tasks")
-SPARE_FDS = 2  # beside those at rest before: what is opened once, with the first call that needs it
-MOST_LISTED = 50
+SPARE_FDS = 2  # above those at rest before the load, for files that first calls open
+MAX_LISTED = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What the server's process holds at a moment; MB are of 2^20 bytes."""
+    """Memory, threads, file descriptors and asyncio tasks of the server at one time; MB are 2^20 bytes."""
 
     at_s: float
     resident_mb: float
@@ -30,120 +30,127 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What one process of the load tells of one second."""
+class LoadReport:
+    """One second of one load generator."""
 
     at_s: float
     texts: int
     interactive_ms: Sequence[float]
-    ends: dict[str, int]  # "kind CODE" -> how many
+    outcomes: dict[str, int]  # "kind CODE" -> number of calls
     unexpected: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Soak:
-    """All that was seen in one soak of `wanted_s` seconds; `rests` are a sample before the load, and one after it."""
+class SoakRun:
+    """The observations of one run of `duration_s` seconds.
 
-    wanted_s: float
+    Attributes:
+        samples: Samples during the load.
+        reports: Reports of the load generators.
+        at_rest: Samples before and after the load.
+        load_failures: Load generators that crashed or did not end.
+        same_vectors: True if the vectors of the known texts after the load equal those before it.
+    """
+
+    duration_s: float
     samples: Sequence[Sample]
-    told: Sequence[Told]
-    rests: tuple[Sample, Sample]
-    crashes: Sequence[str]
+    reports: Sequence[LoadReport]
+    at_rest: tuple[Sample, Sample]
+    load_failures: Sequence[str]
     same_vectors: bool
 
     @property
     def warm_s(self) -> float:
-        """When the warm-up ends."""
-        return self.wanted_s * WARM_SHARE
+        """The time at which the warm-up ends."""
+        return self.duration_s * WARM_SHARE
 
     @property
     def window_s(self) -> float:
-        """How long the first and the last "minute" after the warm-up are: one, or a third where that is less."""
-        return min(MINUTE_S, (self.wanted_s - self.warm_s) / 3)
+        """The length of the first and last "minute" after the warm-up: at most a third of the time after it."""
+        return min(MINUTE_S, (self.duration_s - self.warm_s) / 3)
 
 
-def slope(places: Sequence[float], values: Sequence[float]) -> float:
-    """Returns by how much a value grows for each step of one, by least squares."""
-    found: float = statistics.linear_regression(places, values).slope
-    return found
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Returns the slope of y over x by least squares."""
+    return float(statistics.linear_regression(x, y).slope)
 
 
-def growth(soak: Soak, name: str) -> dict[str, float]:
-    """Returns a figure's means of first and last minute, the share it grew by between them, and its slope a minute."""
-    warm = [one for one in soak.samples if one.at_s >= soak.warm_s]
-    first = statistics.mean(getattr(one, name) for one in warm if one.at_s < soak.warm_s + soak.window_s)
-    last = statistics.mean(getattr(one, name) for one in warm if one.at_s >= soak.wanted_s - soak.window_s)
-    a_minute = slope([one.at_s / 60 for one in warm], [getattr(one, name) for one in warm])
-    minutes = (soak.wanted_s - soak.warm_s) / 60
+def growth(run: SoakRun, name: str) -> dict[str, float]:
+    """Returns the means of a figure in the first and last minute, its relative growth, and its slope per minute."""
+    warm = [sample for sample in run.samples if sample.at_s >= run.warm_s]
+    first = statistics.mean(getattr(sample, name) for sample in warm if sample.at_s < run.warm_s + run.window_s)
+    last = statistics.mean(getattr(sample, name) for sample in warm if sample.at_s >= run.duration_s - run.window_s)
+    per_minute = slope([sample.at_s / 60 for sample in warm], [getattr(sample, name) for sample in warm])
+    minutes = (run.duration_s - run.warm_s) / 60
     return {
         "first_minute": first,
         "last_minute": last,
         "grown": last / first - 1,
-        "slope_a_minute": a_minute,
-        "grown_by_slope": a_minute * minutes / first,
+        "slope_a_minute": per_minute,
+        "grown_by_slope": per_minute * minutes / first,
     }
 
 
-def latencies(soak: Soak) -> dict[str, dict[str, float]]:
-    """Returns the percentiles of interactive calls in the first minute after the warm-up, and in the last."""
+def latencies(run: SoakRun) -> dict[str, dict[str, float]]:
+    """Returns the latency percentiles of interactive calls in the first and the last minute after the warm-up."""
     spans = {
-        "first_minute": (soak.warm_s, soak.warm_s + soak.window_s),
-        "last_minute": (soak.wanted_s - soak.window_s, soak.wanted_s),
+        "first_minute": (run.warm_s, run.warm_s + run.window_s),
+        "last_minute": (run.duration_s - run.window_s, run.duration_s),
     }
-    found = {}
+    percentiles = {}
     for name, (start_s, end_s) in spans.items():
-        values = [ms for one in soak.told if start_s <= one.at_s < end_s for ms in one.interactive_ms]
+        values = [ms for report in run.reports if start_s <= report.at_s < end_s for ms in report.interactive_ms]
         p50, p99 = np.percentile(values, [50, 99]) if values else (float("nan"), float("nan"))
-        found[name] = {"p50_ms": float(p50), "p99_ms": float(p99), "calls": len(values)}
-    return found
+        percentiles[name] = {"p50_ms": float(p50), "p99_ms": float(p99), "calls": len(values)}
+    return percentiles
 
 
-def failures(soak: Soak) -> list[str]:
-    """Returns what did not hold, a line each; none where all did."""
-    found = [*soak.crashes, *(line for one in soak.told for line in one.unexpected)]
-    if not soak.same_vectors:
-        found.append("the known texts' vectors are others than at the start")
-    found += [
+def failures(run: SoakRun) -> list[str]:
+    """Returns a line for each failed condition."""
+    failed = [*run.load_failures, *(line for report in run.reports for line in report.unexpected)]
+    if not run.same_vectors:
+        failed.append("the vectors of the known texts changed during the load")
+    failed += [
         f"{name} grew by {share:.1%} after the warm-up, more than {MAX_GROWTH:.0%}"
         for name in MEMORY
-        if (share := growth(soak, name)["grown"]) > MAX_GROWTH
+        if (share := growth(run, name)["grown"]) > MAX_GROWTH
     ]
-    before, after = soak.rests
+    before, after = run.at_rest
     if after.tasks > before.tasks:
-        found.append(f"{after.tasks} tasks are left, where {before.tasks} were before")
+        failed.append(f"{after.tasks} tasks at rest after the load, {before.tasks} before")
     if after.fds > before.fds + SPARE_FDS:
-        found.append(f"{after.fds} file descriptors are left, where {before.fds} were before")
-    return found
+        failed.append(f"{after.fds} file descriptors at rest after the load, {before.fds} before")
+    return failed
 
 
-def assemble(soak: Soak) -> dict[str, Any]:
-    """Returns the report."""
-    ends: collections.Counter[str] = collections.Counter()
-    for one in soak.told:
-        ends.update(one.ends)
+def assemble(run: SoakRun) -> dict[str, Any]:
+    """Returns the report of a run."""
+    outcomes: collections.Counter[str] = collections.Counter()
+    for report in run.reports:
+        outcomes.update(report.outcomes)
     codes: collections.Counter[str] = collections.Counter()
-    for name, count in ends.items():
+    for name, count in outcomes.items():
         codes[name.split()[1]] += count
-    found = failures(soak)
+    failed = failures(run)
     return {
-        "held": not found,
-        "failures": found[:MOST_LISTED],
-        "failure_count": len(found),
-        "texts_per_s": sum(one.texts for one in soak.told) / soak.wanted_s,
-        "calls_per_s": ends.total() / soak.wanted_s,
-        "calls": ends.total(),
+        "passed": not failed,
+        "failures": failed[:MAX_LISTED],
+        "failure_count": len(failed),
+        "texts_per_s": sum(report.texts for report in run.reports) / run.duration_s,
+        "calls_per_s": outcomes.total() / run.duration_s,
+        "calls": outcomes.total(),
         "codes": dict(codes.most_common()),
-        "ends": dict(sorted(ends.items())),
-        "interactive": latencies(soak),
-        "memory": {name: growth(soak, name) for name in MEMORY},
+        "outcomes": dict(sorted(outcomes.items())),
+        "interactive": latencies(run),
+        "memory": {name: growth(run, name) for name in MEMORY},
         **{
             name: {
-                "at_rest_before": getattr(soak.rests[0], name),
-                "at_rest_after": getattr(soak.rests[1], name),
-                "greatest": max(getattr(one, name) for one in soak.samples),
+                "at_rest_before": getattr(run.at_rest[0], name),
+                "at_rest_after": getattr(run.at_rest[1], name),
+                "greatest": max(getattr(sample, name) for sample in run.samples),
             }
             for name in COUNTS
         },
-        "same_vectors": soak.same_vectors,
-        "samples": [asdict(one) for one in soak.samples],
+        "same_vectors": run.same_vectors,
+        "samples": [asdict(sample) for sample in run.samples],
     }

@@ -1,4 +1,4 @@
-"""The systems that are measured, a row each."""
+"""The systems that the benchmarks compare, one row each."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,29 +7,29 @@ from benchmarks.environments import OWN
 
 
 class Kind(StrEnum):
-    """How a system is reached."""
+    """The interface of a system."""
 
-    SERVICE = "service"  # writes its port to a file
-    HTTP = "http"  # is told its port, answers /health
-    LIBRARY = "library"  # drives itself, see turns.py
+    SERVICE = "service"  # a server that writes its port to a file
+    HTTP = "http"  # a server that takes its port as an argument and has /health
+    LIBRARY = "library"  # a driver in the process of the library, see drivers/driver.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """One system. In a command, {model}, {name}, {port}, {port_file} and {threads} stand for what the runner knows."""
+    """One system; the runner fills in {model}, {name}, {port}, {port_file} and {threads} of its command."""
 
     name: str
     kind: Kind
     environment: str
-    command: tuple[str, ...]  # of the environment's Python
-    protocol: str = ""  # of load.py
-    streamed_protocol: str = ""  # the same for works that are streamed, where there is one
+    command: tuple[str, ...]  # arguments of the environment's Python
+    protocol: str = ""  # of drivers/load_generator.py
+    streamed_protocol: str = ""  # of streamed workloads, if the system has one for them
     needs_onnx: bool = False
-    roofline: str = ""  # the precision that its products are computed in
-    says: str = ""
+    roofline: str = ""  # the precision of its matrix products
+    description: str = ""
 
 
-# No system may call home, or run more threads than it has cores: unless told, torch and OpenMP take all of a machine.
+# Disable network access, and limit the threads: by default, torch and OpenMP start one for each core of the machine.
 VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -50,7 +50,7 @@ def _isogloss(precision: str, roofline: str) -> System:
         protocol="grpc",
         streamed_protocol="embed-many",
         roofline=roofline,
-        says=f"isogloss-server, --precision {precision}",
+        description=f"isogloss-server, --precision {precision}",
     )
 
 
@@ -61,12 +61,12 @@ def _infinity(name: str, engine: str) -> System:
         name=name,
         kind=Kind.HTTP,
         environment="infinity",
-        # Its ONNX engine takes the first token's state for the text's vector unless told how the model pools.
+        # By default, the ONNX engine pools by the first token, whatever the model's configuration.
         command=(*program, *place, "--engine", engine, "--pooling-method", "mean"),
         protocol="openai",
         needs_onnx=engine == "optimum",
         roofline="f32",
-        says=f"Infinity 0.0.77 over HTTP, engine {engine}, base64 vectors, no access log",
+        description=f"Infinity 0.0.77 over HTTP, engine {engine}, base64 vectors, no access log",
     )
 
 
@@ -84,7 +84,7 @@ SYSTEMS = {
             command=("-m", "benchmarks.peers.fastembed", "{model}", "{threads}"),
             needs_onnx=True,
             roofline="f32",
-            says="fastembed in process, one call after the other",
+            description="fastembed in process, one call at a time",
         ),
         System(
             name="sentence-transformers",
@@ -92,7 +92,7 @@ SYSTEMS = {
             environment="sentence-transformers",
             command=("-m", "benchmarks.peers.sentence_transformers", "{model}"),
             roofline="f32",
-            says="sentence-transformers in process, one call after the other",
+            description="sentence-transformers in process, one call at a time",
         ),
         System(
             name="naive",
@@ -101,15 +101,15 @@ SYSTEMS = {
             command=("-m", "benchmarks.peers.naive", "{model}", "{port_file}"),
             protocol="grpc",
             roofline="f32",
-            says="grpc's blocking server around SentenceTransformer.encode",
+            description="grpc's thread-pool server that calls SentenceTransformer.encode",
         ),
         System(
             name="engine-bf16",
             kind=Kind.LIBRARY,
             environment=OWN,
-            command=("-m", "benchmarks.peers.engine", "{model}", "bf16", "{threads}"),
+            command=("-m", "benchmarks.drivers.engine", "{model}", "bf16", "{threads}"),
             roofline="bf16",
-            says="isogloss-server's engine in process: its queue, tokenizer and model, without gRPC",
+            description="the engine of isogloss-server in process: batch queue, tokenizer and model without gRPC",
         ),
     )
 }

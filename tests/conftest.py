@@ -10,6 +10,9 @@ from hypothesis import settings
 from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.server_process import ServerProcess
+from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport
+
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]  # hooks of pytest
 
 settings.register_profile("untimed", deadline=None)  # how long a test takes says more of the machine than of the code
 settings.load_profile("untimed")

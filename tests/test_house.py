@@ -1,4 +1,4 @@
-"""The rules of CONTRIBUTING.md that a machine can check: who imports whom, and how long things are."""
+"""The rules of CONTRIBUTING.md that no other tool checks: time, environment, length of modules, licences, versions."""
 
 import ast
 import re
@@ -14,33 +14,7 @@ SOURCES = [
     *SERVER.rglob("*.py"),
     *(file for file in (ROOT / "client" / "src" / "isogloss").rglob("*.py") if "v1" not in file.parts),
 ]
-FOR_ALL = {"errors", "settings", "clock", "logs", "metrics", "system", "circuit_breaker", "_version"}
-# What each part may import of the server, but for those that build everything.
-BUILDERS = {"app", "factory", "cli", "__main__"}
-MAY_IMPORT = {
-    "models": {"models"},
-    "engine": {"engine", "models.interfaces", "models.tokenizer"},
-    "rpc": {"rpc", "engine", "models.interfaces"},
-    "settings": {"models.model_folder", "models.catalog"},
-    "circuit_breaker": {"models.interfaces", "models.providers.errors"},
-}
-# The one place that may import each runtime.
-RUNTIMES = {
-    "openvino": "models/openvino/",
-    "torch": "models/sentence_transformers.py",
-    "sentence_transformers": "models/sentence_transformers.py",
-    "transformers": "models/sentence_transformers.py",
-    "huggingface_hub": "models/hub.py",
-    "cohere": "models/providers/cohere.py",
-    "httpx": "models/providers/cohere.py",
-    "openai": "models/providers/openai.py",
-    "prometheus_client": "metrics.py",
-    "redis": "engine/redis_store.py",
-}
-# Parts of the client that the server may import: all of them in rpc, those without protobuf elsewhere.
-VOCABULARY = ("isogloss.wire.enums.", "isogloss.wire.matrix.", "isogloss.wire.sizes.")
-FROM_CLIENT = ("isogloss.v1.", "isogloss.wire.")
-MODULE_LINES, FUNCTION_LINES, POSITIONAL, PARAMETERS = 600, 60, 6, 12
+MODULE_LINES = 600
 
 
 def name_of(file: Path) -> str:
@@ -57,41 +31,19 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("file", sorted(SERVER.rglob("*.py")), ids=name_of)
-def test_imports_go_down(file: Path) -> None:
-    """Rpc -> engine -> models; only rpc knows grpc and the contract; only settings reads the environment."""
+def test_clock_and_settings_alone_read_the_surroundings(file: Path) -> None:
+    """Only `clock` reads the time, and only `settings` reads the environment."""
     part = file.relative_to(SERVER).with_suffix("").parts[0]
     tree = ast.parse(file.read_text())
-    for name in imported(tree):
-        top = name.split(".")[0]
-        assert part == "rpc" or not top.startswith("grpc"), name
-        if top == "isogloss":
-            assert name.startswith(FROM_CLIENT if part == "rpc" else VOCABULARY), name
-        assert part == "clock" or top != "time", f"{name}: the clock is handed in"
-        assert str(file.relative_to(SERVER)).startswith(RUNTIMES.get(top, "")), f"{top} is imported elsewhere"
-        if top == "isogloss_server" and part not in BUILDERS:
-            inner = name.removeprefix("isogloss_server.")
-            allowed = MAY_IMPORT.get(part, set()) | FOR_ALL
-            assert any(inner == a or inner.startswith(f"{a}.") for a in allowed), f"{part} imports {inner}"
-    if part != "settings":
-        reads = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in {"environ", "getenv"}]
-        assert not reads, "settings.py alone reads the environment"
+    assert part == "clock" or not [name for name in imported(tree) if name.split(".")[0] == "time"]
+    reads = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in {"environ", "getenv"}]
+    assert part == "settings" or not reads
 
 
 @pytest.mark.parametrize("file", sorted(SOURCES), ids=name_of)
-def test_ceilings(file: Path) -> None:
-    """No module, function or list of parameters is longer than what one can hold in mind."""
-    text = file.read_text()
-    assert len(text.splitlines()) <= MODULE_LINES
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        lines = (node.end_lineno or 0) - node.lineno + 1
-        if ast.get_docstring(node) is not None:
-            lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
-        positional = [a for a in node.args.posonlyargs + node.args.args if a.arg not in {"self", "cls"}]
-        assert lines <= FUNCTION_LINES, node.name
-        assert len(positional) <= POSITIONAL, node.name
-        assert len(positional) + len(node.args.kwonlyargs) <= PARAMETERS, node.name
+def test_modules_stay_under_the_ceiling(file: Path) -> None:
+    """No module has more than 600 lines; ruff bounds the complexity and the parameters of its functions."""
+    assert len(file.read_text().splitlines()) <= MODULE_LINES
 
 
 @pytest.mark.parametrize(("name", "copy"), [("LICENSE", "client"), ("LICENSE", "server"), ("NOTICE", "server")])

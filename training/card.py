@@ -1,9 +1,10 @@
-"""Takes a trained folder into the server, and writes its card, isogloss.json: facts, digests, and known vectors.
+"""Copies a trained model into the server as the bundled model and writes its card, isogloss.json.
 
     python training/card.py TRAINED BUNDLED
 
-The facts stand in bundled.toml beside this file. The known vectors come from sentence-transformers (the environment of
-constraints/sentence-transformers.txt), so that a server which finds them again computes what the model's makers did.
+The card has the facts of bundled.toml, the digests of the files, and reference vectors for a few texts. The reference
+vectors are computed by sentence-transformers (the environment of constraints/sentence-transformers.txt); the server
+compares its own vectors with them at startup.
 """
 
 import argparse
@@ -22,10 +23,10 @@ PROBES = ("Good morning, how are you?", "¿Dónde está la estación de tren?", 
 
 
 def main() -> None:
-    """Reads the command line, copies the model, writes the card."""
+    """Copies the model and writes the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trained", type=pathlib.Path)
-    parser.add_argument("bundled", type=pathlib.Path, help="may be the same folder; then the card alone is written")
+    parser.add_argument("trained", type=pathlib.Path, help="a folder in the sentence-transformers layout")
+    parser.add_argument("bundled", type=pathlib.Path, help="the bundled model; if TRAINED, writes only the card")
     args = parser.parse_args()
     if args.trained.resolve() != args.bundled.resolve():
         for name in SHIPPED:

@@ -1,1 +1,1 @@
-"""Programs that serve the peers; each runs inside its peer's environment, as `python -m benchmarks.peers.NAME`."""
+"""Programs that run other systems; each runs in its system's environment as `python -m benchmarks.peers.NAME`."""

@@ -1,4 +1,4 @@
-"""Cohere's SDK as one would use it without a service: chunks gathered, so many in flight, vectors to one array.
+"""Driver for Cohere's SDK used directly: splits texts into concurrent requests and joins the vectors into one array.
 
 python -m benchmarks.peers.cohere_sdk URL MODEL TEXTS_PER_CALL CALLS_IN_FLIGHT base64|float
 """
@@ -13,17 +13,16 @@ import numpy as np
 import uvloop
 from cohere import AsyncClientV2
 
-from benchmarks.peers.in_process import Concurrent
-from benchmarks.turns import obey
+from benchmarks.drivers.driver import AsyncLibraryDriver, serve_runner
 
 
-class BareSdk:
-    """The SDK, all of whose callers share the calls in flight."""
+class SdkEmbedder:
+    """Embeds through the SDK, with a limit on concurrent requests that all callers share."""
 
     def __init__(self, url: str, model: str, texts_per_call: int, calls: int, kind: str) -> None:
         self._client = AsyncClientV2("key", base_url=url)
         self._model, self._texts_per_call, self._kind = model, texts_per_call, kind
-        self._free = asyncio.Semaphore(calls)
+        self._requests = asyncio.Semaphore(calls)
 
     async def embed(self, texts: Sequence[str]) -> Any:
         """Returns float32 [n, d]."""
@@ -32,8 +31,8 @@ class BareSdk:
         return np.concatenate(await asyncio.gather(*map(self._chunk, chunks)))
 
     async def _chunk(self, texts: Sequence[str]) -> Any:
-        async with self._free:
-            answer = await self._client.embed(
+        async with self._requests:
+            response = await self._client.embed(
                 model=self._model,
                 texts=list(texts),
                 input_type="search_document",
@@ -41,13 +40,13 @@ class BareSdk:
                 embedding_types=[self._kind],
             )
         if self._kind == "float":
-            return np.asarray(answer.embeddings.float_, np.float32)
-        return np.stack([np.frombuffer(base64.b64decode(row), "<f4") for row in answer.embeddings.base64 or ()])
+            return np.asarray(response.embeddings.float_, np.float32)
+        return np.stack([np.frombuffer(base64.b64decode(row), "<f4") for row in response.embeddings.base64 or ()])
 
 
 async def main(url: str, model: str, texts_per_call: str, calls: str, kind: str) -> None:
-    """Drives the SDK until the runner has no more orders."""
-    await obey(Concurrent(BareSdk(url, model, int(texts_per_call), int(calls), kind).embed))
+    """Drives the SDK until the runner closes standard input."""
+    await serve_runner(AsyncLibraryDriver(SdkEmbedder(url, model, int(texts_per_call), int(calls), kind).embed))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A folder's encoder as ONNX, which Infinity's ONNX engine and fastembed run.
+"""Exports the encoder of a model folder to ONNX, for Infinity's ONNX engine and fastembed.
 
-python -m benchmarks.peers.export_onnx FOLDER FILE.onnx
+    python -m benchmarks.peers.export_onnx FOLDER FILE.onnx
 
-By torch's exporter itself: the one of the optimum that Infinity needs calls an exporter that torch no longer has.
+Uses torch.onnx directly: the version of optimum that Infinity requires calls an exporter that torch has removed.
 """
 
 import sys
@@ -15,7 +15,7 @@ OPSET = 17
 
 
 class Encoder(torch.nn.Module):
-    """The encoder with its inputs by position and the states of the last layer alone as its output."""
+    """The encoder with positional inputs and the last hidden state as its only output."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Encoder(torch.nn.Module):
 
 
 def main(folder: str, file: str) -> None:
-    """Writes the file."""
+    """Writes the ONNX file."""
     ids = torch.ones((2, 9), dtype=torch.int64)
     axes = {0: "batch", 1: "sequence"}
     torch.onnx.export(

@@ -1,4 +1,4 @@
-"""fastembed in process, on a model.onnx of this machine instead of one that it would download.
+"""Driver for fastembed in process, with a local model.onnx instead of a downloaded one.
 
 python -m benchmarks.peers.fastembed FOLDER THREADS
 """
@@ -12,8 +12,7 @@ import numpy as np
 from fastembed import TextEmbedding
 from fastembed.common.model_description import ModelSource, PoolingType
 
-from benchmarks.peers.in_process import InProcess
-from benchmarks.turns import obey
+from benchmarks.drivers.driver import BlockingLibraryDriver, serve_runner
 
 
 def load(folder: Path, threads: int) -> TextEmbedding:
@@ -22,7 +21,7 @@ def load(folder: Path, threads: int) -> TextEmbedding:
         model="local/model",
         pooling=PoolingType.MEAN,
         normalization=True,
-        sources=ModelSource(hf="local/model"),  # must be named, is never asked
+        sources=ModelSource(hf="local/model"),  # required by fastembed, never downloaded
         dim=json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"],
         model_file="model.onnx",
     )
@@ -30,9 +29,9 @@ def load(folder: Path, threads: int) -> TextEmbedding:
 
 
 def main(folder: Path, threads: int) -> None:
-    """Drives the library until the runner has no more orders."""
+    """Drives the library until the runner closes standard input."""
     model = load(folder, threads)
-    asyncio.run(obey(InProcess(lambda texts: np.stack(list(model.embed(texts))))))
+    asyncio.run(serve_runner(BlockingLibraryDriver(lambda texts: np.stack(list(model.embed(texts))))))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Infinity's own command line, with ONNX Runtime told to keep to one thread where nothing else tells it.
+"""Infinity's command line, with ONNX Runtime limited to one thread.
 
-Infinity passes no session options, and ONNX Runtime then takes a thread for every core of the machine and binds each to
-its core, whatever affinity the process was given. One thread is the caller's own, which keeps to its core.
+    python -m benchmarks.peers.infinity ARGUMENTS_OF_INFINITY
 
-python infinity.py ARGUMENTS_OF_INFINITY
+Infinity passes no session options. ONNX Runtime then starts one thread for each core of the machine and binds each
+thread to its core, which overrides the affinity of the process. A session with one thread uses the calling thread and
+keeps the affinity.
 """
 
 import sys
@@ -14,7 +15,7 @@ from infinity_emb.cli import cli
 
 
 class OneThreadSession(onnxruntime.InferenceSession):  # type: ignore[misc,unused-ignore]
-    """A session of one thread unless its options say otherwise."""
+    """A session with one thread by default."""
 
     def __init__(self, path_or_bytes: Any, sess_options: Any = None, *args: Any, **kwargs: Any) -> None:
         if sess_options is None:

@@ -1,4 +1,4 @@
-"""sentence-transformers in process, as its users call it.
+"""Driver for sentence-transformers in process, with its default settings.
 
 python -m benchmarks.peers.sentence_transformers FOLDER
 """
@@ -8,14 +8,14 @@ import sys
 
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.peers.in_process import InProcess
-from benchmarks.turns import obey
+from benchmarks.drivers.driver import BlockingLibraryDriver, serve_runner
 
 
 def main(folder: str) -> None:
-    """Drives the library until the runner has no more orders."""
+    """Drives the library until the runner closes standard input."""
     model = SentenceTransformer(folder, device="cpu")
-    asyncio.run(obey(InProcess(lambda texts: model.encode(list(texts), show_progress_bar=False))))
+    driver = BlockingLibraryDriver(lambda texts: model.encode(list(texts), show_progress_bar=False))
+    asyncio.run(serve_runner(driver))
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ def test_commands_run(block: Block, command: str, server: ServerProcess, reader:
     match command.partition("#")[0].split():
         case ["make", target]:
             blocks.check_make(target)
-        case ["pip", "install", what]:
-            blocks.check_pip(what)
+        case ["pip", "install", *folders]:
+            blocks.check_pip(folders)
         case ["isogloss-server", "serve", *_]:
             _write_config(block.file, reader)
             _serve(blocks.serve_flags(command))

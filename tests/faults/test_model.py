@@ -77,7 +77,7 @@ async def test_a_model_that_hangs_makes_nobody_wait(static_folder: Path, *, queu
         assert await server.until(State.SERVING) == ""
         await server.look()
         assert await asyncio.gather(*calls) == [STUCK] * 4
-        assert "did not come to an end within 80 s" in await server.until(State.NOT_SERVING)
+        assert "exceeded the time limit of 80 s" in await server.until(State.NOT_SERVING)
         assert await server.embed("three") == STUCK
         assert len(model.batches) == 1
         model.go(2)
@@ -96,7 +96,7 @@ async def test_one_thread_that_hangs_leaves_the_others(static_folder: Path, *, q
         await model.next_batch()
         await server.look(CHECKS + 1)
         assert await stuck == STUCK
-        assert await server.until(State.DEGRADED) == "1 of 2 threads did not come to an end within 80 s"
+        assert await server.until(State.DEGRADED) == "1 of 2 threads exceeded the time limit of 80 s"
         for text in ("two", "three two", "two"):
             assert good(await server.embed(text), text)
         end.set()
@@ -147,7 +147,7 @@ async def test_a_thread_that_dies_is_made_anew(static_folder: Path) -> None:
             assert raised == 1
             model.go()
             assert await call == DIED
-            assert await server.until(State.DEGRADED) == "a thread that computes died: SystemExit"
+            assert await server.until(State.DEGRADED) == "a worker thread died and was restarted: SystemExit"
             await model.next_batch()
             model.go()
             assert good(await other, "three")

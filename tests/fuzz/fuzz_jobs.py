@@ -69,7 +69,7 @@ class Target:
             self._counts.add(error.reason)
 
     async def _embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        job = codec.to_embed_request(request, math.inf, patient=False)
+        job = codec.to_embed_request(request, math.inf, from_stream=False)
         return codec.to_embed_response(await self._pipeline.embed(job))
 
     async def _similarity(self, request: pb.SimilarityRequest) -> pb.SimilarityResponse:

@@ -16,7 +16,7 @@ from tests.support.server_process import ServerProcess
 pytestmark = [pytest.mark.packages, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-CONSTRAINTS = ROOT / "constraints" / "core.txt"
+LOCK = ROOT / "constraints" / "runtime.txt"
 CLIENT_NEEDS = {"grpcio", "protobuf", "googleapis-common-protos", "numpy"}
 THEIR_NEEDS = {"typing-extensions"}  # of grpcio
 
@@ -40,9 +40,12 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def environment(folder: Path, *wheels: Path) -> Path:
-    """Returns the programs of a new environment that holds these wheels and what they need."""
+    """Returns the programs of a new environment that holds these wheels and their dependencies."""
     run(sys.executable, "-m", "venv", folder)
-    run(folder / "bin" / "pip", "install", "-q", "-c", CONSTRAINTS, *wheels)
+    versions = folder / "versions.txt"
+    # Without hashes: with one of them, pip asks for those of the wheels too.
+    versions.write_text("\n".join(line.rstrip(" \\") for line in LOCK.read_text().splitlines() if "==" in line))
+    run(folder / "bin" / "pip", "install", "-q", "-c", versions, *wheels)
     run(folder / "bin" / "pip", "check")
     return folder / "bin"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from isogloss_server import errors
-from isogloss_server.errors import DomainError, merge
+from isogloss_server.errors import DomainError, merge_row_errors
 from isogloss_server.rpc.status import CODES, code_of, to_status
 
 
@@ -33,15 +33,14 @@ def test_every_error_has_a_reason_and_a_status(kind: type[DomainError]) -> None:
 def test_details_stay_under_4_kib() -> None:
     """However long figures, messages and fields are, the details stay under 4 KiB and 16 violations."""
     faults = [errors.EmptyTextError("ä" * 5000, **{f"figure{i}": "x" * 5000 for i in range(3)}) for _ in range(40)]
-    for row, fault in enumerate(faults):
-        fault.at("queries.texts.texts", row)
-    status = to_status(merge(faults))
+    status = to_status(merge_row_errors("queries.texts.texts", dict(enumerate(faults))))
     assert status.proto.ByteSize() <= 4096
     assert len(status.proto.message) <= 300
 
 
 def test_merge_keeps_errors_of_one_reason_together() -> None:
     """The first fault is told, with the rows of all that are like it."""
-    faults = [errors.EmptyTextError("empty").at("texts", 1), errors.TextTooLongError("long").at("texts", 2)]
-    faults.append(errors.EmptyTextError("empty").at("texts", 5))
-    assert [violation.field for violation in merge(faults).violations] == ["texts[1]", "texts[5]"]
+    empty, long = errors.EmptyTextError("empty"), errors.TextTooLongError("long")
+    merged = merge_row_errors("texts", {1: empty, 2: long, 5: empty})
+    assert [violation.field for violation in merged.violations] == ["texts[1]", "texts[5]"]
+    assert empty.violations == ()  # the errors themselves are not changed

@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 def ready(path: Path) -> Iterator[ReadyModel]:
     """The same, loaded."""
     workers = Executor(1)
-    loaded = factory.load(str(path), SETTINGS, workers, SystemClock())
+    loaded = factory.load("m", str(path), SETTINGS, workers, SystemClock())
     yield loaded
     loaded.embedder.close()
     workers.close()
@@ -56,7 +56,7 @@ def test_what_a_library_raises_is_one_line(path: Path) -> None:
     config = path / "2_Dense" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"out_features": "many"}))
     with pytest.raises(ModelFilesError, match=r"cannot be loaded: ValueError: invalid literal"):
-        factory.load(str(path), SETTINGS, Executor(1), SystemClock())
+        factory.load("m", str(path), SETTINGS, Executor(1), SystemClock())
 
 
 def test_damaged_weights_are_not_served(path: Path) -> None:
@@ -65,7 +65,7 @@ def test_damaged_weights_are_not_served(path: Path) -> None:
     tensors["encoder.layer.1.output.dense.bias"][3] = np.nan
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(ModelFilesError, match="damaged"):
-        factory.load(str(path), SETTINGS, Executor(1), SystemClock())
+        factory.load("m", str(path), SETTINGS, Executor(1), SystemClock())
 
 
 def test_known_vectors_find_a_wrong_pooling(path: Path) -> None:
@@ -74,10 +74,10 @@ def test_known_vectors_find_a_wrong_pooling(path: Path) -> None:
     text = "Where is the station?"
     vector = parts.model.forward(parts.tokenizer.encode([text], Truncation.END).batch)[0].tolist()
     (path / "isogloss.json").write_text(json.dumps({"probes": [{"text": text, "vector": vector}]}))
-    factory.load(str(path), SETTINGS, Executor(1), SystemClock()).embedder.close()
+    factory.load("m", str(path), SETTINGS, Executor(1), SystemClock()).embedder.close()
     (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     with pytest.raises(ModelFilesError, match="differ from the known vectors"):
-        factory.load(str(path), SETTINGS, Executor(1), SystemClock())
+        factory.load("m", str(path), SETTINGS, Executor(1), SystemClock())
 
 
 def test_the_backend_that_was_asked_for_is_the_only_one_tried(path: Path) -> None:
@@ -85,4 +85,4 @@ def test_the_backend_that_was_asked_for_is_the_only_one_tried(path: Path) -> Non
     config = path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mpnet"}))
     with pytest.raises(UnsupportedModelError, match="model_type 'mpnet'"):
-        factory.load(str(path), SETTINGS.model_copy(update={"backend": "openvino"}), Executor(1), SystemClock())
+        factory.load("m", str(path), SETTINGS.model_copy(update={"backend": "openvino"}), Executor(1), SystemClock())

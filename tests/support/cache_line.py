@@ -27,4 +27,4 @@ class Line:
     @property
     def flying(self) -> int:
         """How many texts are being computed, as far as the cache knows."""
-        return len(self.cache._levels.flights)
+        return len(self.cache._levels.in_flight)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from isogloss.wire.enums import InputType, Truncation
-from isogloss_server.errors import RowFaults, TextWithoutTokensError
+from isogloss_server.errors import TextWithoutTokensError
 from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
 
 CARD = ModelCard(backend="test", space_id="s-test", dimensions=(16, 8), max_tokens=10)
@@ -39,7 +39,13 @@ class ChangingEmbedder:
         self._began = asyncio.Condition()
 
     async def embed(
-        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
     ) -> Embedded:
         """Returns rows float32 [n, d]."""
         self.calls.append(list(texts))
@@ -52,15 +58,16 @@ class ChangingEmbedder:
             for text in texts:
                 if text in self._broken:
                     raise self._broken[text]
-            if faults := {row: TextWithoutTokensError("nothing left") for row, t in enumerate(texts) if t == "!!!"}:
-                raise RowFaults(faults)
         finally:
             self.ended += 1
         rows = self._rng.standard_normal((len(texts), self.card.dimensions[0])).astype(np.float32)
         lengths = np.array([len(text) for text in texts])
+        bad = [row for row, text in enumerate(texts) if text == "!!!"]
+        rows[bad], lengths[bad] = 0, 0
         return Embedded(
             rows=rows,
             token_counts=np.minimum(lengths, 10) if self._counts else None,
+            row_errors={row: TextWithoutTokensError("nothing left") for row in bad},
             truncated_rows=tuple(np.flatnonzero(lengths > 10).tolist()),
             total_tokens=int(np.minimum(lengths, 10).sum()),
             inference_s=1.0,

@@ -18,8 +18,14 @@ class Cutting(CountingEmbedder):
         self.card = replace(CARD, truncations=offered)
 
     async def embed(
-        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
     ) -> Embedded:
         """Returns rows float32 [n, 4]."""
         self.asked.append(truncation)
-        return await super().embed(texts, input_type, truncation, urgency)
+        return await super().embed(texts, input_type, truncation, urgency, allow_partial=allow_partial)

@@ -15,13 +15,13 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.monitoring import CHECKS, from_threads
-from isogloss_server.engine.registry import ReadyModel, Registry
+from isogloss_server.engine.monitoring import CHECKS
+from isogloss_server.engine.registry import Registry
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Model, State
 
 from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
-from tests.support.in_process import LIMITS, serving
+from tests.support.in_process import ready, serving
 from tests.support.own_time import OwnTime
 
 LOOK_S = WATCHDOG_S / CHECKS
@@ -64,7 +64,7 @@ class Faulty:
     async def until(self, state: State) -> str:
         """Returns the detail once health tells of `state`; both health services have to agree."""
         async with asyncio.timeout(60):
-            while self._served.state is not state:
+            while self._served.health.state is not state:
                 self._changed.clear()
                 await self._changed.wait()
         health = (await self.stub.Health(pb.HealthRequest())).models[0]
@@ -112,7 +112,7 @@ async def serving_faulty(
     time, registry = OwnTime(), Registry(["test"])
     parts = static.load(model_folder.locate(str(folder)))
     served = registry.get("test")
-    reporter = from_threads(served.reporter, asyncio.get_running_loop())
+    report = served.health.report
     batcher, workers = None, Executor(1)
     if queued:
         batcher = Batcher(
@@ -122,12 +122,12 @@ async def serving_faulty(
             max_batch_tokens=tokens,
             clock=time,
             watchdog_s=WATCHDOG_S,
-            reporter=reporter,
+            report=report,
         )
     else:
-        workers = WatchedExecutor(threads, WATCHDOG_S, time, reporter("workers"))
-    embedder = LocalEmbedder(model, parts.tokenizer, parts.card, {}, workers, time, batcher=batcher, reporter=reporter)
-    served.serve(ReadyModel(embedder, LIMITS))
+        workers = WatchedExecutor(threads, WATCHDOG_S, time, report)
+    embedder = LocalEmbedder(model, parts.tokenizer, parts.card, {}, workers, time, batcher=batcher, report=report)
+    served.serve(ready(embedder, time))
     try:
         async with serving(registry, time) as stub:
             yield Faulty(stub, registry, time, batcher)

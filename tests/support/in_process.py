@@ -9,13 +9,14 @@ import numpy as np
 from isogloss.v1 import embedding_pb2_grpc
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import Clock, SystemClock
+from isogloss_server.engine.admission import Admission, AdmissionLimits
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import ReadyModel, Registry
 from isogloss_server.engine.request import Limits
-from isogloss_server.errors import RowFaults, TextWithoutTokensError
-from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
+from isogloss_server.errors import TextWithoutTokensError
+from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings.declarations import Settings
 
@@ -33,25 +34,38 @@ class CountingEmbedder:
     card = CARD
 
     async def embed(
-        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
     ) -> Embedded:
         """Returns rows float32 [n, 4]."""
         self.calls.append(list(texts))
         self._before()
-        if faults := {row: TextWithoutTokensError("nothing left") for row, text in enumerate(texts) if text == "!!!"}:
-            raise RowFaults(faults)
+        bad = [row for row, text in enumerate(texts) if text == "!!!"]
+        row_errors = {row: TextWithoutTokensError("nothing left") for row in bad}
         rows = np.array([[len(text), 1, 1, 1] for text in texts], np.float32)
         counts = np.array([len(text) for text in texts])
-        return Embedded(rows=rows, token_counts=counts, total_tokens=int(counts.sum()))
+        rows[bad], counts[bad] = 0, 0
+        return Embedded(rows=rows, token_counts=counts, row_errors=row_errors, total_tokens=int(counts.sum()))
 
     def close(self, wait_s: float = 0.0) -> None:
         """Has nothing to end."""
 
 
-def ready_registry(embedder: CountingEmbedder, *, bulk_jobs: int = 1) -> Registry:
-    """Returns a registry that serves the embedder as model "test"."""
+def ready(embedder: Embedder, clock: Clock | None = None, **limits: int) -> ReadyModel:
+    """Returns the embedder as a loaded model; `limits` are those of admission that differ from the defaults."""
+    admission = Admission("test", embedder.card, AdmissionLimits(**limits), clock or SystemClock())
+    return ReadyModel(embedder, LIMITS, admission)
+
+
+def ready_registry(embedder: Embedder, clock: Clock | None = None, **limits: int) -> Registry:
+    """Returns a registry that serves the embedder as model "test"; see `ready`."""
     registry = Registry(["test"])
-    registry.get("test").serve(ReadyModel(embedder, LIMITS, bulk_jobs))
+    registry.get("test").serve(ready(embedder, clock, **limits))
     return registry
 
 
@@ -61,6 +75,9 @@ async def serving_until(
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
     """Serves a registry on a free port; gives the stub (its channel as `stub.channel`) and what stops the server."""
     clock, workers = clock or SystemClock(), Executor(2)
+    for model in registry.models:
+        if model.is_loaded:
+            model.ready.admission._clock = clock
     server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock, cache), workers, clock)
     port = await server.start()
     try:

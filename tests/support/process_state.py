@@ -1,25 +1,25 @@
-"""What a server process holds: file descriptors, threads, memory, and work. Read from /proc, where there is one."""
+"""Checks that a server process frees its file descriptors, threads, memory and queues."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.server_process import ServerProcess
 
-LOOKS = 5000  # each a call to the server, which so gets its time
-GROWN_MB = 64  # what pools, caches and the allocator may keep of all that they were given
-POOLED_THREADS = 6  # that gRPC and the server start when they are first wanted, and then keep
+POLLS = 5000  # each is a call to the server, which gives it time to progress
+GROWN_MB = 64  # memory that pools, caches and the allocator may keep
+POOLED_THREADS = 6  # threads that gRPC and the server start on first use and then keep
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a process holds at a moment."""
+    """Resources of a process at one time."""
 
     descriptors: int
     threads: int
@@ -27,27 +27,27 @@ class Held:
 
 
 class Observer:
-    """Looks at a server through one connection of its own, which is open from the beginning."""
+    """Reads the resources and the health of a server, over one connection that it opens first."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
-        self._pid = server.process.pid
+        self._process = psutil.Process(server.process.pid)
         self._channel = grpc.insecure_channel(server.address)
         self._stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)
         self.check_answers()
 
     def held(self) -> Held:
-        """Returns what the process holds now."""
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{self._pid}/status").read_text().splitlines())
-        descriptors = sum(1 for _ in Path(f"/proc/{self._pid}/fd").iterdir())
-        return Held(descriptors, int(status["Threads"]), int(status["VmRSS"].split()[0]) / 1024)
+        """Returns the current resources of the process."""
+        with self._process.oneshot():
+            resident_mb = self._process.memory_info().rss / 1024**2
+            return Held(self._process.num_fds(), self._process.num_threads(), resident_mb)
 
     def health(self) -> pb.ModelHealth:
-        """Returns how the first model is."""
+        """Returns the health of the first model."""
         return self._stub.Health(pb.HealthRequest(), timeout=60).models[0]
 
     def check_answers(self) -> None:
-        """Asserts that the server answers, and rightly: the vector of a text beside another is its own."""
+        """Asserts that the server responds, with the same vector for a text alone and in a batch."""
         request = pb.EmbedRequest(texts=["Good morning", "Buenos días"])
         both = self._stub.Embed(request, timeout=60).embeddings.data
         alone = self._stub.Embed(pb.EmbedRequest(texts=request.texts[:1]), timeout=60).embeddings.data
@@ -55,14 +55,14 @@ class Observer:
         assert both[: len(alone)] == alone
 
     def until(self, condition: Callable[[pb.ModelHealth], bool]) -> pb.ModelHealth:
-        """Returns the model's health once something is so."""
-        for _ in range(LOOKS):
+        """Polls the health of the model until it meets a condition, and returns it."""
+        for _ in range(POLLS):
             if condition(health := self.health()):
                 return health
-        raise AssertionError(f"it never came: {health}, {self.held()}")
+        raise AssertionError(f"condition not met: {health}, {self.held()}")
 
     def check_freed(self, before: Held) -> None:
-        """Asserts that soon nothing is held any more that was not before, memory aside; and that nothing is queued."""
+        """Polls until file descriptors and threads are back at those of `before` and no text is queued."""
         self.until(
             lambda health: (
                 health.queued_texts == 0
@@ -73,7 +73,7 @@ class Observer:
 
     @contextlib.contextmanager
     def unharmed(self) -> Iterator[None]:
-        """Asserts, after the block, that the server lives, answers, and holds what it held before."""
+        """Asserts after the block that the server runs, responds, and has freed the resources of the block."""
         self.check_freed(before := self.held())
         yield
         assert self._server.process.poll() is None
@@ -82,5 +82,5 @@ class Observer:
         assert self.held().resident_mb - before.resident_mb < GROWN_MB
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._channel.close()

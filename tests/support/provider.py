@@ -17,6 +17,7 @@ import pytest
 import trustme
 from google.rpc import error_details_pb2, status_pb2
 from isogloss_server import factory
+from isogloss_server.engine.admission import Admission, AdmissionLimits
 from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.engine.request import Limits
 from isogloss_server.models.providers import catalog
@@ -86,10 +87,10 @@ async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) 
         card,
         ProviderLimits(**{**usual, "texts_per_minute": 0, "timeout_s": 60.0, **terms}),
         clock,
-        report=model.reporter("provider"),
+        report=functools.partial(model.health.report, "provider"),
         jitter=lambda: JITTER,
     )
-    model.serve(ReadyModel(embedder, LIMITS, bulk_jobs=32))
+    model.serve(ReadyModel(embedder, LIMITS, Admission("m", card, AdmissionLimits(bulk_slots=32), clock)))
     try:
         async with serving(registry, clock) as stub:
             yield Remote(embedder, model, stub)

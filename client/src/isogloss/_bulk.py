@@ -1,8 +1,8 @@
 """Plan for embed_many: chunks in flight on a stream that is replaced when it ends, yielded in the order of the texts.
 
 BulkEmbed does no I/O. Its generator yields steps, such as Send or Receive, which the blocking or the asyncio client
-executes and answers. Responses arrive in any order. A chunk is sent again if the stream ends without its response, or
-if the server refuses it for a transient reason; its response counts once.
+executes and replies to. Responses arrive in any order. A chunk is sent again if the stream ends without its response,
+or if the server refuses it for a transient reason; its response counts once.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class BulkEmbed:
         self._window = Window(bulk.window_chunks)
         self._stream: _OpenStream | None = None
         self._reopen_s = 0.0  # no stream is opened before this time
-        self._ids = count(1)  # never reused: the server may still hold the id of a request that it has answered
-        self._answered = False
+        self._ids = count(1)  # never reused: the server may still hold the id of a request that it has responded to
+        self._has_response = False
 
     def steps(self) -> Steps:
         """Yields the steps to execute, to the end of the source; raises the first error in the order of the texts."""
@@ -235,32 +235,32 @@ class BulkEmbed:
 
     def _handle(self, message: Any, chunker: Chunker) -> None:
         """Stores the response for a chunk, schedules a retry for a transient error, or fails the chunk."""
-        request_id, answer = read_stream_answer(message)
+        request_id, outcome = read_stream_answer(message)
         chunk = self._stream.in_flight.pop(request_id, None) if self._stream is not None else None
         if chunk is None:
             return
         chunk.in_flight = False
         try:
-            if not isinstance(answer, IsoglossError):
-                chunk.result = self._accepted(read_embed(answer, len(chunk.texts)))
-            elif answer.reason in LIMIT_REASONS and len(chunk.texts) > 1:
+            if not isinstance(outcome, IsoglossError):
+                chunk.result = self._accepted(read_embed(outcome, len(chunk.texts)))
+            elif outcome.reason in LIMIT_REASONS and len(chunk.texts) > 1:
                 # The limits became smaller during the call, such as by a restart of the server with other settings.
                 chunker.max_texts = min(chunker.max_texts, self._window.halve(chunk))
-            elif answer.retryable or answer.code == "DEADLINE_EXCEEDED":
+            elif outcome.retryable or outcome.code == "DEADLINE_EXCEEDED":
                 chunk.refusals += 1
-                chunk.due_s = self._timing.clock() + self._budget.delay_s(answer, chunk.refusals)
+                chunk.due_s = self._timing.clock() + self._budget.delay_s(outcome, chunk.refusals)
             else:
-                raise answer
+                raise outcome
         except IsoglossError as error:
             self._window.fail(chunk, error)
 
     def _accepted(self, embeddings: Embeddings) -> Embeddings:
         """Returns `embeddings`; raises SpaceMismatchError if their space differs from that of the first response."""
-        if self._answered and embeddings.space_id != self._arguments.space_id:
+        if self._has_response and embeddings.space_id != self._arguments.space_id:
             spaces = f"{self._arguments.space_id!r} and {embeddings.space_id!r}"
             message = f"the server used two spaces within one call: {spaces}"
             raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
-        self._answered, self._arguments = True, replace(self._arguments, space_id=embeddings.space_id)
+        self._has_response, self._arguments = True, replace(self._arguments, space_id=embeddings.space_id)
         self._budget.reset()
         return embeddings
 

@@ -23,13 +23,12 @@ from isogloss._arguments import (
     TextSide,
     invalid_argument,
 )
-from isogloss._embed import Call, KnownLimits, Limits, Plan, embed
+from isogloss._embed import Call, KnownLimits, Limits, Plan, Result, embed
 from isogloss._messages import NeighborLists, read_nearest, read_scores, similarity_request
 from isogloss.errors import FieldViolation, IsoglossError, with_row_offset
 from isogloss.results import NO_TIME, Comparison, Neighbors, PairScores, Scores, Timings, Vectors, read_only
 
-Answer = TypeVar("Answer")
-Answer_co = TypeVar("Answer_co", covariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 Block = tuple[slice, slice]  # rows of queries, rows of candidates
 Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]  # candidate rows and scores, best first
 
@@ -89,22 +88,22 @@ class _EmbeddedSide:
 
 
 @dataclass(frozen=True, slots=True)
-class _Comparer(Generic[Answer]):
+class _Comparer(Generic[Result]):
     """Runs a comparison of one shape. `new_collector` creates an empty collector for the scores."""
 
     known: KnownLimits
     arguments: CompareArguments
     shape: Shape
-    new_collector: Callable[[], Collector[Answer]]
+    new_collector: Callable[[], Collector[Result]]
 
-    def compare(self, sides: Sides) -> Plan[Answer]:
+    def compare(self, sides: Sides) -> Plan[Result]:
         """Compares `sides` in as few requests as the limits allow."""
         sides.check()
         model, rows = self.arguments.model, max(sides.size)
         size = request_bytes(sides)
-        answer = yield from self.known.run(model, rows, size, partial(self._in_one_request, sides))
-        if answer is not None:
-            return answer
+        result = yield from self.known.run(model, rows, size, partial(self._in_one_request, sides))
+        if result is not None:
+            return result
         queries = yield from self._embed("queries", sides.queries, sides.candidates)
         if sides.candidates is None:
             candidates = _EmbeddedSide(queries.vectors)
@@ -113,7 +112,7 @@ class _Comparer(Generic[Answer]):
         Sides(queries.vectors, candidates.vectors).check()
         return (yield from self.known.run(model, rows, size, partial(self._in_blocks, queries, candidates)))
 
-    def _in_one_request(self, sides: Sides, limits: Limits) -> Plan[Answer | None]:
+    def _in_one_request(self, sides: Sides, limits: Limits) -> Plan[Result | None]:
         """Compares `sides` in one request; returns None if it would exceed the limits."""
         # A comparison with an empty side is sent for every limit: the server refuses it.
         if not fits(sides, self.shape, limits) and 0 not in sides.size:
@@ -124,7 +123,7 @@ class _Comparer(Generic[Answer]):
         attributes = _attributes([part], part.truncated_queries, part.truncated_candidates, part.timings)
         return collector.result(attributes)
 
-    def _in_blocks(self, queries: _EmbeddedSide, candidates: _EmbeddedSide, limits: Limits) -> Plan[Answer]:
+    def _in_blocks(self, queries: _EmbeddedSide, candidates: _EmbeddedSide, limits: Limits) -> Plan[Result]:
         collector = self.new_collector()
         sides = VectorSides(queries.vectors, candidates.vectors)
         parts: list[Comparison] = []
@@ -134,7 +133,7 @@ class _Comparer(Generic[Answer]):
         timings = Timings.total([queries.timings, candidates.timings, *(part.timings for part in parts)])
         return collector.result(_attributes(parts, queries.truncated, candidates.truncated, timings))
 
-    def _compare_block(self, collector: Collector[Answer], block: Block, sides: Sides) -> Plan[Comparison]:
+    def _compare_block(self, collector: Collector[Result], block: Block, sides: Sides) -> Plan[Comparison]:
         request = similarity_request(self.arguments, self.shape, sides.queries, sides.candidates)
         try:
             response = yield Call("Similarity", request)
@@ -239,7 +238,7 @@ def _rows(vectors: Vectors, rows: slice) -> Vectors:
     return Vectors(vectors.array[rows], vectors.space_id)
 
 
-class Collector(Protocol[Answer_co]):
+class Collector(Protocol[Result_co]):
     """Splits a comparison of one shape into blocks, and merges the responses."""
 
     def blocks(self, height: int, width: int) -> Iterator[Block]:
@@ -248,7 +247,7 @@ class Collector(Protocol[Answer_co]):
     def add(self, block: Block, response: Any) -> Comparison:
         """Merges the response for a block; returns its attributes."""
 
-    def result(self, attributes: dict[str, Any]) -> Answer_co:
+    def result(self, attributes: dict[str, Any]) -> Result_co:
         """Returns the result of the whole call, read-only, with the given attributes of Comparison."""
 
 

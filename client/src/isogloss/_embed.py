@@ -123,7 +123,7 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
         message = "the server used two spaces within one call; repeat the call"
         raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
     if any((p.dimensions, p.element_type) != (first.dimensions, first.element_type) for p in others):
-        raise bad_answer("parts of one call in two forms")
+        raise bad_answer("parts of one call with different dimensions or element types")
     starts = list(_starts(parts))
     return replace(
         first,

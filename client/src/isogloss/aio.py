@@ -24,9 +24,9 @@ Source = Iterator[str] | AsyncIterator[str]
 class AsyncClient(BaseClient):
     """Embeds and compares texts on an Isogloss server, from the event loop in which its first call runs.
 
-    Every call has a deadline, is retried after transient failures, and is split if it exceeds the server's limits. The
-    client connects with the first call. Cancelling a call raises asyncio.CancelledError and cancels the request on the
-    server.
+    Calls have a deadline (embed_many: a retry budget), are retried after transient failures, and are split if they
+    exceed the server's limits. The client connects with the first call. Cancelling a call raises
+    asyncio.CancelledError and cancels the request on the server.
 
     Args:
         target: Address of the server, such as "localhost:50051"; overrides the target of the options.

@@ -26,8 +26,8 @@ THREAD_NAME = "isogloss-embed-many"
 class Client(BaseClient):
     """Embeds and compares texts on an Isogloss server. Any number of threads may share a client.
 
-    Every call has a deadline, is retried after transient failures, and is split if it exceeds the server's limits. The
-    client connects with the first call. Create it after forking a process, not before.
+    Calls have a deadline (embed_many: a retry budget), are retried after transient failures, and are split if they
+    exceed the server's limits. The client connects with the first call. Create it after forking a process, not before.
 
     Args:
         target: Address of the server, such as "localhost:50051"; overrides the target of the options.

@@ -14,13 +14,12 @@ from isogloss_server import factory, logs, metrics, system
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor, WatchedExecutor
-from isogloss_server.engine.monitoring import from_threads
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.shared_cache import SharedCache
 from isogloss_server.errors import CacheSetupError, ListenError
 from isogloss_server.models.catalog import is_hosted
-from isogloss_server.models.interfaces import Report, State
+from isogloss_server.models.interfaces import Report
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings.declarations import Settings, model_name_and_source
 
@@ -59,10 +58,9 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     signals = StopSignals()
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
-    report = from_threads(partial(_of_all, registry), asyncio.get_running_loop())("workers")
-    workers = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, report)
-    cache = _cache(settings, clock, _of_all(registry, "cache"))
-    server = Server(settings, registry, Pipeline(registry, workers, clock, cache), workers, clock)
+    executor = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, registry.report)
+    cache = _cache(settings, clock, partial(registry.report, "cache"))
+    server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock)
     port = await server.start()
     logs.debug("listening", address=f"{settings.host}:{port}")
     if settings.metrics_port is not None:
@@ -71,7 +69,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         logs.info("metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
     cache.start()
     try:
-        loading = asyncio.ensure_future(_load(registry, sources, settings, workers, clock))
+        loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
         if not await _first_done(loading, signals.first):
             logs.info("stopped while loading", signal=signals.received[0].name)
             return 0
@@ -87,11 +85,11 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         await server.stop(None)
         registry.close()
         await cache.close()
-        workers.close()
+        executor.close()
 
 
 async def _load(
-    registry: Registry, sources: Mapping[str, str], settings: Settings, workers: Executor, clock: Clock
+    registry: Registry, sources: Mapping[str, str], settings: Settings, executor: Executor, clock: Clock
 ) -> None:
     with contextlib.closing(Executor(1)) as loader:  # the first models serve already while the last are loaded
         for model in registry.models:
@@ -100,8 +98,10 @@ async def _load(
             if is_hosted(source):
                 model.serve(await factory.connect(model, source, settings, loader, clock))
             else:
-                reporter = from_threads(model.reporter, asyncio.get_running_loop())
-                model.serve(await loader.run(factory.load, source, settings, workers, clock, reporter))
+                ready = await loader.run(
+                    factory.load, model.name, source, settings, executor, clock, model.health.report
+                )
+                model.serve(ready)
             card = model.ready.embedder.card
             logs.info(
                 "model ready",
@@ -132,18 +132,6 @@ def _cache(settings: Settings, clock: Clock, report: Report) -> Cache:
         store = RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
         shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, report=report)
     return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
-
-
-def _of_all(registry: Registry, part: str) -> Report:
-    """Returns what a part that all models share tells its state by."""
-    reports = [model.reporter(part) for model in registry.models]
-
-    def tell(state: State, detail: str) -> None:
-        """Tells it of every model."""
-        for report in reports:
-            report(state, detail)
-
-    return tell
 
 
 async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:

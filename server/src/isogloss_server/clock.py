@@ -1,4 +1,4 @@
-"""The one clock: everything that needs the time is handed one, so that tests own time."""
+"""The clock. Components that need the time receive one, so that tests control time."""
 
 import asyncio
 import math
@@ -8,31 +8,29 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time that only goes forward, in seconds since an arbitrary moment."""
+    """Monotonic time in seconds since an arbitrary moment."""
 
     def monotonic_s(self) -> float:
-        """Returns the seconds passed since the clock's own beginning."""
+        """Returns the seconds since the moment that the clock counts from."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Returns once so many seconds have passed."""
+        """Returns after `seconds` seconds."""
         ...
 
 
 class SystemClock:
-    """The machine's monotonic clock."""
+    """The monotonic clock of the operating system."""
 
-    def monotonic_s(self) -> float:
-        """Returns the seconds passed since the machine's own beginning of time."""
-        return time.monotonic()
+    monotonic_s = staticmethod(time.monotonic)  # the C function itself: it is called many times a request
 
     async def sleep(self, seconds: float) -> None:
-        """Returns once so many seconds have passed."""
+        """Returns after `seconds` seconds."""
         await asyncio.sleep(seconds)
 
 
 def covered_s(spans: Sequence[tuple[float, float]]) -> float:
-    """Returns the seconds that lie in at least one of the spans, which may overlap."""
+    """Returns the length in seconds of the union of spans (begin, end), which may overlap."""
     covered, until_s = 0.0, -math.inf
     for began_s, ended_s in sorted(spans):
         if ended_s > until_s:

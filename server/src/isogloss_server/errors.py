@@ -27,10 +27,10 @@ StartupError                   the server cannot start; one line says why
 ├── CacheSetupError             the shared cache: no package, or no URL
 └── ListenError
 
-RowFaults                      not an error of its own: what is wrong with which texts of a call
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,10 +58,11 @@ class DomainError(Exception):
         self.figures = {name: str(value) for name, value in figures.items()}
 
     def at(self, path: str, row: int) -> "DomainError":
-        """Returns this error, blamed on row `row` of the request's list `path`."""
-        self.violations = (Violation(f"{path}[{row}]", self.message),)
-        self.figures["index"] = str(row)
-        return self
+        """Returns a copy of this error for row `row` of the request's list `path`."""
+        located = copy.copy(self)
+        located.violations = (Violation(f"{path}[{row}]", self.message),)
+        located.figures = {**self.figures, "index": str(row)}
+        return located
 
 
 class InvalidRequestError(DomainError):
@@ -96,19 +97,14 @@ class InternalError(DomainError):
     reason = "INTERNAL"
 
 
-class RowFaults(Exception):  # noqa: N818 - a finding about some texts, not an error of the call
-    """What is wrong with which texts of a call: row -> error."""
+def merge_row_errors(path: str, row_errors: Mapping[int, DomainError]) -> DomainError:
+    """Returns the first of `row_errors` (by row of the request's list `path`, ascending, at least one).
 
-    def __init__(self, faults: Mapping[int, DomainError]) -> None:
-        super().__init__(f"{len(faults)} texts")
-        self.faults = dict(faults)
-
-
-def merge(faults: Sequence[DomainError]) -> DomainError:
-    """Returns the first of `faults`, with the violations of all that have its reason (at most 16)."""
-    first, *others = faults
-    alike = [fault for fault in others if fault.reason == first.reason]
-    violations = [violation for fault in (first, *alike) for violation in fault.violations]
+    It has the violations of all that share its reason, at most MAX_VIOLATIONS.
+    """
+    located = [error.at(path, row) for row, error in row_errors.items()]
+    first = located[0]
+    violations = [violation for error in located if error.reason == first.reason for violation in error.violations]
     first.violations = tuple(violations[:MAX_VIOLATIONS])
     return first
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -9,12 +10,11 @@ from pydantic import SecretStr
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.engine.admission import Admission
-from isogloss_server.engine.batcher import Batcher
+from isogloss_server.engine.admission import Admission, AdmissionLimits
+from isogloss_server.engine.batcher import BULK_SHARE, Batcher
 from isogloss_server.engine.executor import Executor
-from isogloss_server.engine.lanes import QUEUED_BULK_JOBS
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.monitoring import Reporter, to_nobody
+from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.engine.registry import ReadyModel, ServedModel
 from isogloss_server.engine.request import Limits, default_max_texts
 from isogloss_server.errors import ModelFilesError, ProviderSetupError, StartupError, UnsupportedModelError
@@ -39,19 +39,20 @@ from isogloss_server.settings.sources import KEY_VARIABLES, provider_key
 from isogloss_server.system import usable_cores
 
 T = TypeVar("T")
+BATCHED_BULK_SLOTS = 256  # of a model with a batch queue: enough to fill it, and a bound of the memory they hold
 START_BACKOFF_S = 1.0
 TRANSIENT = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
 
 
 def load(
-    source: str, settings: Settings, workers: Executor, clock: Clock, reporter: Reporter = to_nobody
+    name: str, source: str, settings: Settings, executor: Executor, clock: Clock, report: Report = ignore_report
 ) -> ReadyModel:
-    """Returns a model ready to be asked: loaded, run once, and its vectors held against known ones.
+    """Returns the model of `source`, to be served as `name`: loaded, run once, its vectors compared with known ones.
 
-    What `reporter` gives is called from any thread.
+    `report` is called from any thread.
 
     Raises:
-        StartupError: it cannot be loaded, or does not compute what it should.
+        StartupError: it cannot be loaded, or does not compute the expected vectors.
     """
     parts = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
     batcher = None
@@ -63,18 +64,18 @@ def load(
             max_batch_tokens=settings.max_batch_tokens,
             clock=clock,
             watchdog_s=settings.watchdog_s,
-            reporter=reporter,
+            report=report,
         )
     embedder = LocalEmbedder(
         parts.model,
         parts.tokenizer,
         parts.card,
         parts.prompts,
-        workers,
+        executor,
         clock,
         batcher=batcher,
         tolerance=parts.tolerance,
-        reporter=reporter,
+        report=report,
     )
     try:
         _as_startup_error(source, lambda: embedder.verify(parts.probes))
@@ -82,11 +83,11 @@ def load(
         embedder.close()
         raise
     parts.release_pages()
+    bulk_slots = BATCHED_BULK_SLOTS if batcher else 1
     return ReadyModel(
         embedder,
         request_limits(settings, parts.card),
-        bulk_jobs=QUEUED_BULK_JOBS if batcher else 1,
-        admission=build_admission(settings),
+        build_admission(name, parts.card, settings, clock, bulk_slots=bulk_slots),
     )
 
 
@@ -144,9 +145,15 @@ def _sentence_transformers(folder: ModelFolder, settings: Settings) -> LoadedMod
     return load(folder, settings.device)
 
 
-def build_admission(settings: Settings) -> Admission:
-    """Returns the room that one model's work has to wait in."""
-    return Admission(settings.max_queue_tokens, settings.max_queue_bytes)
+def build_admission(name: str, card: ModelCard, settings: Settings, clock: Clock, *, bulk_slots: int) -> Admission:
+    """Returns the admission to the queue of one model."""
+    limits = AdmissionLimits(
+        max_tokens=settings.max_queue_tokens,
+        max_bytes=settings.max_queue_bytes,
+        bulk_slots=bulk_slots,
+        interactive_share=1 - 1 / BULK_SHARE,
+    )
+    return Admission(name, card, limits, clock)
 
 
 def request_limits(settings: Settings, card: ModelCard) -> Limits:
@@ -179,13 +186,17 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: E
         raise
     card = hosted.card(dimensions)
     embedder = ProviderEmbedder(
-        model.name, provider, card, _provider_limits(hosted, settings), clock, report=model.reporter("provider")
+        model.name,
+        provider,
+        card,
+        _provider_limits(hosted, settings),
+        clock,
+        report=partial(model.health.report, "provider"),
     )
     if fault is not None:
         embedder.breaker.open(fault)
-    return ReadyModel(
-        embedder, request_limits(settings, card), bulk_jobs=settings.provider_calls, admission=build_admission(settings)
-    )
+    admission = build_admission(model.name, card, settings, clock, bulk_slots=settings.provider_calls)
+    return ReadyModel(embedder, request_limits(settings, card), admission)
 
 
 async def _first_call(

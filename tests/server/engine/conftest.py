@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from isogloss_server.clock import Clock
 from isogloss_server.engine.batcher import Batcher
-from isogloss_server.engine.monitoring import Reporter, to_nobody
+from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.models.interfaces import Model
 
 from tests.support.gated_model import DIMENSIONS, WATCHDOG_S, OwnClock
@@ -22,7 +22,7 @@ def make() -> Iterator[Callable[..., Batcher]]:
         *,
         threads: int = 1,
         tokens: int = 1000,
-        reporter: Reporter = to_nobody,
+        report: Report = ignore_report,
     ) -> Batcher:
         made.append(
             Batcher(
@@ -32,7 +32,7 @@ def make() -> Iterator[Callable[..., Batcher]]:
                 max_batch_tokens=tokens,
                 clock=clock or OwnClock(),
                 watchdog_s=WATCHDOG_S,
-                reporter=reporter,
+                report=report,
             )
         )
         return made[-1]

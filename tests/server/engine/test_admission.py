@@ -1,202 +1,278 @@
-"""The room of a model's queue: what is let in, what is refused, and for how long."""
+"""Admission to a model's queue: the requests that it admits, those that it refuses, and the time to retry."""
 
 import asyncio
+import math
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from isogloss.wire.enums import Priority
-from isogloss_server.engine.admission import LONGEST_RETRY_S, UNKNOWN_RETRY_S, Admission, Cost
-from isogloss_server.errors import OverloadedError
-from isogloss_server.models.interfaces import Urgency
+from isogloss_server.engine.admission import (
+    LONGEST_RETRY_S,
+    UNKNOWN_RETRY_S,
+    Admission,
+    AdmissionLimits,
+    Slot,
+)
+from isogloss_server.engine.request import RequestSize
+from isogloss_server.errors import DeadlineExceededError, OverloadedError
+from isogloss_server.models.interfaces import Embedded, ModelCard
 
-BULK, INTERACTIVE = Urgency(Priority.BULK), Urgency()
+from tests.support.own_time import OwnTime
+
+BULK, INTERACTIVE = Priority.BULK, Priority.INTERACTIVE
+DIMENSIONS = 1
+CARD = ModelCard(backend="test", space_id="s-test", dimensions=(DIMENSIONS,), max_tokens=0)
 
 
-def filled(admission: Admission, tokens: int, urgency: Urgency = INTERACTIVE, *, jobs: int = 1) -> None:
-    for _ in range(jobs):
-        admission.enter(Cost(tokens, 10), urgency, 0.0)
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A request of one text that is estimated at `tokens` tokens and holds `held_bytes` bytes."""
+
+    tokens: int
+    held_bytes: int = 10
+    priority: Priority = INTERACTIVE
+    deadline_s: float = math.inf
+    from_stream: bool = False
+
+    @property
+    def size(self) -> RequestSize:
+        return RequestSize(1, self.tokens, self.held_bytes - self.tokens - 4 * DIMENSIONS)
 
 
-def measured(rate: int) -> Admission:
-    """Returns an empty queue of 100,000 tokens that has done so many tokens a second under load."""
-    admission = Admission(100_000, 1 << 30)
-    filled(admission, 10_000, jobs=2)
-    for second in range(60):
-        admission.learn_rate(rate if second else 0, float(second))
-    for _ in range(2):
-        admission.leave(Cost(10_000, 10), Priority.INTERACTIVE, patient=False)
+def admission_of(max_tokens: int = 100, max_bytes: int = 1000, *, bulk_slots: int = 100) -> Admission:
+    """Returns an empty queue that estimates one token for each byte, at the time 0."""
+    clock = OwnTime()
+    clock.now_s = 0.0
+    limits = AdmissionLimits(max_tokens=max_tokens, max_bytes=max_bytes, bulk_slots=bulk_slots)
+    admission = Admission("test", CARD, limits, clock)
+    admission._tokens_per_byte = 1.0
     return admission
 
 
-def test_a_full_queue_refuses_and_room_lets_in_again() -> None:
-    """Beyond its room the queue refuses with the figures; what leaves makes room."""
-    admission = Admission(100, 1000)
-    filled(admission, 60)
+async def enter(admission: Admission, tokens: int, **options: Any) -> AsyncExitStack:
+    """Admits a request; closing what is returned ends it."""
+    stack = AsyncExitStack()
+    request: Any = Request(tokens=tokens, **options)
+    await stack.enter_async_context(admission.admit(request))
+    return stack
+
+
+async def measured(rate: int) -> Admission:
+    """Returns an empty queue of 100,000 tokens that has done `rate` tokens a second under load."""
+    admission = admission_of(100_000, 1 << 30)
+    loads = [await enter(admission, 10_000) for _ in range(2)]
+    for second in range(60):
+        admission._learn_rate(rate if second else 0, float(second))
+    for load in loads:
+        await load.aclose()
+    return admission
+
+
+async def test_a_full_queue_refuses_until_requests_leave() -> None:
+    """A full queue refuses with its figures; a request that ends makes room."""
+    admission = admission_of()
+    first = await enter(admission, 60)
     with pytest.raises(OverloadedError, match="full") as refused:
-        filled(admission, 41)
+        await enter(admission, 41)
     assert (refused.value.figures["waiting_tokens"], refused.value.figures["limit"]) == ("60", "100")
     assert refused.value.retry_after_s == UNKNOWN_RETRY_S
-    admission.leave(Cost(60, 10), Priority.INTERACTIVE, patient=False)
-    filled(admission, 41)
+    await first.aclose()
+    await enter(admission, 41)
     assert admission.tokens == 41
 
 
-def test_an_empty_queue_takes_any_job() -> None:
-    """A job larger than the whole room is let in where nothing waits, and needs no more than half the room else."""
-    admission = Admission(100, 1000)
-    filled(admission, 5_000)
-    admission.leave(Cost(5_000, 10), Priority.INTERACTIVE, patient=False)
-    filled(admission, 50)
-    filled(admission, 5_000)
+async def test_an_empty_queue_admits_any_request() -> None:
+    """An empty queue admits a request larger than its room; otherwise one needs at most half the room."""
+    admission = admission_of()
+    await (await enter(admission, 5_000)).aclose()
+    await enter(admission, 50)
+    await enter(admission, 5_000)
     assert admission.tokens == 5_050
 
 
-def test_bulk_is_shed_before_interactive() -> None:
+async def test_bulk_is_refused_before_interactive() -> None:
     """BULK finds no room while INTERACTIVE still does."""
-    admission = Admission(100, 1000)
-    filled(admission, 40, BULK)
+    admission = admission_of()
+    await enter(admission, 40, priority=BULK)
     with pytest.raises(OverloadedError):
-        filled(admission, 20, BULK)
-    filled(admission, 40)
+        await enter(admission, 20, priority=BULK)
+    await enter(admission, 40)
     with pytest.raises(OverloadedError):
-        filled(admission, 40)
+        await enter(admission, 40)
 
 
-def test_memory_is_bounded_for_everybody() -> None:
+async def test_memory_is_bounded_for_calls_and_streams() -> None:
     """Beyond the bytes, calls and streams alike are refused."""
-    admission = Admission(100, 1000)
-    admission.enter(Cost(1, 600), INTERACTIVE, 0.0)
+    admission = admission_of()
+    await enter(admission, 1, held_bytes=600)
     with pytest.raises(OverloadedError, match="memory") as refused:
-        admission.enter(Cost(1, 500), INTERACTIVE, 0.0)
+        await enter(admission, 1, held_bytes=500)
     assert refused.value.figures["limit"] == "1000"
     with pytest.raises(OverloadedError, match="memory"):
-        asyncio.run(admission.enter_patiently(Cost(1, 500), Priority.INTERACTIVE))
+        await enter(admission, 1, held_bytes=500, from_stream=True)
 
 
-def test_bulk_leaves_half_of_the_memory_to_others() -> None:
-    """However much BULK wants, calls and streams, INTERACTIVE finds memory."""
-    admission = Admission(10_000, 1000)
-    asyncio.run(admission.enter_patiently(Cost(1, 300), Priority.BULK))
-    admission.enter(Cost(1, 200), BULK, 0.0)
+async def test_bulk_leaves_half_of_the_memory_to_interactive() -> None:
+    """However much BULK asks for, by calls or streams, INTERACTIVE finds memory."""
+    admission = admission_of(10_000)
+    await enter(admission, 1, held_bytes=300, priority=BULK, from_stream=True)
+    await enter(admission, 1, held_bytes=200, priority=BULK)
     with pytest.raises(OverloadedError, match="memory") as refused:
-        asyncio.run(admission.enter_patiently(Cost(1, 100), Priority.BULK))
+        await enter(admission, 1, held_bytes=100, priority=BULK, from_stream=True)
     assert refused.value.figures["limit"] == "500"
-    admission.enter(Cost(1, 400), INTERACTIVE, 0.0)
+    await enter(admission, 1, held_bytes=400)
 
 
-def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
-    """A job whose deadline the work before it would outlast is refused, with the time that the work takes."""
-    admission = measured(10_000)
-    filled(admission, 30_000)
-    urgency = Urgency(deadline_s=100.0)
-    admission.enter(Cost(10, 10), urgency, 94.0)
-    with pytest.raises(OverloadedError, match=r"might take 5\.1 s, and the deadline is in 3\.0 s") as refused:
-        admission.enter(Cost(10, 10), urgency, 97.0)
+async def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once() -> None:
+    """A request whose deadline is before the estimated end of the queued work is refused, with the estimate."""
+    admission = await measured(10_000)
+    await enter(admission, 30_000)
+    clock: Any = admission._clock
+    clock.now_s = 94.0
+    await (await enter(admission, 10, deadline_s=100.0)).aclose()
+    clock.now_s = 97.0
+    with pytest.raises(OverloadedError, match=r"estimated wait 5\.1 s exceeds the remaining 3\.0 s") as refused:
+        await enter(admission, 10, deadline_s=100.0)
     assert refused.value.retry_after_s == pytest.approx(1.5, rel=0.05)
 
 
-def test_a_queue_that_is_nearly_empty_is_never_too_slow() -> None:
-    """However soon the deadline is, a job is tried where little waits: the rate says nothing about a single job."""
-    admission = measured(10_000)
-    filled(admission, 4_000)
-    admission.enter(Cost(90_000, 10), Urgency(deadline_s=0.001), 0.0)
+async def test_a_small_backlog_never_refuses_by_time() -> None:
+    """With little queued, a request is admitted however near its deadline is."""
+    admission = await measured(10_000)
+    await enter(admission, 4_000)
+    await enter(admission, 90_000, deadline_s=0.001)
 
 
-def test_interactive_jobs_wait_for_their_own_lane() -> None:
-    """What BULK has in the queue does not make an INTERACTIVE deadline impossible; the other way round it does."""
-    admission = measured(10_000)
-    filled(admission, 40_000, BULK)
-    admission.enter(Cost(10, 10), Urgency(deadline_s=1.0), 0.0)
+async def test_interactive_requests_wait_for_interactive_ones_alone() -> None:
+    """BULK in the queue does not make an INTERACTIVE deadline impossible; INTERACTIVE does that to BULK."""
+    admission = await measured(10_000)
+    await enter(admission, 40_000, priority=BULK)
+    await enter(admission, 10, deadline_s=1.0)
     with pytest.raises(OverloadedError):
-        admission.enter(Cost(10, 10), Urgency(Priority.BULK, 1.0), 0.0)
+        await enter(admission, 10, priority=BULK, deadline_s=1.0)
 
 
-def test_the_time_to_retry_is_that_until_the_queue_is_half_empty() -> None:
-    """RetryInfo comes of the measured rate, within bounds."""
-    admission = measured(10_000)
-    filled(admission, 100_000)
+async def test_the_time_to_retry_is_that_until_the_queue_is_half_empty() -> None:
+    """RetryInfo follows from the measured rate, within bounds."""
+    admission = await measured(10_000)
+    await enter(admission, 100_000)
     with pytest.raises(OverloadedError) as refused:
-        filled(admission, 10_000)
+        await enter(admission, 10_000)
     assert refused.value.retry_after_s == pytest.approx(6.0, rel=0.05)
-    slow = measured(1)
-    filled(slow, 100_000)
+    slow = await measured(1)
+    await enter(slow, 100_000)
     with pytest.raises(OverloadedError) as refused:
-        filled(slow, 10_000)
+        await enter(slow, 10_000)
     assert refused.value.retry_after_s == LONGEST_RETRY_S
 
 
-def test_the_rate_is_not_learnt_from_callers_that_ask_slowly() -> None:
-    """With little at hand nothing is learnt: a caller of one short text a second does not make the model slow."""
-    admission = Admission(100_000, 1 << 30)
+async def test_slow_callers_do_not_lower_the_measured_rate() -> None:
+    """With a small backlog no rate is learnt: a caller of one short text a second does not make the model slow."""
+    admission = admission_of(100_000, 1 << 30)
     for second in range(100):
-        filled(admission, 10)
-        admission.learn_rate(10, float(second))
-        admission.leave(Cost(10, 10), Priority.INTERACTIVE, patient=False)
-    filled(admission, 50_000)
-    admission.enter(Cost(10, 10), Urgency(deadline_s=1.0), 0.0)
+        load = await enter(admission, 10)
+        admission._learn_rate(10, float(second))
+        await load.aclose()
+    await enter(admission, 50_000)
+    await enter(admission, 10, deadline_s=1.0)
 
 
-def test_the_time_without_work_is_nobodys() -> None:
-    """A large job now and then, with nothing between, does not make the model slow."""
-    admission = Admission(100_000, 1 << 30)
+async def test_idle_time_does_not_lower_the_measured_rate() -> None:
+    """A large request now and then, with idle time between, does not make the model slow."""
+    admission = admission_of(100_000, 1 << 30)
     for minute in range(20):
-        filled(admission, 5_000)
-        admission.learn_rate(5_000, 60.0 * minute)
-        admission.leave(Cost(5_000, 10), Priority.INTERACTIVE, patient=False)
-    filled(admission, 10_000)
-    admission.enter(Cost(5_000, 10), Urgency(deadline_s=1.0), 0.0)
+        load = await enter(admission, 5_000)
+        admission._learn_rate(5_000, 60.0 * minute)
+        await load.aclose()
+    await enter(admission, 10_000)
+    await enter(admission, 5_000, deadline_s=1.0)
 
 
 def test_estimates_follow_the_texts() -> None:
-    """The estimate begins at a usual ratio, follows what the model reads, and knows where texts are cut."""
-    admission = Admission()
-    before = admission.estimate(1000, 1, 0)
+    """The estimate starts at a usual ratio, follows the model's tokenizer, and is bounded by the length limit."""
+    card = ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=0)
+    admission = Admission("test", card, AdmissionLimits(), OwnTime())
+    before = admission.estimate_tokens(1000, 1)
     for _ in range(50):
-        admission.learn_ratio(100_000, 80_000)
-    assert before < 400 < admission.estimate(1000, 1, 0) == pytest.approx(800, abs=2)
-    assert admission.estimate(1000, 2, 128) == 256
+        admission._learn_ratio(100_000, 80_000)
+    assert before < 400 < admission.estimate_tokens(1000, 1) == pytest.approx(800, abs=2)
+    short = Admission("test", ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=128),
+                      AdmissionLimits(), OwnTime())  # fmt: skip
+    assert short.estimate_tokens(1000, 2) == 256
+
+
+def test_only_texts_that_were_computed_whole_teach_the_ratio() -> None:
+    """Truncated, failed and cached rows are not typical; computed ones count."""
+    import numpy as np
+
+    rows = np.zeros((4, 1), np.float32)
+    slot = Slot(10, 10, INTERACTIVE, from_stream=False)
+    slot.record(Embedded(rows=rows, token_counts=None, total_tokens=7, cached_rows=1))
+    assert (slot.computed_rows, slot.actual_tokens, slot.is_typical) == (3, 7, False)
+    whole = Slot(10, 10, INTERACTIVE, from_stream=False)
+    whole.record(Embedded(rows=rows, token_counts=None, total_tokens=7))
+    assert (whole.computed_rows, whole.is_typical) == (4, True)
 
 
 async def test_streams_wait_for_room_in_order() -> None:
     """A stream's request waits until those before it have left; calls have room of their own meanwhile."""
-    admission = Admission(400, 1000)  # of which streams have 100
-    await admission.enter_patiently(Cost(80, 10), Priority.BULK)
+    admission = admission_of(400)  # of which streams have 100
+    first = await enter(admission, 80, priority=BULK, from_stream=True)
     entered: list[str] = []
 
-    async def enter(name: str, tokens: int) -> None:
-        await admission.enter_patiently(Cost(tokens, 10), Priority.BULK)
+    async def wait(name: str, tokens: int) -> None:
+        await enter(admission, tokens, priority=BULK, from_stream=True)
         entered.append(name)
 
-    waiting = [asyncio.create_task(enter("large", 90)), asyncio.create_task(enter("small", 10))]
+    waiting = [asyncio.create_task(wait("large", 90)), asyncio.create_task(wait("small", 10))]
     await asyncio.sleep(0)
-    filled(admission, 100, BULK)
+    await enter(admission, 100, priority=BULK)
     assert entered == []
-    admission.leave(Cost(80, 10), Priority.BULK, patient=True)
+    await first.aclose()
     await asyncio.gather(*waiting)
     assert entered == ["large", "small"]
 
 
-async def test_a_stream_that_gives_up_takes_nothing_along() -> None:
-    """Whether cancelled while it waits or at the moment it is let in, a request leaves the queue as it was."""
-    admission = Admission(400, 1000)
-    await admission.enter_patiently(Cost(100, 10), Priority.BULK)
-    waits = asyncio.create_task(admission.enter_patiently(Cost(50, 10), Priority.BULK))
-    let_in = asyncio.create_task(admission.enter_patiently(Cost(60, 10), Priority.BULK))
+async def test_a_cancelled_stream_request_leaves_the_queue_as_it_was() -> None:
+    """Cancelled while it waits or at the moment of its admission, a request leaves nothing in the queue."""
+    admission = admission_of(400)
+    first = await enter(admission, 100, priority=BULK, from_stream=True)
+    waits = asyncio.create_task(enter(admission, 50, priority=BULK, from_stream=True))
+    admitted = asyncio.create_task(enter(admission, 60, priority=BULK, from_stream=True))
     await asyncio.sleep(0)
     waits.cancel()
     await asyncio.gather(waits, return_exceptions=True)
-    admission.leave(Cost(100, 10), Priority.BULK, patient=True)
-    let_in.cancel()
-    await asyncio.gather(let_in, return_exceptions=True)
-    assert not any([admission.tokens, *admission._bytes.values(), *admission._patient_tokens.values()])
-    await admission.enter_patiently(Cost(100, 10), Priority.BULK)
+    await first.aclose()
+    admitted.cancel()
+    await asyncio.gather(admitted, return_exceptions=True)
+    held = [admission.tokens, admission.texts, *admission._bytes.values(), *admission._stream_tokens.values()]
+    assert not any(held)
+    await enter(admission, 100, priority=BULK, from_stream=True)
 
 
-async def test_interactive_streams_do_not_wait_for_those_of_bulk() -> None:
-    """While requests of BULK streams wait for room, one of an INTERACTIVE stream has its own."""
-    admission = Admission(400, 1 << 20)
-    await admission.enter_patiently(Cost(100, 10), Priority.BULK)
-    waiting = asyncio.create_task(admission.enter_patiently(Cost(100, 10), Priority.BULK))
+async def test_interactive_streams_do_not_wait_for_bulk_streams() -> None:
+    """While requests of BULK streams wait for room, one of an INTERACTIVE stream is admitted."""
+    admission = admission_of(400, 1 << 20)
+    await enter(admission, 100, priority=BULK, from_stream=True)
+    waiting = asyncio.create_task(enter(admission, 100, priority=BULK, from_stream=True))
     await asyncio.sleep(0)
-    await admission.enter_patiently(Cost(90, 10), Priority.INTERACTIVE)
+    await enter(admission, 90, from_stream=True)
     assert not waiting.done()
     waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_request_that_expires_while_it_waits_for_a_bulk_slot_is_not_run() -> None:
+    """A BULK request whose deadline passes before a slot is free fails, and frees its place in the queue."""
+    admission = admission_of(bulk_slots=1)
+    first = await enter(admission, 10, priority=BULK)
+    second = asyncio.create_task(enter(admission, 10, priority=BULK, deadline_s=5.0))
+    await asyncio.sleep(0)
+    clock: Any = admission._clock
+    clock.now_s = 6.0
+    await first.aclose()
+    with pytest.raises(DeadlineExceededError):
+        await second
+    assert (admission.tokens, admission.texts) == (0, 0)

@@ -9,7 +9,6 @@ import pytest
 from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import ENTRY_BYTES, Cache, MemoryCache, cache_keys
-from isogloss_server.errors import RowFaults
 from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.changing_embedder import CARD, ChangingEmbedder
@@ -68,10 +67,9 @@ async def test_a_text_at_fault_is_named_by_the_callers_own_rows_and_not_kept() -
     one, embedder = cache(), ChangingEmbedder()
     await ask(one, embedder, "good")
     for _ in range(2):
-        with pytest.raises(RowFaults) as raised:
-            await ask(one, embedder, "good", "!!!", "new", "!!!")
-        assert set(raised.value.faults) == {1, 3}
-        assert raised.value.faults[1] is not raised.value.faults[3]
+        failed = await ask(one, embedder, "good", "!!!", "new", "!!!")
+        assert set(failed.row_errors) == {1, 3}
+        assert failed.row_errors[1].at("texts", 1) is not failed.row_errors[3]
     assert (await ask(one, embedder, "good", "new")).cached_rows == 1
 
 
@@ -82,7 +80,7 @@ async def test_a_text_at_fault_is_named_by_the_callers_own_rows_and_not_kept() -
 async def test_off_is_off(changes: dict[str, Any], models: dict[str, Any]) -> None:
     """Without bytes nothing is kept, and static models do without where they are told to."""
     one, embedder = cache(**changes), ChangingEmbedder(replace(CARD, **models))
-    assert not one.serves(embedder.card)
+    assert not one.is_used_by(embedder.card)
     for _ in range(2):
         assert (await ask(one, embedder, "a", "a")).cached_rows == 0
     assert embedder.calls == [["a", "a"]] * 2
@@ -160,8 +158,8 @@ async def test_a_row_that_is_not_all_there_is_not_kept() -> None:
     """An embedder that gives too few rows fails the call, and the next call asks it again."""
 
     class Short(ChangingEmbedder):
-        async def embed(self, *arguments: Any) -> Embedded:
-            whole = await super().embed(*arguments)
+        async def embed(self, *arguments: Any, **options: Any) -> Embedded:
+            whole = await super().embed(*arguments, **options)
             return replace(whole, rows=whole.rows[1:]) if len(self.calls) == 1 else whole
 
     one, embedder = cache(), Short()

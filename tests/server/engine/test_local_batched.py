@@ -13,14 +13,14 @@ from isogloss_server.engine import local_embedder
 from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.registry import ReadyModel, Registry
-from isogloss_server.errors import DrainingError, RowFaults
+from isogloss_server.engine.registry import Registry
+from isogloss_server.errors import DrainingError
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Embedded, Model, Rows, TokenBatch, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
 
 from tests.support.gated_model import WATCHDOG_S, GatedModel, OwnClock
-from tests.support.in_process import LIMITS
+from tests.support.in_process import ready
 
 
 @pytest.fixture(autouse=True)
@@ -104,9 +104,8 @@ async def test_a_fault_takes_the_call_out_of_the_queue(static_folder: Path, made
     made.append(parts := Parts(static_folder, model))
     first = asyncio.ensure_future(parts.embed("four"))
     await model.next_batch()
-    with pytest.raises(RowFaults) as raised:
-        await parts.embed("one one", "two two", "!", "three three", "!!")
-    assert sorted(raised.value.faults) == [2, 4]
+    failed = await parts.embed("one one", "two two", "!", "three three", "!!")
+    assert sorted(failed.row_errors) == [2, 4]
     await asyncio.sleep(0)  # cancelling tells the queue in the loop's next turn
     assert parts.batcher.waiting_texts == 0
     model.go(2)
@@ -177,7 +176,7 @@ async def test_closing_the_models_closes_their_queues(static_folder: Path, made:
     """Once the registry is closed no queue takes more texts, whether or not every model was loaded."""
     made.append(parts := Parts(static_folder))
     registry = Registry(["queued", "loading"])
-    registry.get("queued").serve(ReadyModel(parts.embedder, LIMITS))
+    registry.get("queued").serve(ready(parts.embedder))
     registry.close()
     with pytest.raises(DrainingError):
         await parts.embed("one")

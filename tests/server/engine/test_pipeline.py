@@ -27,10 +27,9 @@ async def test_partial_blames_single_texts_and_embeds_the_others() -> None:
     result = await pipeline(CountingEmbedder()).embed(job)
     expected = [[0] * 4, [2, 1, 1, 1], [0] * 4, [0] * 4, [3, 1, 1, 1]]
     np.testing.assert_array_equal(result.matrix.array, expected)
-    assert {row: fault.reason for row, fault in result.faults.items()} == {
+    assert {row: fault.reason for row, fault in result.embedded.row_errors.items()} == {
         0: "EMPTY_TEXT", 2: "TEXT_WITHOUT_TOKENS", 3: "EMPTY_TEXT"
     }  # fmt: skip
-    assert [fault.violations[0].field for fault in result.faults.values()] == ["texts[0]", "texts[2]", "texts[3]"]
     assert result.embedded.token_counts is not None
     assert result.embedded.token_counts.tolist() == [0, 2, 0, 0, 3]
 
@@ -40,7 +39,7 @@ async def test_partial_with_no_good_text_is_zeros(texts: list[str]) -> None:
     """Where every text is at fault every row is zeros, and each is told."""
     result = await pipeline(CountingEmbedder()).embed(EmbedRequest(texts=texts, allow_partial=True, dimensions=2))
     np.testing.assert_array_equal(result.matrix.array, np.zeros((len(texts), 2)))
-    assert sorted(result.faults) == list(range(len(texts)))
+    assert sorted(result.embedded.row_errors) == list(range(len(texts)))
 
 
 async def test_without_partial_the_whole_job_fails_before_inference() -> None:
@@ -59,11 +58,11 @@ async def test_bulk_jobs_work_one_at_a_time_and_hold_nobody() -> None:
     began, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(CountingEmbedder):
-        async def embed(self, texts: Any, *arguments: Any) -> Any:
+        async def embed(self, texts: Any, *arguments: Any, **options: Any) -> Any:
             if texts == ["bulk"]:
                 began.set()
                 await go_on.wait()
-            return await super().embed(texts, *arguments)
+            return await super().embed(texts, *arguments, **options)
 
     embedder = Slow()
     registry = ready_registry(embedder)
@@ -88,12 +87,14 @@ async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
     at_work: list[Urgency] = []
 
     class Held(CountingEmbedder):
-        async def embed(self, texts: Any, input_type: InputType, truncation: Truncation, urgency: Urgency) -> Any:
+        async def embed(
+            self, texts: Any, input_type: InputType, truncation: Truncation, urgency: Urgency, **options: Any
+        ) -> Any:
             at_work.append(urgency)
             await go_on.wait()
             return await super().embed(texts, input_type, truncation, urgency)
 
-    registry = ready_registry(Held(), bulk_jobs=3)
+    registry = ready_registry(Held(), bulk_slots=3)
     line = Pipeline(registry, Executor(1), SystemClock())
     jobs = [EmbedRequest(texts=["a"], priority=Priority.BULK, deadline_s=1e9 + n) for n in range(4)]
     bulk = [asyncio.ensure_future(line.embed(job)) for job in jobs]

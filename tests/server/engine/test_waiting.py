@@ -98,7 +98,7 @@ def test_counts_are_exact_whatever_is_given_up(data: st.DataObject) -> None:
     assert Counter(text.submission for text in taken) == Counter(
         {one: texts for one, texts in wanted.items() if one.deadline_s > now_s}
     )
-    assert (lane.texts, lane.tokens, len(lane._turns), len(lane._alike), lane._lengths) == (0, 0, 0, 0, [])
+    assert (lane.texts, lane.tokens, len(lane._round_robin), len(lane._alike), lane._lengths) == (0, 0, 0, 0, [])
 
 
 def test_what_is_given_up_is_not_kept_behind_others() -> None:
@@ -114,7 +114,7 @@ def test_what_is_given_up_is_not_kept_behind_others() -> None:
         lane.take(24, 0)
     assert lane.texts == 100
     assert lane._lengths == [3]
-    assert len(lane._turns) <= 50 + 14
+    assert len(lane._round_robin) <= 50 + 14
 
 
 def test_a_call_of_many_texts_does_not_hold_up_a_later_one() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from isogloss_server.engine.executor import Executor, WatchedExecutor
-from isogloss_server.engine.monitoring import to_nobody
+from isogloss_server.engine.monitoring import ignore_report
 
 from tests.support.gated_model import WATCHDOG_S, OwnClock
 
@@ -16,7 +16,7 @@ def plain() -> Executor:
 
 
 def watched() -> Executor:
-    return WatchedExecutor(1, WATCHDOG_S, OwnClock(), to_nobody("workers"))
+    return WatchedExecutor(1, WATCHDOG_S, OwnClock(), ignore_report)
 
 
 KINDS = pytest.mark.parametrize("make", [plain, watched])

@@ -54,7 +54,7 @@ async def test_one_small_call_takes_a_model_into_service(key: Path, source: str,
     """At the start one short text is embedded; where the width is not known it is learnt from that."""
     with FakeProvider(key=KEY) as fake:
         async with connected(fake, source, OwnTime(), key) as (model, ready):
-            assert (model.state, ready.embedder.card.dimensions[0]) == (State.SERVING, columns)
+            assert (model.health.state, ready.embedder.card.dimensions[0]) == (State.SERVING, columns)
     assert [len(request.texts) for request in fake.requests] == [1]
 
 
@@ -65,14 +65,14 @@ async def test_a_known_model_whose_provider_is_down_starts_degraded(key: Path, s
     with FakeProvider(key=KEY) as fake:
         fake.always = Scripted(status=503)
         async with connected(fake, source, clock, key) as (model, ready):
-            assert (model.state, "503" in model.detail, len(fake.requests)) == (State.DEGRADED, True, 1)
+            assert (model.health.state, "503" in model.health.detail, len(fake.requests)) == (State.DEGRADED, True, 1)
             with pytest.raises(Exception, match="503") as raised:
                 await ready.embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())
             assert (getattr(raised.value, "reason", ""), len(fake.requests)) == ("PROVIDER_UNAVAILABLE", 1)
             fake.always = None
             embedder: Any = ready.embedder
             await clock.fly(embedder.breaker._probing, at_most_s=100)
-            assert (model.state, model.detail) == (State.SERVING, "")
+            assert (model.health.state, model.health.detail) == (State.SERVING, "")
             assert len((await embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())).rows) == 1
 
 
@@ -82,7 +82,7 @@ async def test_a_model_of_unknown_width_is_waited_for(key: Path) -> None:
     with FakeProvider(key=KEY) as fake:
         fake.script.extend([Scripted(status=503)] * 4)
         async with connected(fake, LOCAL, clock, key) as (model, _):
-            assert model.state is State.SERVING
+            assert model.health.state is State.SERVING
     assert len(fake.requests) == 5
 
 

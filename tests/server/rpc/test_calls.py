@@ -11,10 +11,10 @@ import pytest
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server import logs
 from isogloss_server.engine import similarity
-from isogloss_server.engine.registry import ReadyModel, Registry, State
+from isogloss_server.engine.registry import Registry, State
 from isogloss_server.engine.similarity import Comparison
 
-from tests.support.in_process import LIMITS, CountingEmbedder, ready_registry, serving
+from tests.support.in_process import CountingEmbedder, ready, ready_registry, serving
 from tests.support.wire import texts
 
 SECRET = "the caller's own words"
@@ -155,7 +155,7 @@ async def test_a_model_that_is_not_loaded_is_unavailable() -> None:
 async def test_models_are_listed_as_they_are_ready() -> None:
     """While one model loads, those that are ready are listed and answer."""
     registry = Registry(["slow", "test"])
-    registry.get("test").serve(ReadyModel(CountingEmbedder(), LIMITS))
+    registry.get("test").serve(ready(CountingEmbedder()))
     async with serving(registry) as stub:
         assert [model.name for model in (await stub.ListModels(pb.ListModelsRequest())).models] == ["test"]
         assert (await stub.Embed(pb.EmbedRequest(texts=["a"], model="test"))).model == "test"
@@ -177,7 +177,7 @@ async def test_health_is_the_worst_of_the_models() -> None:
     registry = ready_registry(CountingEmbedder())
     async with serving(registry) as stub:
         await stub.Embed(pb.EmbedRequest(texts=["a", "b"]))
-        registry.get("test").mark(State.DEGRADED, "slow today")
+        registry.get("test").health.report("test", State.DEGRADED, "slow today")
         health = await stub.Health(pb.HealthRequest(model="test"))
     model = health.models[0]
     assert health.status == model.status == pb.SERVING_STATUS_DEGRADED
@@ -190,7 +190,7 @@ async def test_a_cancelled_call_is_logged_as_such(caplog: pytest.LogCaptureFixtu
     begun, logged = asyncio.Event(), asyncio.Event()
 
     class Hanging(CountingEmbedder):
-        async def embed(self, *args: Any) -> Any:
+        async def embed(self, *args: Any, **options: Any) -> Any:
             begun.set()
             await asyncio.Event().wait()
 

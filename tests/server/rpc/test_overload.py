@@ -11,12 +11,11 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import metrics
 from isogloss_server.clock import SystemClock
-from isogloss_server.engine.admission import Admission
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.registry import ReadyModel, Registry
+from isogloss_server.engine.registry import Registry
 from isogloss_server.models.interfaces import Embedded, Urgency
 
-from tests.support.in_process import CARD, LIMITS, CountingEmbedder, serving
+from tests.support.in_process import CARD, CountingEmbedder, ready_registry, serving
 
 TEXT = "x" * 300  # 90 tokens by the first estimate, were the model's most not 10
 
@@ -29,7 +28,13 @@ class GatedEmbedder(CountingEmbedder):
         self.open, self._begun = asyncio.Event(), asyncio.Condition()
 
     async def embed(
-        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
     ) -> Embedded:
         self.calls.append(list(texts))
         async with self._begun:
@@ -42,10 +47,8 @@ class GatedEmbedder(CountingEmbedder):
             await self._begun.wait_for(lambda: len(self.calls) >= calls)
 
 
-def registry_of(embedder: CountingEmbedder, admission: Admission) -> Registry:
-    registry = Registry(["test"])
-    registry.get("test").serve(ReadyModel(embedder, LIMITS, bulk_jobs=100, admission=admission))
-    return registry
+def registry_of(embedder: CountingEmbedder, max_tokens: int, max_bytes: int) -> Registry:
+    return ready_registry(embedder, max_tokens=max_tokens, max_bytes=max_bytes, bulk_slots=100)
 
 
 def refused(error: grpc.aio.AioRpcError) -> tuple[str, float, dict[str, Any]]:
@@ -75,7 +78,7 @@ async def refusal(call: Any) -> tuple[str, float, dict[str, Any]]:
 async def test_a_full_queue_answers_at_once_when_to_come_back() -> None:
     """With the queue full a call is refused with OVERLOADED, RetryInfo and a pushback; what was let in is answered."""
     embedder, before = GatedEmbedder(), refused_so_far()
-    async with serving(registry_of(embedder, Admission(100, 1 << 20))) as stub:
+    async with serving(registry_of(embedder, 100, 1 << 20)) as stub:
         inside = [asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 5))) for _ in range(2)]
         await embedder.begun(2)
         reason, retry_s, trailers = await refusal(stub.Embed(pb.EmbedRequest(texts=[TEXT])))
@@ -91,7 +94,7 @@ async def test_a_full_queue_answers_at_once_when_to_come_back() -> None:
 async def test_a_caller_whose_deadline_is_sooner_is_told_not_to_retry() -> None:
     """Where RetryInfo lies behind the deadline, the pushback is -1: gRPC would wait for it in vain."""
     embedder = GatedEmbedder()
-    async with serving(registry_of(embedder, Admission(100, 1 << 20))) as stub:
+    async with serving(registry_of(embedder, 100, 1 << 20)) as stub:
         inside = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 10)))
         await embedder.begun(1)
         _, _, trailers = await refusal(stub.Embed(pb.EmbedRequest(texts=[TEXT]), timeout=0.9))
@@ -107,7 +110,7 @@ async def test_similarity_needs_room_as_well() -> None:
         vectors=pb.Matrix(data=bytes(16 * 1000), rows=1000, columns=4, element_type=pb.ELEMENT_TYPE_FLOAT32),
         space_id=CARD.space_id,
     )
-    async with serving(registry_of(embedder, Admission(100, 10_000))) as stub:
+    async with serving(registry_of(embedder, 100, 10_000)) as stub:
         inside = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 10)))
         await embedder.begun(1)
         sides = pb.Items(texts=pb.TextList(texts=[TEXT]))
@@ -131,7 +134,7 @@ async def test_a_stream_is_slowed_and_calls_get_through_beside_it() -> None:
         for number in range(12):
             yield pb.EmbedStreamRequest(id=number, request=pb.EmbedRequest(texts=[TEXT], priority=pb.PRIORITY_BULK))
 
-    async with serving(registry_of(embedder, Admission(100, 1 << 20)), stream_window_requests=5) as stub:
+    async with serving(registry_of(embedder, 100, 1 << 20), stream_window_requests=5) as stub:
         stream = stub.EmbedStream(requests())
         await embedder.begun(2)  # 25 tokens are the streams' room
         call = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT])))
@@ -152,7 +155,7 @@ async def test_streams_are_refused_where_memory_is_full() -> None:
         for number in range(4):
             yield pb.EmbedStreamRequest(id=number, request=pb.EmbedRequest(texts=[TEXT]))
 
-    async with serving(registry_of(embedder, Admission(10_000, 700))) as stub:
+    async with serving(registry_of(embedder, 10_000, 700)) as stub:
         answers = []
         async for answer in stub.EmbedStream(requests()):
             answers.append(answer)
@@ -168,9 +171,7 @@ async def test_what_the_cache_has_is_answered_by_a_full_queue() -> None:
     embedder = GatedEmbedder()
     embedder.open.set()
     known = [f"known {row} {TEXT}" for row in range(3)]
-    async with serving(
-        registry_of(embedder, Admission(100, 1 << 20)), cache=Cache(SystemClock(), max_bytes=1 << 20)
-    ) as stub:
+    async with serving(registry_of(embedder, 100, 1 << 20), cache=Cache(SystemClock(), max_bytes=1 << 20)) as stub:
         before = await stub.Embed(pb.EmbedRequest(texts=known))
         embedder.open.clear()
         inside = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 10)))

@@ -20,21 +20,24 @@ NO_TIME = Timings(total_s=1e6, tokenization_s=1e6, queue_s=1e6, inference_s=1e6,
 def largest_response(rows: int, dimensions: int, element_type: ElementType, *, partial: bool) -> pb.EmbedResponse:
     """Returns a response whose every part has its maximum size."""
     values = np.full((rows, dimensions), 3e38, np.float32)
-    embedded = Embedded(
-        rows=values, token_counts=np.full(rows, 32_768), truncated_rows=tuple(range(rows)), total_tokens=2**60
-    )
     kinds = (EmptyTextError, TextWithoutTokensError, TextTooLongError)
     long = "the text has at least 99999999 tokens; the model reads 99999999"
-    faults = {
+    row_errors = {
         row: kinds[row % 3](long, actual=99_999_999, limit=99_999_999).at(EmbedRequest.path, row) for row in range(rows)
     }
+    embedded = Embedded(
+        rows=values,
+        token_counts=np.full(rows, 32_768),
+        truncated_rows=tuple(range(rows)),
+        row_errors=row_errors if partial else {},
+        total_tokens=2**60,
+    )
     matrix = to_elements(values, dimensions, normalize=True, element_type=element_type)
     result = EmbedResult(
         matrix=matrix,
         model="m" * 100,
         space_id="s" * 40,
         embedded=embedded,
-        faults=faults if partial else {},
         timings=NO_TIME,
     )
     return to_embed_response(result)

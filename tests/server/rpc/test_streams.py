@@ -23,14 +23,14 @@ class Gated(CountingEmbedder):
     def gate(self, name: str) -> asyncio.Event:
         return self.gates.setdefault(name, asyncio.Event())
 
-    async def embed(self, texts: Any, *arguments: Any) -> Any:
+    async def embed(self, texts: Any, *arguments: Any, **options: Any) -> Any:
         word, _, name = texts[0].partition(" ")
         await self.reached.put(name)
         if word == "wait":
             await self.gate(name).wait()
         if word == "fail":
             raise KeyError(name)
-        return await super().embed(texts, *arguments)
+        return await super().embed(texts, *arguments, **options)
 
 
 def ask(number: int, *texts: str, timeout_s: float | None = None, **fields: Any) -> pb.EmbedStreamRequest:
@@ -167,9 +167,9 @@ async def test_cancelling_the_stream_cancels_its_requests() -> None:
     cancelled = asyncio.Event()
 
     class Hanging(Gated):
-        async def embed(self, texts: Any, *arguments: Any) -> Any:
+        async def embed(self, texts: Any, *arguments: Any, **options: Any) -> Any:
             try:
-                return await super().embed(texts, *arguments)
+                return await super().embed(texts, *arguments, **options)
             except asyncio.CancelledError:
                 cancelled.set()
                 raise

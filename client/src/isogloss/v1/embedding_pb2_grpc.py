@@ -6,7 +6,19 @@ from isogloss.v1 import embedding_pb2 as isogloss_dot_v1_dot_embedding__pb2
 
 
 class EmbeddingServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """EmbeddingService computes the vectors of texts, compares them, and describes the models served.
+    Every call can be repeated safely.
+
+    Errors common to Embed and Similarity:
+    * INVALID_ARGUMENT, if the request breaks a rule or a limit. Limits are checked before any work.
+    * NOT_FOUND, reason UNKNOWN_MODEL.
+    * FAILED_PRECONDITION, reason SPACE_MISMATCH.
+    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, or if
+    the request cannot finish before its deadline.
+    * UNAVAILABLE, reason NOT_READY, while the model loads.
+    * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
+    limit, except with models of a provider (default 60 s).
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,49 +54,71 @@ class EmbeddingServiceStub(object):
 
 
 class EmbeddingServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """EmbeddingService computes the vectors of texts, compares them, and describes the models served.
+    Every call can be repeated safely.
+
+    Errors common to Embed and Similarity:
+    * INVALID_ARGUMENT, if the request breaks a rule or a limit. Limits are checked before any work.
+    * NOT_FOUND, reason UNKNOWN_MODEL.
+    * FAILED_PRECONDITION, reason SPACE_MISMATCH.
+    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, or if
+    the request cannot finish before its deadline.
+    * UNAVAILABLE, reason NOT_READY, while the model loads.
+    * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
+    limit, except with models of a provider (default 60 s).
+    """
 
     def Embed(self, request, context):
-        """Embed turns a batch of texts into one row vector each, in order.
+        """Embed returns one vector for each text, in the order of the texts. If one text cannot be
+        embedded, the call fails and names the text, unless allow_partial is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedStream(self, request_iterator, context):
-        """EmbedStream is Embed for bulk work: the client keeps several requests in flight on one
-        stream and matches answers by id. Answers come as they are ready, not in order. A request
-        that fails answers with its status; the stream and the other requests go on. An id that is
-        still in flight may not be used again (INVALID_ARGUMENT, reason DUPLICATE_ID, ends the
-        stream). The server reads no further while too much of the stream is unanswered. When the
-        server drains it stops reading, answers what it has read, and ends the stream with
-        UNAVAILABLE, reason DRAINING. Ids without an answer when a stream ends were not answered:
-        send them again.
+        """EmbedStream is Embed for bulk work. The client keeps several requests in flight on one stream
+        and matches the responses by id; they arrive in the order in which they finish. A request that
+        fails gets a response with its status, and the other requests continue.
+
+        The server stops reading while the stream has too many unanswered requests (default 32) or
+        bytes (default 16 MiB, unsent responses included). A request that finds the model's queue full
+        waits instead of failing; only if the memory for waiting requests is full does it fail with
+        RESOURCE_EXHAUSTED, reason OVERLOADED.
+
+        Reuse of an id that is in flight ends the stream with INVALID_ARGUMENT, reason DUPLICATE_ID.
+        When the server drains, it stops reading, answers the requests that it has read, and ends the
+        stream with UNAVAILABLE, reason DRAINING. Requests without a response when a stream ends can be
+        sent again on another stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Similarity(self, request, context):
-        """Similarity scores queries against candidates, either side given as texts of any language
-        or as vectors that an earlier Embed returned.
+        """Similarity scores queries against candidates. Each side is a list of texts in any languages, or
+        vectors that an earlier Embed returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Health(self, request, context):
-        """Health says whether each model can serve now, and how loaded the server is.
-        Orchestrators use the standard grpc.health.v1.Health service, which agrees with it: the empty
-        name is liveness, "isogloss.v1.EmbeddingService" is the default model's readiness, a model's
-        name is its own (DEGRADED counts as SERVING there).
+        """Health returns the status and the load of each model. It answers while models load and while
+        the server drains.
+
+        The standard service grpc.health.v1.Health, meant for orchestrators and load balancers, agrees
+        with it: the empty name is liveness and always SERVING, "isogloss.v1.EmbeddingService" is the
+        readiness of the default model, and the name of a model is the readiness of that model. There,
+        DEGRADED is SERVING, and STARTING is NOT_SERVING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """ListModels describes every model served, with the limits that a request must keep.
+        """ListModels describes every loaded model, with the limits of one request. If no model is loaded
+        yet, it is UNAVAILABLE, reason NOT_READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +160,19 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EmbeddingService(object):
-    """Missing associated documentation comment in .proto file."""
+    """EmbeddingService computes the vectors of texts, compares them, and describes the models served.
+    Every call can be repeated safely.
+
+    Errors common to Embed and Similarity:
+    * INVALID_ARGUMENT, if the request breaks a rule or a limit. Limits are checked before any work.
+    * NOT_FOUND, reason UNKNOWN_MODEL.
+    * FAILED_PRECONDITION, reason SPACE_MISMATCH.
+    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, or if
+    the request cannot finish before its deadline.
+    * UNAVAILABLE, reason NOT_READY, while the model loads.
+    * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
+    limit, except with models of a provider (default 60 s).
+    """
 
     @staticmethod
     def Embed(request,

@@ -1,4 +1,4 @@
-"""The texts of one lane that wait for a model: calls take turns, and the texts nearest in length go along."""
+"""Batch queue: the queued texts of one priority. Calls are served round-robin, with texts of similar length."""
 
 import asyncio
 import math
@@ -21,26 +21,26 @@ _length = itemgetter(0)  # of a Text
 
 @dataclass(frozen=True, slots=True)
 class InferenceResult:
-    """What became of the n texts of a submission."""
+    """Rows of the n texts of a submission."""
 
     rows: Rows  # [n, d], as the model scales them
-    spans: tuple[tuple[float, float], ...]  # of the batches that they were in: moments of the clock
+    spans: tuple[tuple[float, float], ...]  # (begin, end) of their batches, moments of the clock
 
 
 class Submission:
-    """What one caller has in the queue: its tokens, the rows that come of them, and how far they are."""
+    """Texts that one call has submitted, their rows, and their progress."""
 
     __slots__ = (
         "__weakref__",
         "deadline_s",
+        "dropped",
         "ends",
         "entries",
         "future",
-        "gone",
         "ids",
-        "lane",
         "lengths",
         "missing",
+        "queue",
         "rows",
         "spans",
         "texts",
@@ -58,10 +58,10 @@ class Submission:
         self.deadline_s = deadline_s
         self.future = future  # touched on its loop alone
         self.missing = len(self.lengths)  # texts without a row yet
-        self.texts, self.tokens = len(self.lengths), len(self.ids)  # that wait
-        self.gone = False  # nobody waits for it any more
-        self.entries: deque[_Entry] = deque()  # its texts in order, some of which are out
-        self.lane: BatchQueue
+        self.texts, self.tokens = len(self.lengths), len(self.ids)  # queued ones
+        self.dropped = False  # removed from the queue: its caller needs no rows
+        self.entries: deque[_Entry] = deque()  # its texts in order; those that have left the queue are marked
+        self.queue: BatchQueue
 
     def ids_of(self, row: int) -> NDArray[np.int32]:
         """Returns the tokens of one text, int32 [its length]."""
@@ -70,7 +70,7 @@ class Submission:
 
 
 class QueuedText(NamedTuple):
-    """One text that was taken; they sort by length."""
+    """A text of a batch; texts sort by length."""
 
     length: int
     row: int
@@ -78,7 +78,7 @@ class QueuedText(NamedTuple):
 
 
 class _Entry:
-    """One text that waits; `out` once it does no more."""
+    """A queued text; `out` once it has left the queue."""
 
     __slots__ = ("length", "out", "row", "submission")
 
@@ -90,21 +90,23 @@ class _Entry:
 
 
 class BatchQueue:
-    """One lane; to be touched by one thread at a time."""
+    """Queued texts of one priority. Not thread-safe."""
 
     def __init__(self) -> None:
         self.texts = 0
         self.tokens = 0
-        self._turns: OrderedDict[Submission, None] = OrderedDict()  # the first's oldest text is the next batch's first
-        # A heap, which keeps nothing alive that has left; the number makes its entries comparable.
+        self._round_robin: OrderedDict[Submission, None] = (
+            OrderedDict()
+        )  # the next batch starts with its first's oldest text
+        # A heap of weak references, which keeps no finished submission alive; the number makes its entries comparable.
         self._deadlines: list[tuple[float, int, ReferenceType[Submission]]] = []
         self._numbers = count()
         self._alike: dict[int, OrderedDict[_Entry, None]] = {}  # by length, in order of arrival; none empty
         self._lengths: list[int] = []  # its keys, ascending
 
     def put(self, submission: Submission) -> None:
-        """Lets every text of a submission wait."""
-        submission.lane = self
+        """Enqueues all texts of a submission."""
+        submission.queue = self
         for row, length in enumerate(submission.lengths):
             entry = _Entry(length, row, submission)
             alike = self._alike.get(length)
@@ -113,43 +115,43 @@ class BatchQueue:
                 insort(self._lengths, length)
             alike[entry] = None
             submission.entries.append(entry)
-        self._turns[submission] = None
+        self._round_robin[submission] = None
         if submission.deadline_s < math.inf:
             heappush(self._deadlines, (submission.deadline_s, next(self._numbers), ref(submission)))
         self.texts += submission.texts
         self.tokens += submission.tokens
 
     def drop(self, submission: Submission) -> None:
-        """Gives up what waits of a submission."""
-        submission.gone = True
+        """Removes the queued texts of a submission."""
+        submission.dropped = True
         for entry in [entry for entry in submission.entries if not entry.out]:
             alike = self._alike[entry.length]
             del alike[entry]
-            self._leaves(entry)
+            self._remove(entry)
             if not alike:
-                self._forget(entry.length)
+                self._remove_length(entry.length)
 
     def drop_all(self) -> list[Submission]:
-        """Gives up all that waits; returns the submissions."""
-        waiting = list(self._turns)
+        """Removes all texts; returns their submissions."""
+        waiting = list(self._round_robin)
         for submission in waiting:
             self.drop(submission)
         return waiting
 
     def take(self, max_tokens: int, now_s: float) -> tuple[list[QueuedText], list[Submission]]:
-        """Returns the texts of the next batch, ascending by length, and the submissions whose time is up.
+        """Returns the texts of the next batch, ascending by length, and the submissions whose deadline has passed.
 
-        The oldest text of the submission whose turn it is is among them, however long it is; the others are those
-        nearest to it in length that fit.
+        The batch has the oldest text of the submission that is next, however long it is, and the texts nearest to it
+        in length that fit into `max_tokens`.
         """
         expired = self._expired(now_s)
         taken: list[QueuedText] = []
-        if self._turns:
-            submission = next(iter(self._turns))
-            self._turns.move_to_end(submission)
+        if self._round_robin:
+            submission = next(iter(self._round_robin))
+            self._round_robin.move_to_end(submission)
             first = next(entry for entry in submission.entries if not entry.out)
             del self._alike[first.length][first]
-            taken.append(self._leaves(first))
+            taken.append(self._remove(first))
             self._fill(taken, first.length, max_tokens - first.length)
         taken.sort(key=_length)
         return taken, expired
@@ -164,7 +166,7 @@ class BatchQueue:
         return expired
 
     def _fill(self, taken: list[QueuedText], anchor: int, room: int) -> None:
-        """Takes texts, by the distance of their length from the anchor's, until there is no room for any."""
+        """Takes texts, by the distance of their length from the anchor's, until none fits."""
         lengths, emptied = self._lengths, []
         high = bisect_left(lengths, anchor)
         low = high - 1
@@ -173,18 +175,18 @@ class BatchQueue:
             length = lengths[high if upwards else low]
             alike = self._alike[length]
             while alike and length <= room:
-                taken.append(self._leaves(alike.popitem(last=False)[0]))
+                taken.append(self._remove(alike.popitem(last=False)[0]))
                 room -= length
             if not alike:
                 emptied.append(length)
             if upwards:
-                high = high + 1 if length <= room else len(lengths)  # what is longer fits no better
+                high = high + 1 if length <= room else len(lengths)  # longer texts do not fit either
             else:
                 low = min(low - 1, bisect_right(lengths, room) - 1)
         for length in emptied:
-            self._forget(length)
+            self._remove_length(length)
 
-    def _leaves(self, entry: _Entry) -> QueuedText:
+    def _remove(self, entry: _Entry) -> QueuedText:
         submission, entry.out = entry.submission, True
         submission.texts -= 1
         submission.tokens -= entry.length
@@ -193,9 +195,9 @@ class BatchQueue:
         while submission.entries and submission.entries[0].out:
             submission.entries.popleft()
         if not submission.texts:
-            del self._turns[submission]
+            del self._round_robin[submission]
         return QueuedText(entry.length, entry.row, submission)
 
-    def _forget(self, length: int) -> None:
+    def _remove_length(self, length: int) -> None:
         del self._alike[length]
         del self._lengths[bisect_left(self._lengths, length)]

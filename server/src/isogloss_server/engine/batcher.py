@@ -1,4 +1,7 @@
-"""What becomes of submissions, and how it is told to who waits for them."""
+"""Batcher: the one queue between callers and a model. Token budget, length order, priorities, deadlines, failures.
+
+A batch starts as soon as a thread is free, with the texts that are queued then; it never waits for more.
+"""
 
 import asyncio
 import contextlib
@@ -13,7 +16,7 @@ from isogloss.wire.enums import Priority
 
 from isogloss_server.clock import Clock
 from isogloss_server.engine.batch_queue import BatchQueue, InferenceResult, QueuedText, Submission
-from isogloss_server.engine.monitoring import FailureMonitor, Reporter, Watchdog, to_nobody
+from isogloss_server.engine.monitoring import FailureMonitor, Report, Watchdog, ignore_report
 from isogloss_server.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -23,55 +26,78 @@ from isogloss_server.errors import (
 )
 from isogloss_server.models.interfaces import Model, Rows, TokenBatch, Urgency
 
-BULK_SHARE = 8  # while both lanes wait, one batch in so many is of BULK
-# While INTERACTIVE calls come, BULK is computed in small pieces, so that they wait for little. It costs BULK a fifth to
-# a third of its speed; shorter pieces cost more than they win.
+BULK_SHARE = 8  # while both priorities wait, one batch in BULK_SHARE is of BULK
+# While INTERACTIVE calls arrive, BULK is computed in small batches, to keep their wait short. It costs BULK a fifth to
+# a third of its speed; smaller batches cost more than they gain.
 RECENTLY_S = 1.0
 BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
-SHARED_TOKENS = 512  # smaller batches lose more time than a second thread, which were idle, would win
+SHARED_TOKENS = 512  # below, splitting a batch over two threads costs more than it gains
 
 
 Outcome = InferenceResult | Exception
 
 
 class BatchError(Exception):
-    """The model failed on a batch that a caller's text was in; the cause says how."""
+    """The model failed on a batch with texts of the call; the cause has the model's error."""
 
     @classmethod
     def of(cls, cause: BaseException) -> "BatchError":
-        """Returns the error of one caller; each has one of its own, since a traceback grows with whoever raises it."""
-        error = cls("the model failed on a batch that the call had texts in")
+        """Returns an error for one caller. Each has its own, since a traceback grows where it is raised."""
+        error = cls("inference failed on a batch with texts of the call")
         error.__cause__ = cause
         return error
 
 
 def draining_error() -> DrainingError:
-    """Returns the error of who comes or waits when the batcher closes."""
-    return DrainingError("the server is about to stop; another one may answer")
+    """Returns the error of texts that are queued or submitted after the batcher closes."""
+    return DrainingError("the server is stopping; retry on another server")
 
 
 def stalled_error() -> ModelStalledError:
-    """Returns the error of who waits for a batch that hangs."""
-    return ModelStalledError("the model does not come to an end with a batch; another server may answer")
+    """Returns the error of texts whose batch exceeds its time limit."""
+    return ModelStalledError("inference timed out; retry on another server")
 
 
 def worker_died_error() -> WorkerDiedError:
-    """Returns the error of who waits for a thread that has died."""
-    return WorkerDiedError("the thread that computed the call's texts died; asked again, they are computed anew")
+    """Returns the error of texts whose worker thread died."""
+    return WorkerDiedError("the worker thread of the batch died and was restarted; retry")
+
+
+def out_of_memory_error() -> OutOfMemoryError:
+    """Returns the error of a text that does not fit into memory, alone: a retry would fail again."""
+    return OutOfMemoryError("not enough memory for one of the texts, alone", retry_after_s=math.inf)
+
+
+def non_finite_error() -> ValueError:
+    """Returns the error of rows with numbers that are not finite."""
+    return ValueError("the model returned numbers that are not finite")
+
+
+def checked_forward(model: Model, batch: TokenBatch, dimensions: int) -> Rows:
+    """Returns the rows of a model for n texts, float32 [n, d], which may not be finite.
+
+    Raises:
+        ValueError: the model returned another shape or dtype.
+    """
+    rows = model.forward(batch)
+    expected = (len(batch.lengths), dimensions)
+    if rows.shape != expected or rows.dtype != np.float32:
+        raise ValueError(f"the model returned {rows.dtype} {list(rows.shape)}; expected float32 {list(expected)}")
+    return rows
 
 
 def resolve_futures(outcomes: Iterable[tuple[Submission, Outcome]]) -> None:
-    """Settles futures, each on its loop, which is woken once; from any thread. Those that are done stay as they are."""
+    """Resolves futures from any thread, waking each event loop once; futures that are done stay as they are."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[InferenceResult], Outcome]]] = {}
     for submission, outcome in outcomes:
         by_loop.setdefault(submission.future.get_loop(), []).append((submission.future, outcome))
-    for loop, settled in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
-            loop.call_soon_threadsafe(_resolve_on_loop, settled)
+    for loop, resolved in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it all that waited
+            loop.call_soon_threadsafe(_resolve_on_loop, resolved)
 
 
-def _resolve_on_loop(settled: list[tuple["asyncio.Future[InferenceResult]", Outcome]]) -> None:
-    for future, outcome in settled:
+def _resolve_on_loop(resolved: list[tuple["asyncio.Future[InferenceResult]", Outcome]]) -> None:
+    for future, outcome in resolved:
         if future.done():  # cancelled meanwhile
             continue
         if isinstance(outcome, InferenceResult):
@@ -80,31 +106,8 @@ def _resolve_on_loop(settled: list[tuple["asyncio.Future[InferenceResult]", Outc
             future.set_exception(outcome)
 
 
-def checked_forward(model: Model, batch: TokenBatch, dimensions: int) -> Rows:
-    """Returns what a model gives for n texts, float32 [n, d], which may not be finite.
-
-    Raises:
-        ValueError: it gives something else.
-    """
-    rows = model.forward(batch)
-    due = (len(batch.lengths), dimensions)
-    if rows.shape != due or rows.dtype != np.float32:
-        raise ValueError(f"the model gave {rows.dtype} {list(rows.shape)} where float32 {list(due)} was due")
-    return rows
-
-
-def non_finite_error() -> ValueError:
-    """Returns the error of rows that are no vectors."""
-    return ValueError("the model gave numbers that are not finite")
-
-
-def out_of_memory_error() -> OutOfMemoryError:
-    """Returns the error of a text that memory does not suffice for: to ask again would only fail again."""
-    return OutOfMemoryError("memory does not suffice for one of the call's texts, alone", retry_after_s=math.inf)
-
-
 class Batcher:
-    """Collects the texts of all callers into batches for one model, on threads of its own."""
+    """Collects the texts of all callers into batches for one model, and computes them on its own threads."""
 
     def __init__(
         self,
@@ -115,44 +118,51 @@ class Batcher:
         max_batch_tokens: int,
         clock: Clock,
         watchdog_s: float,
-        reporter: Reporter = to_nobody,
+        report: Report = ignore_report,
     ) -> None:
-        """Starts the threads; `dimensions` is the width d of the model's rows.
+        """Starts the threads.
 
-        A batch that runs for longer than `watchdog_s` hangs. What `reporter` gives is called from any thread.
+        Args:
+            model: The model.
+            dimensions: Width d of its rows.
+            threads: Batches computed at a time.
+            max_batch_tokens: Tokens of a batch; a longer text is a batch of its own.
+            clock: The clock.
+            watchdog_s: Time limit of a batch.
+            report: Receives the health of batches and threads; called from any thread.
         """
         self._model = model
         self._dimensions = dimensions
         self._max_batch_tokens = max_batch_tokens
         self._clock = clock
-        self._vitals = FailureMonitor(reporter("batches"))
-        self._watch: Watchdog[list[QueuedText]] = Watchdog(
-            threads, watchdog_s, clock, reporter("threads"), found=self._hangs
+        self._failures = FailureMonitor(report)
+        self._watchdog: Watchdog[list[QueuedText]] = Watchdog(
+            threads, watchdog_s, clock, report, part="threads", on_stall=self._on_stall
         )
         self._interactive, self._bulk = BatchQueue(), BatchQueue()
         self._last_interactive_s = -math.inf
-        self._tokens_per_s = 0.0  # of one thread, of late; 0: not known
-        self._passed_over = 0  # batches of INTERACTIVE since one of BULK, while both waited
-        self._idle = 0  # threads that wait
+        self._tokens_per_s = 0.0  # of one thread, recently; 0: unknown
+        self._passed_over = 0  # batches of INTERACTIVE since the last of BULK, while both waited
+        self._idle = 0  # idle threads
         self._closed = False
         self._changed = threading.Condition(threading.Lock())  # guards all of the above, and the submissions
         names = [f"isogloss-batcher-{number}" for number in range(threads)]
-        self._threads = [threading.Thread(target=self._live, name=name, daemon=True) for name in names]
+        self._threads = [threading.Thread(target=self._run_worker, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
 
     @property
     def waiting_texts(self) -> int:
-        """How many texts wait for a thread."""
+        """Texts that wait for a thread."""
         return self._interactive.texts + self._bulk.texts
 
     @property
     def waiting_tokens(self) -> int:
-        """How many tokens those texts have."""
+        """Tokens of those texts."""
         return self._interactive.tokens + self._bulk.tokens
 
     def submit(self, batch: TokenBatch, urgency: Urgency) -> "asyncio.Future[InferenceResult]":
-        """Lets the texts of `batch`, at least one, wait from now on; returns the future of their rows, in order.
+        """Enqueues a non-empty batch; returns a future for its rows, in order.
 
         Not a coroutine: the texts must be queued at the call, not at the first await. Cancelling the future removes
         from the queue what is not computed yet. The future fails with DeadlineExceededError if the deadline passes
@@ -162,26 +172,26 @@ class Batcher:
 
         Raises:
             DrainingError: the batcher is closed.
-            ModelStalledError: all threads hang.
+            ModelStalledError: all threads are stalled.
         """
         future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
         submission = Submission(batch, self._dimensions, urgency.deadline_s, future)
-        lane = self._interactive if urgency.priority is Priority.INTERACTIVE else self._bulk
+        queue = self._interactive if urgency.priority is Priority.INTERACTIVE else self._bulk
         with self._changed:
             if self._closed:
                 raise draining_error()
-            if self._watch.all_hang:
+            if self._watchdog.all_stalled:
                 raise stalled_error()
-            lane.put(submission)
-            if lane is self._interactive:
+            queue.put(submission)
+            if queue is self._interactive:
                 self._last_interactive_s = self._clock.monotonic_s()
             self._changed.notify(1 + len(batch.ids) // min(SHARED_TOKENS, self._max_batch_tokens))
-        future.add_done_callback(partial(self._left, submission))
-        self._watch.keep()
+        future.add_done_callback(partial(self._on_done, submission))
+        self._watchdog.ensure_running()
         return future
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Fails what waits, and lets the batches that run end, for which it waits `wait_s` seconds at most."""
+        """Fails what is queued, and waits at most `wait_s` seconds for running batches."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -190,31 +200,31 @@ class Batcher:
         for thread in self._threads:
             thread.join(max(0.0, until_s - self._clock.monotonic_s()))
 
-    def _left(self, submission: Submission, future: "asyncio.Future[InferenceResult]") -> None:
+    def _on_done(self, submission: Submission, future: "asyncio.Future[InferenceResult]") -> None:
         if future.cancelled():
             with self._changed:
-                submission.lane.drop(submission)
+                submission.queue.drop(submission)
 
-    def _live(self) -> None:
-        """Serves until the batcher closes; what ends it before fails the batch that it was at, and it begins anew.
+    def _run_worker(self) -> None:
+        """Worker loop. An escaped error fails the current batch and restarts the loop.
 
-        It does so on the same thread, as there may be no room for another one where threads die.
+        It restarts on the same thread: if threads die, there may be no resources for another one.
         """
         while not self._closed:
             batch: list[QueuedText] = []
             try:
-                while batch := self._next():
+                while batch := self._next_batch():
                     self._compute(batch)
-                    batch.clear()  # so that nothing of it is held, nor blamed, while the next one is awaited
-            except BaseException as error:  # noqa: BLE001 - that is what dying is
-                self._vitals.died(error)
+                    batch.clear()  # releases it, so that a later error cannot fail it
+            except BaseException as error:  # noqa: BLE001 - whatever escaped, the thread must go on
+                self._failures.worker_died(error)
                 self._fail(batch, worker_died_error)
 
     def _compute(self, batch: list[QueuedText]) -> None:
-        """Computes a batch; where memory does not suffice, in halves, down to single texts."""
+        """Computes a batch; if memory does not suffice, in halves, down to single texts."""
         parts = [batch]
         while parts:
-            part = [text for text in parts.pop() if not text.submission.gone]
+            part = [text for text in parts.pop() if not text.submission.dropped]
             if not part or self._attempt(part, batch):
                 continue
             if len(part) == 1:
@@ -224,36 +234,36 @@ class Batcher:
                 parts += [part[middle:], part[:middle]]
 
     def _attempt(self, part: list[QueuedText], batch: list[QueuedText]) -> bool:
-        """Returns whether memory sufficed for a part of a batch; whatever else becomes of it is told to its callers."""
+        """Computes a part of a batch and resolves its futures; returns False if memory does not suffice."""
         began_s = self._clock.monotonic_s()
-        running = self._watch.begin(batch)
+        running = self._watchdog.begin(batch)
         try:
-            rows = checked_forward(self._model, _joined(part), self._dimensions)
+            rows = checked_forward(self._model, _to_token_batch(part), self._dimensions)
             if broken := [part[at] for at in np.flatnonzero(~np.isfinite(rows).all(axis=1))]:
-                self._blame(broken, non_finite_error())
+                self._fail_batch(broken, non_finite_error())
             else:
-                self._vitals.succeeded()
+                self._failures.batch_succeeded()
             self._deliver(part, rows, (began_s, self._clock.monotonic_s()))
         except MemoryError as error:
             if len(part) == 1:
-                self._vitals.failed(error)
+                self._failures.batch_failed(error)
             return False
-        except SystemExit:  # means the thread, whoever raised it
+        except SystemExit:  # ends the thread, whatever raised it
             raise
-        except BaseException as error:  # noqa: BLE001 - a panic of a library in Rust is no Exception
-            self._blame(part, error)
+        except BaseException as error:  # noqa: BLE001 - a panic of a Rust library is a BaseException
+            self._fail_batch(part, error)
         finally:
-            self._watch.end(running)
+            self._watchdog.end(running)
         return True
 
-    def _hangs(self, batch: list[QueuedText]) -> None:
-        """Fails those who wait for a batch that hangs; where no thread is left, all others too."""
+    def _on_stall(self, batch: list[QueuedText]) -> None:
+        """Fails a batch that exceeds its time limit and, if all threads are stalled, all that is queued."""
         self._fail(batch, stalled_error)
-        if self._watch.all_hang:
+        if self._watchdog.all_stalled:
             self._drop_all(stalled_error)
 
-    def _next(self) -> list[QueuedText]:
-        """Waits until there is a batch to compute, and returns it; nothing once the batcher is closed."""
+    def _next_batch(self) -> list[QueuedText]:
+        """Waits for a batch to compute and returns it; returns an empty one once the batcher is closed."""
         batch: list[QueuedText] = []
         while not batch:
             with self._changed:
@@ -264,31 +274,33 @@ class Batcher:
                     self._idle -= 1
                 if self._closed:
                     return []
-                batch, expired = self._take()
-            message = "the deadline passed while the texts waited"
+                batch, expired = self._take_batch()
+            message = "the deadline passed while the texts were queued"
             resolve_futures((submission, DeadlineExceededError(message)) for submission in expired)
         return batch
 
-    def _take(self) -> tuple[list[QueuedText], list[Submission]]:
-        """Takes from the lane whose turn it is; where threads are idle, no more than this one's share."""
-        lane = self._interactive
-        if not lane.texts or (self._bulk.texts and self._passed_over >= BULK_SHARE - 1):
-            lane = self._bulk
-        self._passed_over = self._passed_over + 1 if lane is self._interactive and self._bulk.texts else 0
+    def _take_batch(self) -> tuple[list[QueuedText], list[Submission]]:
+        """Takes a batch of the next priority and the expired submissions; idle threads get a share of the work."""
+        queue = self._interactive
+        if not queue.texts or (self._bulk.texts and self._passed_over >= BULK_SHARE - 1):
+            queue = self._bulk
+        self._passed_over = self._passed_over + 1 if queue is self._interactive and self._bulk.texts else 0
         now_s = self._clock.monotonic_s()
-        share = max(SHARED_TOKENS, -(-lane.tokens // (self._idle + 1)))
-        if lane is self._bulk and now_s - self._last_interactive_s < RECENTLY_S:
+        share = max(SHARED_TOKENS, -(-queue.tokens // (self._idle + 1)))
+        if queue is self._bulk and now_s - self._last_interactive_s < RECENTLY_S:
             share = max(BULK_PIECE_TOKENS, round(BULK_PIECE_S * self._tokens_per_s))
-        return lane.take(min(self._max_batch_tokens, share), now_s)
+        return queue.take(min(self._max_batch_tokens, share), now_s)
 
     def _deliver(self, batch: list[QueuedText], rows: Rows, span: tuple[float, float]) -> None:
-        """Writes each row to its place, and tells the submissions that now have all of theirs."""
+        """Writes each row to its submission, and resolves the submissions that are complete."""
         for text, row in zip(batch, rows, strict=True):
             text.submission.rows[text.row] = row
         tokens, took_s = sum(text.length for text in batch), span[1] - span[0]
         finished: list[Submission] = []
         with self._changed:
-            if tokens >= BULK_PIECE_TOKENS and took_s > 0:  # what smaller batches take is not their tokens
+            if (
+                tokens >= BULK_PIECE_TOKENS and took_s > 0
+            ):  # the time of smaller batches does not depend on their tokens
                 self._tokens_per_s += (tokens / took_s - self._tokens_per_s) / (8 if self._tokens_per_s else 1)
             for submission, texts in Counter(text.submission for text in batch).items():
                 submission.missing -= texts
@@ -299,17 +311,17 @@ class Batcher:
             (submission, InferenceResult(submission.rows, tuple(submission.spans))) for submission in finished
         )
 
-    def _blame(self, batch: list[QueuedText], error: BaseException) -> None:
-        """Fails every submission that one of these texts is of, since the model failed on them."""
-        self._vitals.failed(error)
+    def _fail_batch(self, batch: list[QueuedText], error: BaseException) -> None:
+        """Fails the submissions of a batch on which the model failed."""
+        self._failures.batch_failed(error)
         self._fail(batch, partial(BatchError.of, error))
 
     def _fail(self, batch: list[QueuedText], error: Callable[[], Exception]) -> None:
-        """Fails every submission that one of these texts is of, and takes the rest of them out of the queue."""
+        """Fails the submissions of these texts, and removes the rest of their texts from the queue."""
         with self._changed:
-            failed = {text.submission for text in batch if not text.submission.gone}
+            failed = {text.submission for text in batch if not text.submission.dropped}
             for submission in failed:
-                submission.lane.drop(submission)
+                submission.queue.drop(submission)
         resolve_futures((submission, error()) for submission in failed)
 
     def _drop_all(self, error: Callable[[], Exception]) -> None:
@@ -318,6 +330,6 @@ class Batcher:
         resolve_futures((submission, error()) for submission in waiting)
 
 
-def _joined(batch: list[QueuedText]) -> TokenBatch:
+def _to_token_batch(batch: list[QueuedText]) -> TokenBatch:
     ids = np.concatenate([text.submission.ids_of(text.row) for text in batch])
     return TokenBatch(ids, np.array([text.length for text in batch], dtype=np.int64))

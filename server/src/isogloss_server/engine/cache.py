@@ -1,4 +1,8 @@
-"""Caches rows in memory and coalesces requests for the same text; asks a shared cache behind it."""
+"""Cache of rows, and request coalescing: a text that is being computed for one request is not computed for another.
+
+Looks in memory, then for an in-flight computation of the same text, then in the shared cache; the embedder computes
+the rest.
+"""
 
 import asyncio
 import math
@@ -14,67 +18,91 @@ from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.engine.shared_cache import Entry, SharedCache
-from isogloss_server.errors import DeadlineExceededError, RowFaults
+from isogloss_server.errors import DeadlineExceededError, DomainError
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 
 KEY_BYTES = 32
-ENTRY_BYTES = 400  # what key, tuple, count and table take beside a row's own bytes; measured: 350, more while it grows
-STATIC = "static"  # the backend of models of which a text takes microseconds
-FAILURES = 2  # that a call waits for; a text that fails whoever computes it would else fail its callers one by one
+ENTRY_BYTES = 400  # of an entry beside its row: key, tuple, count, table; measured: 350, more while the table grows
+STATIC = "static"  # backend of models that take microseconds for a text
+# Failed computations of others to wait for before computing here; bounds the delay for a text that always fails.
+MAX_FAILED_WAITS = 2
+
+Texts = Mapping[bytes, str]  # distinct texts by key
 
 
-def to_entries(embedded: Embedded) -> list[Entry]:
-    """Returns each row by itself, holding on to nothing of the others."""
-    data, size = embedded.rows.tobytes(), embedded.rows.shape[1] * embedded.rows.itemsize
-    n, counts = len(embedded.rows), embedded.token_counts
-    tokens: Sequence[int | None] = [None] * n if counts is None else counts.tolist()
-    entries = [(data[at * size : (at + 1) * size], tokens[at], False) for at in range(n)]
-    for at in embedded.truncated_rows:
-        entries[at] = (*entries[at][:2], True)
-    return entries
+class Cache:
+    """Answers texts from memory, from in-flight computations and from the shared cache, else asks the embedder."""
 
+    def __init__(
+        self, clock: Clock, *, max_bytes: int, shared: SharedCache | None = None, static_models: bool = True
+    ) -> None:
+        """Takes the bytes for rows in memory (0: none), and whether static models use the cache.
 
-def join_entries(entries: Sequence[Entry], computed: Sequence[Embedded], *, waited_s: float) -> Embedded:
-    """Returns the rows of `entries`, of which some come from what was `computed` for this call.
+        Without memory and shared cache, no model uses it.
+        """
+        self._levels = _Levels(MemoryCache(max_bytes), InFlightTexts(), shared, clock)
+        self._off = not max_bytes and shared is None
+        self._static_models = static_models
 
-    Where token counts are known, a row counts as many as when it was computed; a provider bills what it computed.
-    """
-    rows = np.frombuffer(b"".join([row for row, _, _ in entries]), np.float32).reshape(len(entries), -1)
-    tokens = [count for _, count, _ in entries if count is not None]
-    known = len(tokens) == len(entries)
-    return Embedded(
-        rows=rows,
-        token_counts=np.array(tokens, np.int64) if known else None,
-        truncated_rows=tuple([row for row, (_, _, cut) in enumerate(entries) if cut]),
-        total_tokens=sum(tokens) if known else sum(part.total_tokens for part in computed),
-        cached_rows=len(entries) - sum(len(part.rows) for part in computed),
-        tokenization_s=sum(part.tokenization_s for part in computed),
-        queue_s=waited_s + sum(part.queue_s for part in computed),
-        inference_s=sum(part.inference_s for part in computed),
-    )
+    def start(self) -> None:
+        """Starts the background tasks of the shared cache."""
+        if self._levels.shared is not None:
+            self._levels.shared.start()
 
+    async def close(self) -> None:
+        """Ends the background tasks."""
+        if self._levels.shared is not None:
+            await self._levels.shared.close()
 
-def cache_keys(texts: Sequence[str], card: ModelCard, input_type: InputType, truncation: Truncation) -> list[bytes]:
-    """Returns the key of each text, of KEY_BYTES bytes.
+    def is_used_by(self, card: ModelCard) -> bool:
+        """Returns whether a model uses the cache."""
+        return not self._off and (self._static_models or card.backend != STATIC)
 
-    The runtime is part of it beside the space: bf16 and f32 share a space, but whoever chose f32 wants no row of a
-    bf16 server. The input type is part of the key if the model has prompts for input types.
-    """
-    manner = (card.backend, card.space_id, input_type.value if card.has_roles else "", truncation.value)
-    begun = blake2b("".join(f"{word}\0" for word in manner).encode(), digest_size=KEY_BYTES)
-    keys = []
-    for text in texts:
-        digest = begun.copy()  # half the time of a new one
-        digest.update(text.encode())
-        keys.append(digest.digest())
-    return keys
+    def has(self, card: ModelCard, texts: Sequence[str], input_type: InputType, truncation: Truncation) -> bool:
+        """Returns whether memory has all of the texts."""
+        if not self.is_used_by(card):
+            return False
+        return None not in self._levels.memory.find(cache_keys(texts, card, input_type, truncation))
+
+    async def embed(
+        self,
+        embedder: Embedder,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
+    ) -> Embedded:
+        """Returns what `embedder.embed` would return; each distinct text is embedded at most once.
+
+        Raises:
+            DomainError: the computation failed, or the deadline passed while the call waited for another's.
+        """
+        if not self.is_used_by(embedder.card):
+            return await embedder.embed(texts, input_type, truncation, urgency, allow_partial=allow_partial)
+        keys = cache_keys(texts, embedder.card, input_type, truncation)
+        found = self._levels.memory.find(keys)
+        lookup = _Lookup(self._levels, embedder, (input_type, truncation), urgency, allow_partial=allow_partial)
+        missing = {key: text for key, text, entry in zip(keys, texts, found, strict=True) if entry is None}
+        known = await lookup.resolve(missing)
+        lookup.count(len(texts), found.count(None))
+        row_errors = {row: lookup.row_errors[key] for row, key in enumerate(keys) if key in lookup.row_errors}
+        if row_errors and not allow_partial:
+            return Embedded.failed(len(texts), embedder.card.dimensions[0], row_errors)
+        if len(lookup.computed) == 1 and len(lookup.computed[0].rows) == len(texts):
+            return lookup.computed[0]  # nothing was cached, and no text was repeated
+        good = [row for row in range(len(texts)) if row not in row_errors]
+        entries = [found[row] or known[keys[row]] for row in good]
+        embedded = join_entries(entries, lookup.computed, embedder.card.dimensions[0], waited_s=lookup.waited_s)
+        return embedded.spread(good, len(texts), row_errors) if row_errors else embedded
 
 
 class MemoryCache:
-    """A table of entries; what was used longest ago goes first."""
+    """Least recently used entries in this process, of all models together, bounded in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Takes the bytes that all entries may take together, with all that is needed to keep them; 0 keeps none."""
+        """Takes the bytes that all entries may take together, overhead included; 0 keeps none."""
         self.size_bytes = 0
         self._max_bytes = max_bytes
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
@@ -94,7 +122,7 @@ class MemoryCache:
         return found
 
     def put(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keeps entries; the first of a key stays, so that a text's row does not change while it is kept."""
+        """Keeps entries. The first of a key stays, so that a text's row does not change while it is kept."""
         kept, evicted = self._entries, 0
         for key, entry in entries.items():
             cost = len(entry[0]) + ENTRY_BYTES
@@ -112,27 +140,35 @@ class MemoryCache:
 
 
 class InFlight:
-    """One call's computation of some texts, from its begin to its end."""
+    """Computation of some texts for one request, until it ends.
 
-    __slots__ = ("_ended", "entries", "failed", "priority")
+    Attributes:
+        priority: Priority of the request.
+        entries: Entries by key; those that are missing at the end were not computed.
+        row_errors: Errors of texts that cannot be embedded, by key.
+        failed: Whether it failed by itself, rather than by cancellation or a deadline.
+    """
+
+    __slots__ = ("_ended", "entries", "failed", "priority", "row_errors")
 
     def __init__(self, priority: Priority) -> None:
         self.priority = priority
-        self.entries: dict[bytes, Entry] = {}  # complete once it has ended well
-        self.failed = False  # of itself, not because its caller left or ran out of time
+        self.entries: dict[bytes, Entry] = {}
+        self.row_errors: dict[bytes, DomainError] = {}
+        self.failed = False
         self._ended = asyncio.Event()
 
     async def wait(self) -> None:
-        """Returns once it has ended, well or not."""
+        """Returns after the end, whatever it was."""
         await self._ended.wait()
 
     def end(self) -> None:
-        """Wakes those who wait."""
+        """Wakes the requests that wait."""
         self._ended.set()
 
 
-class InFlightRequests:
-    """All that is being computed, by key."""
+class InFlightTexts:
+    """All in-flight computations, by key."""
 
     def __init__(self) -> None:
         self._by_key: dict[bytes, InFlight] = {}
@@ -140,183 +176,211 @@ class InFlightRequests:
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def of(self, keys: Iterable[bytes], priority: Priority) -> dict[bytes, InFlight]:
-        """Returns those that a caller may wait for: an INTERACTIVE one never waits for what BULK computes."""
-        found = {key: flight for key in keys if (flight := self._by_key.get(key)) is not None}
+    def find(self, keys: Iterable[bytes], priority: Priority) -> dict[bytes, InFlight]:
+        """Returns the computations to wait for, by key: an INTERACTIVE request never waits for one of BULK."""
+        found = {key: in_flight for key in keys if (in_flight := self._by_key.get(key)) is not None}
         if priority is Priority.BULK:
             return found
-        return {key: flight for key, flight in found.items() if flight.priority is not Priority.BULK}
+        return {key: in_flight for key, in_flight in found.items() if in_flight.priority is not Priority.BULK}
 
     @contextmanager
-    def begin(self, keys: Sequence[bytes], priority: Priority) -> Iterator[dict[bytes, Entry]]:
-        """Gives the table that the block is to fill; until it ends, others find a flight for each key.
+    def begin(self, keys: Sequence[bytes], priority: Priority) -> Iterator[InFlight]:
+        """Registers an in-flight computation for `keys` and yields it; other requests for these keys await it.
 
-        The flight goes before others of the same keys, which an INTERACTIVE call does not wait for. However the block
-        ends, those who wait are woken, and take what is in the table.
+        It replaces a computation of the same keys that an INTERACTIVE request does not wait for. However the block
+        ends, the requests that wait are woken, and take what it has.
         """
-        flight = InFlight(priority)
-        self._by_key.update(dict.fromkeys(keys, flight))
+        in_flight = InFlight(priority)
+        self._by_key.update(dict.fromkeys(keys, in_flight))
         try:
-            yield flight.entries
+            yield in_flight
         except (asyncio.CancelledError, DeadlineExceededError):
             raise
         except BaseException:
-            flight.failed = True
+            in_flight.failed = True
             raise
         finally:
             for key in keys:
-                if self._by_key.get(key) is flight:
+                if self._by_key.get(key) is in_flight:
                     del self._by_key[key]
-            flight.end()
-
-
-Texts = Mapping[bytes, str]  # distinct ones, by key
+            in_flight.end()
 
 
 @dataclass(frozen=True, slots=True)
 class _Levels:
-    """Where a row may be known, nearest first."""
+    """Places of a row, nearest first."""
 
     memory: MemoryCache
-    flights: InFlightRequests
+    in_flight: InFlightTexts
     shared: SharedCache | None
     clock: Clock
 
 
-class Cache:
-    """Asks memory, then who computes the same at the moment, then the shared cache, then the Embedder."""
-
-    def __init__(
-        self, clock: Clock, *, max_bytes: int, shared: SharedCache | None = None, static_models: bool = True
-    ) -> None:
-        """Takes what memory may hold, and whether static models use the cache; without bytes and shared none does."""
-        self._levels = _Levels(MemoryCache(max_bytes), InFlightRequests(), shared, clock)
-        self._off = not max_bytes and shared is None
-        self._static_models = static_models
-
-    def start(self) -> None:
-        """Begins what goes on in the background."""
-        if self._levels.shared is not None:
-            self._levels.shared.start()
-
-    async def close(self) -> None:
-        """Ends what goes on in the background."""
-        if self._levels.shared is not None:
-            await self._levels.shared.close()
-
-    def serves(self, card: ModelCard) -> bool:
-        """Returns whether a model uses the cache."""
-        return not self._off and (self._static_models or card.backend != STATIC)
-
-    def knows(self, card: ModelCard, texts: Sequence[str], input_type: InputType, truncation: Truncation) -> bool:
-        """Returns whether memory has every one of the texts."""
-        return self.serves(card) and None not in self._levels.memory.find(
-            cache_keys(texts, card, input_type, truncation)
-        )
-
-    async def embed(
-        self, embedder: Embedder, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
-    ) -> Embedded:
-        """Returns what `embedder.embed` gives for the texts, of which it is asked for those that nobody knows.
-
-        Raises:
-            RowFaults: some texts cannot be embedded; all of them are named.
-            DomainError: what became of a computation, or the deadline passed while the call waited for another's.
-        """
-        if not self.serves(embedder.card):
-            return await embedder.embed(texts, input_type, truncation, urgency)
-        keys = cache_keys(texts, embedder.card, input_type, truncation)
-        found = self._levels.memory.find(keys)
-        call = _Lookup(self._levels, embedder, (input_type, truncation), urgency)
-        try:
-            known = await call.resolve(
-                {key: text for key, text, entry in zip(keys, texts, found, strict=True) if not entry}
-            )
-        except RowFaults:  # with the numbers of the rows that were asked for, which are not this call's
-            return await embedder.embed(texts, input_type, truncation, urgency)
-        call.count(len(texts), found.count(None))
-        if len(call.computed) == 1 and len(call.computed[0].rows) == len(texts):
-            return call.computed[0]  # nothing was known, and no text came twice
-        entries = [entry or known[key] for key, entry in zip(keys, found, strict=True)]
-        return join_entries(entries, call.computed, waited_s=call.waited_s)
-
-
 class _Lookup:
-    """One call's way to the rows that memory does not have."""
+    """Resolves the texts of one call that memory does not have.
+
+    Attributes:
+        computed: Results of the embedder for this call.
+        row_errors: Errors of texts that cannot be embedded, by key.
+        waited_s: Seconds spent on computations of other requests.
+    """
 
     def __init__(
-        self, levels: _Levels, embedder: Embedder, manner: tuple[InputType, Truncation], urgency: Urgency
+        self,
+        levels: _Levels,
+        embedder: Embedder,
+        options: tuple[InputType, Truncation],
+        urgency: Urgency,
+        *,
+        allow_partial: bool,
     ) -> None:
-        self.computed: list[Embedded] = []  # by this call
-        self.waited_s = 0.0  # for computations of others
+        self.computed: list[Embedded] = []
+        self.row_errors: dict[bytes, DomainError] = {}
+        self.waited_s = 0.0
         self._shared_rows = 0
+        self._examined: set[bytes] = set()  # texts whose row errors are known, though they were not computed
         self._levels = levels
         self._embedder = embedder
-        self._manner = manner
+        self._options = options
         self._urgency = urgency
+        self._allow_partial = allow_partial
 
     async def resolve(self, missing: Texts) -> dict[bytes, Entry]:
-        """Returns an entry for each text: from whoever computes it at the moment, else by computing it.
+        """Returns an entry for each text without a row error: of an in-flight computation, else computed here.
 
-        Computing goes first and waits for nobody, so that no two calls can wait for each other. Where another's ends
-        without an entry, the first of those who waited computes, and the others wait for that one.
+        The own computation goes first and waits for no other, so that two calls cannot wait for each other. If
+        another's ends without an entry, the first call that waited computes, and the others wait for that one.
         """
         known: dict[bytes, Entry] = {}
-        failures = 0
+        failed_waits = 0
         while missing:
-            flights = self._levels.flights.of(missing, self._urgency.priority) if failures < FAILURES else {}
-            own = {key: text for key, text in missing.items() if key not in flights}
+            others: dict[bytes, InFlight] = {}
+            if failed_waits < MAX_FAILED_WAITS:
+                others = self._levels.in_flight.find(missing, self._urgency.priority)
+            own = {key: text for key, text in missing.items() if key not in others}
             if own:
                 known |= await self._compute(own)
             failed = False
-            for flight in dict.fromkeys(flights.values()):
-                await self._wait(flight)
-                failed |= flight.failed
-            failures += failed
-            known |= {key: flight.entries[key] for key, flight in flights.items() if key in flight.entries}
-            missing = self._unknown(missing, known)
+            for in_flight in dict.fromkeys(others.values()):
+                await self._wait(in_flight)
+                failed |= in_flight.failed
+            failed_waits += failed
+            for key, in_flight in others.items():
+                if key in in_flight.entries:
+                    known[key] = in_flight.entries[key]
+                elif key in in_flight.row_errors:
+                    self.row_errors[key] = in_flight.row_errors[key]
+            missing = self._unresolved(missing, known)
         return known
 
     def count(self, texts: int, misses: int) -> None:
-        """Tells the metrics of a call of which memory did not have `misses` texts."""
+        """Updates the metrics of a call for which memory did not have `misses` of its texts."""
         computed = sum(len(part.rows) for part in self.computed) + self._shared_rows
         for outcome, rows in (("hit", texts - misses), ("joined", misses - computed), ("miss", computed)):
             if rows:
                 metrics.CACHE_ROWS.labels("memory", outcome).inc(rows)
 
-    def _unknown(self, texts: Texts, known: dict[bytes, Entry]) -> Texts:
-        """Returns the texts that are still not known; those that memory has meanwhile become so."""
-        left = [key for key in texts if key not in known]
+    def _unresolved(self, texts: Texts, known: dict[bytes, Entry]) -> Texts:
+        """Returns the texts that have neither an entry nor an error; adds entries that memory has by now."""
+        left = [key for key in texts if key not in known and key not in self.row_errors and key not in self._examined]
         if left:
             known |= {key: entry for key, entry in zip(left, self._levels.memory.find(left), strict=True) if entry}
         return {key: texts[key] for key in left if key not in known}
 
     async def _compute(self, texts: Texts) -> dict[bytes, Entry]:
-        """Returns the entries of texts that nobody else is to compute meanwhile."""
+        """Returns the entries of texts of which no other request has an in-flight computation."""
         levels = self._levels
-        with levels.flights.begin(list(texts), self._urgency.priority) as entries:
+        with levels.in_flight.begin(list(texts), self._urgency.priority) as in_flight:
             if levels.shared is not None:
-                entries.update(await levels.shared.find(list(texts), self._embedder.card.dimensions[0]))
-                self._shared_rows += len(entries)
-                texts = {key: text for key, text in texts.items() if key not in entries}
+                in_flight.entries.update(await levels.shared.find(list(texts), self._embedder.card.dimensions[0]))
+                self._shared_rows += len(in_flight.entries)
+                texts = {key: text for key, text in texts.items() if key not in in_flight.entries}
             if texts:
-                embedded = await self._embedder.embed(list(texts.values()), *self._manner, self._urgency)
-                computed = dict(zip(texts, to_entries(embedded), strict=True))
-                self.computed.append(embedded)
+                computed = await self._embed(texts, in_flight)
                 if levels.shared is not None:
                     levels.shared.put(computed)
-                entries.update(computed)
-            levels.memory.put(entries)
-            return entries
+                in_flight.entries.update(computed)
+            levels.memory.put(in_flight.entries)
+            return in_flight.entries
 
-    async def _wait(self, flight: InFlight) -> None:
-        """Waits for another's computation; whatever ends this wait ends nothing else."""
+    async def _embed(self, texts: Texts, in_flight: InFlight) -> dict[bytes, Entry]:
+        """Returns the entries that the embedder computed, and records the row errors that it found."""
+        embedded = await self._embedder.embed(
+            list(texts.values()), *self._options, self._urgency, allow_partial=self._allow_partial
+        )
+        keys = list(texts)
+        if not embedded.row_errors:
+            self.computed.append(embedded)
+            return dict(zip(keys, to_entries(embedded), strict=True))
+        in_flight.row_errors = {keys[row]: error for row, error in embedded.row_errors.items()}
+        self.row_errors |= in_flight.row_errors
+        if not self._allow_partial:  # the other rows are undefined
+            in_flight.failed = True
+            self._examined.update(keys)
+            return {}
+        self.computed.append(embedded)
+        entries = zip(keys, to_entries(embedded), strict=True)
+        return {key: entry for key, entry in entries if key not in in_flight.row_errors}
+
+    async def _wait(self, in_flight: InFlight) -> None:
+        """Waits for another request's computation; the end of this wait ends nothing else."""
         began_s = self._levels.clock.monotonic_s()
         left_s = None if self._urgency.deadline_s == math.inf else self._urgency.deadline_s - began_s
         try:
             async with asyncio.timeout(left_s):
-                await flight.wait()
+                await in_flight.wait()
         except TimeoutError:
-            raise DeadlineExceededError("the deadline passed while another call computed the same text") from None
+            message = "the deadline passed while another request computed the same text"
+            raise DeadlineExceededError(message) from None
         finally:
             self.waited_s += self._levels.clock.monotonic_s() - began_s
+
+
+def cache_keys(texts: Sequence[str], card: ModelCard, input_type: InputType, truncation: Truncation) -> list[bytes]:
+    """Returns the key of each text, KEY_BYTES bytes: a digest of the text and of all that its row depends on.
+
+    The backend is part of it beside the space: bf16 and f32 share a space, but a user of f32 must not get rows of a
+    bf16 server. The input type is, if the model has prompts for input types. No text can be recovered from a key.
+    """
+    options = (card.backend, card.space_id, input_type.value if card.has_roles else "", truncation.value)
+    prefix = blake2b("".join(f"{word}\0" for word in options).encode(), digest_size=KEY_BYTES)
+    keys = []
+    for text in texts:
+        digest = prefix.copy()  # half the time of a new one
+        digest.update(text.encode())
+        keys.append(digest.digest())
+    return keys
+
+
+def to_entries(embedded: Embedded) -> list[Entry]:
+    """Returns an entry for each row, without references to the other rows."""
+    data, size = embedded.rows.tobytes(), embedded.rows.shape[1] * embedded.rows.itemsize
+    n, counts = len(embedded.rows), embedded.token_counts
+    tokens: Sequence[int | None] = [None] * n if counts is None else counts.tolist()
+    entries = [(data[at * size : (at + 1) * size], tokens[at], False) for at in range(n)]
+    for at in embedded.truncated_rows:
+        entries[at] = (*entries[at][:2], True)
+    return entries
+
+
+def join_entries(
+    entries: Sequence[Entry], computed: Sequence[Embedded], dimensions: int, *, waited_s: float
+) -> Embedded:
+    """Returns the rows of `entries`, float32 [n, dimensions], some of which were `computed` for this call.
+
+    If token counts are known, a cached row counts its tokens as when it was computed; of a provider's tokens, only
+    those billed for this call count.
+    """
+    rows = np.frombuffer(b"".join([row for row, _, _ in entries]), np.float32).reshape(len(entries), dimensions)
+    tokens = [count for _, count, _ in entries if count is not None]
+    known = len(tokens) == len(entries)
+    return Embedded(
+        rows=rows,
+        token_counts=np.array(tokens, np.int64) if known else None,
+        truncated_rows=tuple([row for row, (_, _, truncated) in enumerate(entries) if truncated]),
+        total_tokens=sum(tokens) if known else sum(part.total_tokens for part in computed),
+        cached_rows=len(entries) - sum(len(part.rows) - len(part.row_errors) for part in computed),
+        tokenization_s=sum(part.tokenization_s for part in computed),
+        queue_s=waited_s + sum(part.queue_s for part in computed),
+        inference_s=sum(part.inference_s for part in computed),
+    )

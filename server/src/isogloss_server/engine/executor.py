@@ -1,4 +1,8 @@
-"""The threads on which heavy work runs, so that the event loop stays free."""
+"""Executor: runs heavy work on threads, so that the event loop stays free.
+
+The only place that decides between the event loop and a thread: work below a threshold ends sooner than a thread could
+take it over.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -7,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine.monitoring import Watchdog
+from isogloss_server.engine.monitoring import Report, Watchdog
 from isogloss_server.errors import ModelStalledError
-from isogloss_server.models.interfaces import Report
+
+# Largest work that runs on the event loop itself, in numbers of numpy, characters to tokenize, and ranked lists.
+INLINE_NUMBERS = 1 << 17
+INLINE_CHARACTERS = 1 << 10
+INLINE_RANKINGS = 256
 
 P = ParamSpec("P")
-
-
 T = TypeVar("T")
 
 
@@ -24,79 +30,89 @@ class Executor:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="isogloss-worker")
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Returns what `work(*args, **kwargs)` returns, run on a worker thread.
+        """Returns the result of `work(*args, **kwargs)`, run on a thread.
 
-        A caller that is cancelled stops waiting; work that has begun runs to its end, so pieces should be small.
+        A cancelled caller stops waiting; work that has begun runs to its end, so pieces should be small.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: work(*args, **kwargs))
 
+    async def run_if_large(
+        self, size: int, inline_size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Returns the result of `work`: on a thread if its size exceeds `inline_size`, one of those above."""
+        if size <= inline_size:
+            return work(*args, **kwargs)
+        return await self.run(work, *args, **kwargs)
+
     def close(self) -> None:
-        """Drops what waits, and waits for nothing: a piece that has begun runs on to its end."""
+        """Drops queued work and returns at once; work that has begun runs to its end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A caller that waits for a piece of work."""
+    """A caller that waits for work."""
 
     future: "asyncio.Future[Any] | None" = None
-    stuck: bool = False
+    stalled: bool = False
 
-    def give_up(self) -> None:
+    def fail_stalled(self) -> None:
         """Ends the wait."""
         if self.future is not None and not self.future.done():
-            self.stuck = True
+            self.stalled = True
             self.future.cancel()
 
 
 class WatchedExecutor(Executor):
-    """Executor whose callers do not wait for a piece that hangs, whatever it is.
+    """An executor whose callers do not wait for work that stalls.
 
-    Here the models without a queue compute and all models' texts are tokenised; a piece is a fraction of a second's
-    work. What is so small that it is done on the event loop itself is not watched: a loop that hangs answers no one.
+    Texts of all models are tokenized here, and models without a batch queue computed; a piece takes a fraction of a
+    second. Work that is run on the event loop is not watched: a stalled loop answers no request at all.
     """
 
     def __init__(self, threads: int, watchdog_s: float, clock: Clock, report: Report) -> None:
-        """A piece that runs for longer than `watchdog_s` hangs; `report` is called from any thread."""
+        """Takes the time limit of one piece of work, and `report`, which is called from any thread."""
         super().__init__(threads)
-        self._watch: Watchdog[_Call] = Watchdog(threads, watchdog_s, clock, report, found=self._hangs)
+        self._watchdog: Watchdog[_Call] = Watchdog(
+            threads, watchdog_s, clock, report, part="executor", on_stall=self._on_stall
+        )
         self._calls: set[_Call] = set()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Returns what `work(*args, **kwargs)` returns; see Executor.
+        """Returns the result of `work(*args, **kwargs)`; see Executor.
 
         Raises:
-            ModelStalledError: the work hangs, or all threads do.
+            ModelStalledError: the work exceeds its time limit, or all threads are stalled.
         """
-        if self._watch.all_hang:
+        if self._watchdog.all_stalled:
             raise _stalled_error()
-        self._watch.keep()
+        self._watchdog.ensure_running()
         call = _Call()
 
-        def piece() -> T:
-            """Returns what the work does, under the watch."""
-            running = self._watch.begin(call)
+        def watched() -> T:
+            """Runs the work under the watchdog."""
+            running = self._watchdog.begin(call)
             try:
                 return work(*args, **kwargs)
             finally:
-                self._watch.end(running)
+                self._watchdog.end(running)
 
-        call.future = future = asyncio.get_running_loop().run_in_executor(self._pool, piece)
+        call.future = future = asyncio.get_running_loop().run_in_executor(self._pool, watched)
         self._calls.add(call)
         try:
             return await future
         except asyncio.CancelledError:
-            if call.stuck:
+            if call.stalled:
                 raise _stalled_error() from None
             raise
         finally:
             self._calls.discard(call)
 
-    def _hangs(self, call: _Call) -> None:
-        for stuck in [*self._calls] if self._watch.all_hang else [call]:
-            stuck.give_up()
+    def _on_stall(self, call: _Call) -> None:
+        for stalled in [*self._calls] if self._watchdog.all_stalled else [call]:
+            stalled.fail_stalled()
 
 
 def _stalled_error() -> ModelStalledError:
-    return ModelStalledError("work on the call does not come to an end; another server may answer")
+    return ModelStalledError("tokenization or inference exceeded its time limit; retry on another server")

@@ -1,4 +1,4 @@
-"""The Embedder of every local model: texts -> tokens -> the batcher, or Model.forward where that costs less."""
+"""LocalEmbedder: the Embedder of every local model. Tokenizes, then submits to the batcher or infers at once."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,211 +10,263 @@ from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.engine.batch_queue import InferenceResult
 from isogloss_server.engine.batcher import Batcher, checked_forward, non_finite_error, out_of_memory_error
-from isogloss_server.engine.executor import Executor
-from isogloss_server.engine.monitoring import FailureMonitor, Reporter, to_nobody
+from isogloss_server.engine.executor import INLINE_CHARACTERS, Executor
+from isogloss_server.engine.monitoring import FailureMonitor, Report, ignore_report
 from isogloss_server.engine.self_test import F32_TOLERANCE, Probes, verify
-from isogloss_server.errors import DomainError, RowFaults
+from isogloss_server.errors import DomainError
 from isogloss_server.models.interfaces import Embedded, Model, ModelCard, Rows, TokenBatch, Tolerance, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
 
+BLOCK_CHARACTERS = 1 << 16  # tokenized at a time: a cancelled call ends with its current block
+
 
 class DirectRunner:
-    """A model without a queue: a call's texts are computed on the thread that asks."""
+    """Runs inference on the calling thread, for models that are too fast for a queue."""
 
-    def __init__(self, model: Model, dimensions: int, vitals: FailureMonitor) -> None:
+    def __init__(self, model: Model, dimensions: int, failures: FailureMonitor) -> None:
         self._model = model
         self._dimensions = dimensions
-        self._vitals = vitals
+        self._failures = failures
 
     def forward(self, batch: TokenBatch) -> Rows:
-        """Returns finite rows float32 [n, d]; where memory does not suffice, computed in halves, down to one text.
+        """Returns finite rows, float32 [n, d]; if memory does not suffice, computed in halves, down to one text.
 
         Raises:
-            OutOfMemoryError: it does not suffice for one of the texts.
-            ValueError: the model gives something else.
+            OutOfMemoryError: memory does not suffice for a single text.
+            ValueError: the model returned something else.
         """
         try:
             rows = self._finite(batch)
         except BaseException as error:
-            self._vitals.failed(error)
+            self._failures.batch_failed(error)
             raise
-        self._vitals.succeeded()
+        self._failures.batch_succeeded()
         return rows
 
     def _finite(self, batch: TokenBatch) -> Rows:
-        rows = self._in_parts(batch)
+        rows = self._forward_halving(batch)
         if not np.isfinite(rows).all():
             raise non_finite_error()
         return rows
 
-    def _in_parts(self, batch: TokenBatch) -> Rows:
+    def _forward_halving(self, batch: TokenBatch) -> Rows:
         try:
             return checked_forward(self._model, batch, self._dimensions)
         except MemoryError:
             if len(batch.lengths) == 1:
                 raise out_of_memory_error() from None
-        # Only here, where the error no longer holds what the pass had in memory.
+        # Outside the handler, where the error no longer holds the memory of the failed inference.
         middle = len(batch.lengths) // 2
         at = int(batch.lengths[:middle].sum())
         halves = (
             TokenBatch(batch.ids[:at], batch.lengths[:middle]),
             TokenBatch(batch.ids[at:], batch.lengths[middle:]),
         )
-        return np.concatenate([self._in_parts(half) for half in halves])
-
-
-BLOCK_CHARACTERS = 1 << 16  # tokenised at a time: a cancelled call ends with the block it is in
-
-
-INLINE_CHARACTERS = 1 << 10  # so few are done sooner than another thread could take them over
+        return np.concatenate([self._forward_halving(half) for half in halves])
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """The tokens of one block of texts, the moments around it, and its rows where no batcher is to compute them."""
+    """Tokens of a block of texts, the moments around the tokenization, and the rows if no batcher computes them."""
 
     tokenized: Tokenized
     asked_s: float
     began_s: float
     tokenized_s: float
-    computed: InferenceResult | None
+    result: InferenceResult | None = None
 
 
 class LocalEmbedder:
-    """Runs a local model's tokenizer and forward pass."""
+    """Tokenizes texts and runs inference of a local model."""
 
     def __init__(
         self,
         model: Model,
-        tokens: TextTokenizer,
+        tokenizer: TextTokenizer,
         card: ModelCard,
         prompts: Mapping[InputType, str],
-        workers: Executor,
+        executor: Executor,
         clock: Clock,
         *,
         batcher: Batcher | None = None,
         tolerance: Tolerance = F32_TOLERANCE,
-        reporter: Reporter = to_nobody,
+        report: Report = ignore_report,
     ) -> None:
-        """Takes `batcher` where computing costs more than a hand-over; `tolerance` is as in `verify`.
+        """Takes a batcher if inference costs more than a hand-over to a thread.
 
-        Without one it tells how the model does, by what `reporter` gives.
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            card: Its description.
+            prompts: Its prompts; input types that are left out have none.
+            executor: Runs tokenization and, without a batcher, inference.
+            clock: The clock.
+            batcher: Runs inference.
+            tolerance: See `self_test.verify`.
+            report: Receives the health of inference if there is no batcher; called from any thread.
         """
         self._model = model
-        self._tokens = tokens
+        self._tokenizer = tokenizer
         self._card = card
         self._prompts = prompts
-        self._workers = workers
+        self._executor = executor
         self._clock = clock
         self._batcher = batcher
-        self._direct = (
-            DirectRunner(model, card.dimensions[0], FailureMonitor(reporter("batches"))) if batcher is None else None
-        )
+        self._direct = DirectRunner(model, card.dimensions[0], FailureMonitor(report)) if batcher is None else None
         self._tolerance = tolerance
 
     @property
     def card(self) -> ModelCard:
-        """What the model says of itself."""
+        """Description of the model."""
         return self._card
 
     async def embed(
-        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
     ) -> Embedded:
-        """Returns the vectors of `texts`, in order; see `models.base.Embedder`.
+        """Returns the vectors of `texts`, in order; see `interfaces.Embedder`.
 
-        With a batcher, a block waits in the queue while the next one is tokenised. Whatever ends the call, nothing of
-        it stays in the queue.
+        With a batcher, a block waits in the batch queue while the next one is tokenized. When the call ends, by
+        whatever reason, none of its texts stays in the queue.
         """
-        inline = sum(map(len, texts)) <= INLINE_CHARACTERS
+        prompt, characters = self._prompts.get(input_type, ""), sum(map(len, texts))
         blocks: list[_Block] = []
+        row_errors: dict[int, DomainError] = {}
         submitted: list[asyncio.Future[InferenceResult]] = []
         try:
-            for part in _parts(texts):
-                arguments = part, self._prompts.get(input_type, ""), truncation, self._clock.monotonic_s()
-                block = self._work(*arguments) if inline else await self._workers.run(self._work, *arguments)
+            for first, part in _split(texts):
+                block = await self._executor.run_if_large(
+                    characters,
+                    INLINE_CHARACTERS,
+                    self._process,
+                    part,
+                    prompt,
+                    truncation,
+                    self._clock.monotonic_s(),
+                    infer=allow_partial or not row_errors,
+                    allow_partial=allow_partial,
+                )
                 blocks.append(block)
-                if self._batcher is not None and not _faults(blocks):
-                    submitted.append(self._batcher.submit(block.tokenized.batch, urgency))
-            if faults := _faults(blocks):
-                raise RowFaults(faults)
-            computed = [block.computed for block in blocks if block.computed is not None]
-            return _joined(blocks, computed or await _all(submitted))
+                row_errors |= {first + row: error for row, error in block.tokenized.row_errors.items()}
+                if self._batcher is not None and (allow_partial or not row_errors):
+                    batch = _without_errors(block.tokenized)
+                    if len(batch.lengths):
+                        submitted.append(self._batcher.submit(batch, urgency))
+            if row_errors and not allow_partial:
+                return Embedded.failed(
+                    len(texts), self._card.dimensions[0], row_errors, tokenization_s=_tokenization_s(blocks)
+                )
+            results = [block.result for block in blocks if block.result is not None]
+            if submitted:
+                results = [await submitted[0]] if len(submitted) == 1 else await asyncio.gather(*submitted)
+            return _join(blocks, results, row_errors, self._card.dimensions[0])
         finally:
-            for future in submitted:  # no harm to those that are done, and what failed unasked is not reported
+            for future in submitted:  # no effect on those that are done
                 future.cancel()
-            submitted.clear()  # else an error, by its traceback, and the future that it came of keep each other
 
-    def _work(self, texts: Sequence[str], prompt: str, truncation: Truncation, asked_s: float) -> _Block:
-        """Tokenises texts, and without a batcher infers them unless one is at fault."""
+    def _process(
+        self,
+        texts: Sequence[str],
+        prompt: str,
+        truncation: Truncation,
+        asked_s: float,
+        *,
+        infer: bool,
+        allow_partial: bool,
+    ) -> _Block:
+        """Tokenizes a block; without a batcher also runs inference, unless a row error makes that useless."""
         began_s = self._clock.monotonic_s()
-        tokenized = self._tokens.encode_with_prompt(prompt, texts, truncation)
+        tokenized = self._tokenizer.encode_with_prompt(prompt, texts, truncation)
         tokenized_s = self._clock.monotonic_s()
-        computed = None
-        if self._direct is not None and not tokenized.row_errors:
-            rows = self._direct.forward(tokenized.batch)
-            computed = InferenceResult(rows, ((tokenized_s, self._clock.monotonic_s()),))
-        return _Block(tokenized, asked_s, began_s, tokenized_s, computed)
+        if self._direct is None or not infer or (tokenized.row_errors and not allow_partial):
+            return _Block(tokenized, asked_s, began_s, tokenized_s)
+        batch = _without_errors(tokenized)
+        if not len(batch.lengths):
+            return _Block(tokenized, asked_s, began_s, tokenized_s)
+        rows = self._direct.forward(batch)
+        result = InferenceResult(rows, ((tokenized_s, self._clock.monotonic_s()),))
+        return _Block(tokenized, asked_s, began_s, tokenized_s, result)
 
     def verify(self, probes: Probes) -> None:
-        """Runs the model for the first time, past the batcher; see `verification.verify`.
+        """Runs the model for the first time, without the batcher; see `self_test.verify`.
 
         Raises:
-            ModelFilesError: the model does not compute what it should.
+            ModelFilesError: the model does not compute the expected vectors.
         """
         verify(self._encode, self._model.forward, probes, self._tolerance)
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Closes the batcher; see `models.base.Embedder`."""
+        """Closes the batcher; see `interfaces.Embedder`."""
         if self._batcher is not None:
             self._batcher.close(wait_s)
 
     def _encode(self, texts: Sequence[str]) -> TokenBatch:
-        return self._tokens.encode(texts, Truncation.END).batch
+        return self._tokenizer.encode(texts, Truncation.END).batch
 
 
-def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yields `texts` in parts of about BLOCK_CHARACTERS; a longer text is a part of its own."""
+def _split(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yields `texts` in blocks of about BLOCK_CHARACTERS, each with its first row; a longer text is its own block."""
     first, characters = 0, 0
     for row, text in enumerate(texts):
         if row > first and characters + len(text) > BLOCK_CHARACTERS:
-            yield texts[first:row]
+            yield first, texts[first:row]
             first, characters = row, 0
         characters += len(text)
-    yield texts[first:]
+    yield first, texts[first:]
 
 
-def _faults(blocks: Sequence[_Block]) -> dict[int, DomainError]:
-    """Returns what is wrong with which texts of all blocks, rows counted through."""
-    faults: dict[int, DomainError] = {}
-    first = 0
-    for block in blocks:
-        if block.tokenized.row_errors:
-            faults |= {first + row: fault for row, fault in block.tokenized.row_errors.items()}
-        first += len(block.tokenized.batch.lengths)
-    return faults
+def _tokenization_s(blocks: Sequence[_Block]) -> float:
+    return covered_s([(block.began_s, block.tokenized_s) for block in blocks])
 
 
-async def _all(submitted: Sequence["asyncio.Future[InferenceResult]"]) -> Sequence[InferenceResult]:
-    return [await submitted[0]] if len(submitted) == 1 else await asyncio.gather(*submitted)
+def _without_errors(tokenized: Tokenized) -> TokenBatch:
+    """Returns the tokens of the texts that have no error."""
+    batch = tokenized.batch
+    if not tokenized.row_errors:
+        return batch
+    good = np.ones(len(batch.lengths), bool)
+    good[list(tokenized.row_errors)] = False
+    return TokenBatch(batch.ids[np.repeat(good, batch.lengths)], batch.lengths[good])
 
 
-def _joined(blocks: Sequence[_Block], computed: Sequence[InferenceResult]) -> Embedded:
-    """Returns what all blocks gave, rows counted through."""
+def _join(
+    blocks: Sequence[_Block], results: Sequence[InferenceResult], row_errors: Mapping[int, DomainError], dimensions: int
+) -> Embedded:
+    """Returns the rows of all blocks, in the order of their texts."""
     truncated: list[int] = []
-    first = 0
+    n = 0
     for block in blocks:
-        truncated += (first + row for row in block.tokenized.truncated_rows)
-        first += len(block.tokenized.batch.lengths)
-    counts = [block.tokenized.batch.lengths for block in blocks]
+        truncated += [n + row for row in block.tokenized.truncated_rows if row not in block.tokenized.row_errors]
+        n += len(block.tokenized.batch.lengths)
+    lengths = [block.tokenized.batch.lengths for block in blocks]
+    counts = lengths[0] if len(lengths) == 1 else np.concatenate(lengths)
     tokenizing = [(block.began_s, block.tokenized_s) for block in blocks]
-    inferring = [span for part in computed for span in part.spans]
-    ended_s = max(end_s for _, end_s in inferring)
+    inferring = [span for result in results for span in result.spans]
+    ended_s = max(end_s for _, end_s in inferring or tokenizing)
+    rows = results[0].rows if len(results) == 1 else np.concatenate([_empty(dimensions), *(r.rows for r in results)])
+    if row_errors:
+        counts = counts.copy()
+        counts[list(row_errors)] = 0
+        good = np.ones(n, bool)
+        good[list(row_errors)] = False
+        computed, rows = rows, np.zeros((n, dimensions), np.float32)
+        rows[good] = computed
     return Embedded(
-        rows=computed[0].rows if len(computed) == 1 else np.concatenate([part.rows for part in computed]),
-        token_counts=counts[0] if len(counts) == 1 else np.concatenate(counts),
+        rows=rows,
+        token_counts=counts,
         truncated_rows=tuple(truncated),
-        total_tokens=sum(len(block.tokenized.batch.ids) for block in blocks),
+        row_errors=row_errors,
+        total_tokens=int(counts.sum()),
         tokenization_s=covered_s(tokenizing),
         queue_s=ended_s - blocks[0].asked_s - covered_s(tokenizing + inferring),
         inference_s=covered_s(inferring),
     )
+
+
+def _empty(dimensions: int) -> Rows:
+    return np.empty((0, dimensions), np.float32)

@@ -1,4 +1,4 @@
-"""Monitors what models compute: consecutive failures, and work that exceeds its time limit."""
+"""Health of a model: the states that its parts report, consecutive failures of batches, and stalled work."""
 
 import asyncio
 import contextlib
@@ -7,160 +7,206 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.models.interfaces import Report, State
+from isogloss_server.models.interfaces import State
 
-FAILURES = 3  # batches, one after the other, that are more than bad luck with a text
-CHECKS = 8  # within the limit
+FAILURES = 3  # consecutive failed batches after which a model is DEGRADED: fewer may be due to single texts
+CHECKS = 8  # of the watchdog within its time limit
+
 T = TypeVar("T")
 
-
-Reporter = Callable[[str], Report]  # gives a part of a model, by its name, what it tells its state by
-
-
-def to_nobody(_part: str) -> Report:
-    """Returns a report that nobody hears."""
-    return lambda _state, _detail: None
+Report = Callable[[str, State, str], None]  # part, its state, and one line that explains it; safe from any thread
 
 
-def from_threads(reporter: Reporter, loop: asyncio.AbstractEventLoop) -> Reporter:
-    """Returns a reporter whose reports may come from any thread; they are heard in the loop, in their order."""
+def ignore_report(_part: str, _state: State, _detail: str) -> None:
+    """Discards a report."""
 
-    def safely(part: str) -> Report:
-        """Returns what one part tells its state by."""
-        report = reporter(part)
 
-        def tell(state: State, detail: str) -> None:
-            """Tells it in the loop."""
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-                loop.call_soon_threadsafe(report, state, detail)
+class HealthReporter:
+    """State of one model: the worst of the states that its parts report.
 
-        return tell
+    Attributes:
+        state: The current state; STARTING until `start_serving`.
+        detail: One line that explains the state; empty while SERVING.
+    """
 
-    return safely
+    def __init__(self, model: str, on_change: Callable[[], None]) -> None:
+        """Takes the model's name, for logs, and `on_change`, which is called on the event loop after each change.
+
+        Without a running loop, reports of other threads are applied on those threads.
+        """
+        self.state = State.STARTING
+        self.detail = "loading"
+        self._model = model
+        self._on_change = on_change
+        self._reported: dict[str, tuple[State, str]] = {}  # by part; those that are SERVING are left out
+        self._serving = False
+        self._thread = threading.get_ident()
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
+
+    def report(self, part: str, state: State, detail: str) -> None:
+        """Sets the state of one part, such as "cache"; safe from any thread, applied on the event loop in order."""
+        if self._loop is None or threading.get_ident() == self._thread:
+            self._apply(part, state, detail)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+            self._loop.call_soon_threadsafe(self._apply, part, state, detail)
+
+    def start_serving(self) -> None:
+        """Ends STARTING: from now on the state is the worst that a part reports."""
+        self._serving = True
+        self._update()
+
+    def _apply(self, part: str, state: State, detail: str) -> None:
+        if state is State.SERVING:
+            if self._reported.pop(part, None) is not None:
+                logs.info("model recovered", model=self._model, part=part)
+        else:
+            self._reported[part] = state, detail
+            logs.warning("model degraded", model=self._model, part=part, state=state.name, why=detail)
+        if self._serving:
+            self._update()
+
+    def _update(self) -> None:
+        self.state = max((state for state, _ in self._reported.values()), default=State.SERVING)
+        self.detail = "; ".join(detail for state, detail in self._reported.values() if state is self.state)
+        self._on_change()
 
 
 class FailureMonitor:
-    """Tells that a model is not well where its batches fail one after the other, or a thread of its dies.
+    """Reports DEGRADED after FAILURES consecutive failed batches or when a worker thread dies.
 
-    The next batch that succeeds makes it well. What is told names kinds of errors, not their messages, which may quote
-    a text. To be called from any thread.
+    The next batch that succeeds reports SERVING. Reports name the type of an error, not its message, which may quote
+    a text. Safe from any thread.
     """
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._failures = 0
-        self._ill = False
+        self._degraded = False
         self._lock = threading.Lock()  # guards all of the above, and the order of the reports
 
-    def succeeded(self) -> None:
-        """Takes note of a batch that gave its rows."""
-        if self._failures or self._ill:
+    def batch_succeeded(self) -> None:
+        """Records a batch that returned its rows."""
+        if self._failures or self._degraded:
             with self._lock:
                 self._failures = 0
-                if self._ill:
-                    self._ill = False
-                    self._report(State.SERVING, "")
+                if self._degraded:
+                    self._degraded = False
+                    self._report("batches", State.SERVING, "")
 
-    def failed(self, error: BaseException) -> None:
-        """Takes note of a batch that did not."""
+    def batch_failed(self, error: BaseException) -> None:
+        """Records a batch that failed."""
         with self._lock:
             self._failures += 1
             if self._failures == FAILURES:
-                self._tell(f"the last {self._failures} batches failed: {type(error).__name__}")
+                self._degrade(f"the last {self._failures} batches failed: {type(error).__name__}")
 
-    def died(self, error: BaseException) -> None:
-        """Takes note of a thread that something ended: not the model's failure on a batch, but the thread itself."""
+    def worker_died(self, error: BaseException) -> None:
+        """Records that a worker thread died, as opposed to a failed batch."""
         with self._lock:
-            self._tell(f"a thread that computes died: {type(error).__name__}")
+            self._degrade(f"a worker thread died and was restarted: {type(error).__name__}")
 
-    def _tell(self, detail: str) -> None:
-        self._ill = True
-        self._report(State.DEGRADED, detail)
+    def _degrade(self, detail: str) -> None:
+        self._degraded = True
+        self._report("batches", State.DEGRADED, detail)
 
 
 @dataclass(slots=True, eq=False)
 class WatchedWork(Generic[T]):
-    """Something that a thread is at; `looks` is how many have seen it."""
+    """Work that a thread runs; `checks` counts the checks of the watchdog that found it running."""
 
-    what: T
-    looks: int = 0
+    work: T
+    checks: int = 0
 
     @property
-    def hangs(self) -> bool:
-        """Whether it has been seen so often that it has run for longer than the limit."""
-        return self.looks > CHECKS
+    def is_stalled(self) -> bool:
+        """True if it has run for longer than the time limit."""
+        return self.checks > CHECKS
 
 
 class Watchdog(Generic[T]):
-    """Looks again and again at what threads are at; what has run for longer than the limit hangs.
+    """Detects work that exceeds its time limit on a fixed set of threads.
 
-    Looks are counted, not seconds: a process that was stopped for an hour, or a clock that leaps, is one look older.
+    It counts its own checks, not seconds: a process that was suspended for an hour, or a clock that jumps, is one
+    check.
     """
 
     def __init__(
-        self, threads: int, limit_s: float, clock: Clock, report: Report, *, found: Callable[[T], None]
+        self,
+        threads: int,
+        limit_s: float,
+        clock: Clock,
+        report: Report,
+        *,
+        part: str,
+        on_stall: Callable[[T], None],
     ) -> None:
-        """`found` is called, in the loop, with what hangs; `report`, from any thread, when the state changes."""
+        """Takes the part to report as, and `on_stall`, which is called on the event loop with stalled work."""
         self._threads = threads
         self._limit_s = limit_s
         self._clock = clock
         self._report = report
-        self._found = found
+        self._part = part
+        self._on_stall = on_stall
         self._running: set[WatchedWork[T]] = set()
-        self._hanging = 0
+        self._stalled = 0
         self._lock = threading.Lock()  # guards the two above, and the order of the reports
-        self._looking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     @property
-    def all_hang(self) -> bool:
-        """Whether no thread is left that comes to an end."""
-        return self._hanging >= self._threads
+    def all_stalled(self) -> bool:
+        """True if every thread is stalled."""
+        return self._stalled >= self._threads
 
-    def keep(self) -> None:
-        """Sees to it that somebody looks from now on, for as long as the running loop lives."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._look_on())
+    def ensure_running(self) -> None:
+        """Starts the checks on the running event loop unless they run already."""
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._check_forever())
 
-    def begin(self, what: T) -> WatchedWork[T]:
-        """Takes note that a thread begins something."""
-        running = WatchedWork(what)
+    def begin(self, work: T) -> WatchedWork[T]:
+        """Registers work that the calling thread begins."""
+        running = WatchedWork(work)
         with self._lock:
             self._running.add(running)
         return running
 
     def end(self, running: WatchedWork[T]) -> None:
-        """Takes note that it has come to its end, however late."""
+        """Removes work that has ended, however late."""
         with self._lock:
             self._running.discard(running)
-            if running.hangs:
-                self._hanging -= 1
-                self._tell()
+            if running.is_stalled:
+                self._stalled -= 1
+                self._report_state()
 
-    async def _look_on(self) -> None:
+    async def _check_forever(self) -> None:
         while True:
             await self._clock.sleep(self._limit_s / CHECKS)
-            for running in self._look():
-                self._found(running.what)
+            for running in self._check():
+                self._on_stall(running.work)
 
-    def _look(self) -> list[WatchedWork[T]]:
-        """Returns what hangs since this look."""
+    def _check(self) -> list[WatchedWork[T]]:
+        """Returns the work that has been stalled since this check."""
         found: list[WatchedWork[T]] = []
         with self._lock:
             for running in self._running:
-                hung = running.hangs
-                running.looks += 1
-                if running.hangs and not hung:
+                before = running.is_stalled
+                running.checks += 1
+                if running.is_stalled and not before:
                     found.append(running)
             if found:
-                self._hanging += len(found)
-                self._tell()
+                self._stalled += len(found)
+                self._report_state()
         return found
 
-    def _tell(self) -> None:
-        if not self._hanging:
-            self._report(State.SERVING, "")
+    def _report_state(self) -> None:
+        if not self._stalled:
+            self._report(self._part, State.SERVING, "")
             return
-        state = State.NOT_SERVING if self.all_hang else State.DEGRADED
-        which = f"{self._hanging} of {self._threads} threads" if self._threads > 1 else "the thread"
-        self._report(state, f"{which} did not come to an end within {self._limit_s:g} s")
+        state = State.NOT_SERVING if self.all_stalled else State.DEGRADED
+        which = f"{self._stalled} of {self._threads} threads" if self._threads > 1 else "the only thread"
+        self._report(self._part, state, f"{which} exceeded the time limit of {self._limit_s:g} s")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from isogloss.wire.enums import ElementType, InputType, Metric, Priority, Truncation
 from isogloss.wire.sizes import embed_response_bytes, rankings_bytes, scores_bytes, utf8_bytes
@@ -24,14 +24,16 @@ from isogloss_server.errors import (
     UnsupportedDimensionsError,
     UnsupportedTruncationError,
 )
-from isogloss_server.models.interfaces import ModelCard, Rows, Urgency
+from isogloss_server.models.interfaces import ModelCard, Rows
 
-DEFAULT_ANSWER_BYTES = 4 * 1024 * 1024 - 65_536  # what gRPC clients accept by default, less some room
+DEFAULT_RESPONSE_BYTES = (
+    4 * 1024 * 1024 - 65_536
+)  # gRPC clients accept 4 MiB by default; the rest is room for other fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request of a model may ask for, as ListModels announces it."""
+    """Limits of one request to a model, as ListModels announces them."""
 
     max_texts: int
     max_request_bytes: int
@@ -39,40 +41,57 @@ class Limits:
     max_pairs: int
 
     def check_texts(self, texts: Sequence[str], path: str) -> None:
-        """Raises EmptyTextsError or TooManyTextsError where the request's list `path` is out of bounds."""
+        """Raises EmptyTextsError or TooManyTextsError if the length of the list `path` is out of bounds."""
         if not texts:
-            raise EmptyTextsError("at least one text is needed", field=path)
+            raise EmptyTextsError(f"{path} is empty; at least one text is required", field=path)
         if len(texts) > self.max_texts:
-            message = f"{len(texts)} texts; one request may have {self.max_texts}"
+            message = f"{len(texts)} texts; the limit of one request is {self.max_texts}"
             raise TooManyTextsError(message, field=path, actual=len(texts), limit=self.max_texts)
 
     def check_request_bytes(self, actual: int, path: str) -> None:
-        """Raises RequestTooLargeError where the texts and vectors of a request are `actual` bytes, and too many."""
+        """Raises RequestTooLargeError if `actual`, the bytes of texts and vectors of a request, exceeds the limit."""
         if actual > self.max_request_bytes:
-            message = f"{actual} bytes of texts and vectors; one request may have {self.max_request_bytes}"
+            message = f"{actual} bytes of texts and vectors; the limit of one request is {self.max_request_bytes}"
             raise RequestTooLargeError(message, field=path, actual=actual, limit=self.max_request_bytes)
 
     def check_response_bytes(self, actual: int, path: str) -> None:
-        """Raises ResponseTooLargeError where an answer of `actual` bytes would be too large."""
+        """Raises ResponseTooLargeError if a response of `actual` bytes would exceed the limit."""
         if actual > self.max_response_bytes:
-            message = f"the answer would have {actual} bytes; one response may have {self.max_response_bytes}"
+            message = f"the response would have {actual} bytes; the limit is {self.max_response_bytes}"
             raise ResponseTooLargeError(message, field=path, actual=actual, limit=self.max_response_bytes)
 
     def check_pairs(self, actual: int) -> None:
-        """Raises ResponseTooLargeError where `actual` pairs are too many for one Similarity."""
+        """Raises ResponseTooLargeError if `actual` pairs of one Similarity exceed the limit."""
         if actual > self.max_pairs:
-            message = f"{actual} pairs of a query and a candidate; one request may have {self.max_pairs}"
+            message = f"{actual} pairs of a query and a candidate; the limit of one request is {self.max_pairs}"
             raise ResponseTooLargeError(message, field="candidates", actual=actual, limit=self.max_pairs)
 
 
 def default_max_texts(dimensions: int) -> int:
-    """Returns how many texts' float32 vectors of that width fit the 4 MiB that gRPC clients accept by default."""
-    return DEFAULT_ANSWER_BYTES // embed_response_bytes(1, dimensions, ElementType.FLOAT32, allow_partial=True)
+    """Returns the number of float32 vectors of that width that fit 4 MiB, which gRPC clients accept by default."""
+    return DEFAULT_RESPONSE_BYTES // embed_response_bytes(1, dimensions, ElementType.FLOAT32, allow_partial=True)
+
+
+class RequestSize(NamedTuple):
+    """Number of texts to embed, their bytes of UTF-8, and the bytes of vectors that a request holds."""
+
+    texts: int
+    text_bytes: int
+    vector_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedRequest:
-    """One Embed: texts to one row vector each. `deadline_s` is a moment of the clock."""
+    """One Embed: each text to one row vector.
+
+    Attributes:
+        deadline_s: Moment of the clock after which the response is useless.
+        from_stream: Whether it came on a stream, which waits for room in the queue instead of being refused.
+        truncation: None for the model's default.
+        dimensions: 0 for all of the model's.
+
+    The others are those of the contract's EmbedRequest.
+    """
 
     path: ClassVar[str] = "texts"
 
@@ -87,32 +106,23 @@ class EmbedRequest:
     allow_partial: bool = False
     space_id: str = ""
     deadline_s: float = math.inf
-    patient: bool = False  # waits for room in the queue, since who asks is not read further meanwhile
-
-    @property
-    def text_count(self) -> int:
-        """How many texts are to be embedded."""
-        return len(self.texts)
+    from_stream: bool = False
 
     @cached_property
-    def text_bytes(self) -> int:
-        """How many bytes of UTF-8 these texts have."""
-        return utf8_bytes(self.texts)
+    def sides(self) -> tuple["TextSide"]:
+        """The texts, in the form of a Similarity's side."""
+        return (TextSide(self.path, self.texts, self.input_type),)
 
     @property
-    def vector_bytes(self) -> int:
-        """How many bytes of vectors came with the request."""
-        return 0
-
-    @property
-    def urgency(self) -> Urgency:
-        """How soon the answer is wanted."""
-        return Urgency(self.priority, self.deadline_s)
+    def size(self) -> RequestSize:
+        """Texts and bytes of the request."""
+        side = self.sides[0]
+        return RequestSize(len(side.texts), side.text_bytes, 0)
 
     def check(self, card: ModelCard, limits: Limits) -> int:
-        """Returns the columns to answer with; raises the error of what is wrong with the whole request."""
+        """Returns the number of columns of the response; raises a DomainError if the request as a whole is invalid."""
         limits.check_texts(self.texts, self.path)
-        limits.check_request_bytes(self.text_bytes, self.path)
+        limits.check_request_bytes(self.sides[0].text_bytes, self.path)
         if self.space_id and self.space_id != card.space_id:
             raise space_mismatch_error(self.space_id, card, "space_id")
         check_truncation(self.truncation, card)
@@ -124,7 +134,7 @@ class EmbedRequest:
 
 @dataclass(frozen=True)
 class TextSide:
-    """A side of a comparison given as texts; `path` is its place in the request."""
+    """Side of a comparison as texts; `path` is its field in the request."""
 
     path: str
     texts: Sequence[str]
@@ -132,7 +142,7 @@ class TextSide:
 
     @cached_property
     def text_bytes(self) -> int:
-        """How many bytes of UTF-8 the texts have; counted once, for the limits and for the queue."""
+        """Bytes of UTF-8 of all texts; counted once, for the limits and for admission."""
         return utf8_bytes(self.texts)
 
     def __len__(self) -> int:
@@ -141,7 +151,7 @@ class TextSide:
 
 @dataclass(frozen=True, slots=True)
 class VectorSide:
-    """A side of a comparison given as vectors, float32 [n, d], that stand for `wire_bytes` of the request."""
+    """Side of a comparison as vectors, float32 [n, d], which took `wire_bytes` bytes of the request."""
 
     path: str
     rows: Rows
@@ -172,7 +182,10 @@ class Nearest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarityRequest:
-    """One Similarity; without candidates the queries are compared with themselves."""
+    """One Similarity; without candidates the queries are compared with themselves.
+
+    The attributes are those of the contract's SimilarityRequest, and those of EmbedRequest.
+    """
 
     queries: TextSide | VectorSide
     candidates: TextSide | VectorSide | None
@@ -183,32 +196,23 @@ class SimilarityRequest:
     priority: Priority = Priority.INTERACTIVE
     shape: AllPairs | Pairwise | Nearest = AllPairs()
     deadline_s: float = math.inf
-    patient: ClassVar[bool] = False
+    from_stream: ClassVar[bool] = False
 
     @property
-    def text_count(self) -> int:
-        """How many texts are to be embedded."""
-        return sum(len(side) for side in (self.queries, self.candidates) if isinstance(side, TextSide))
+    def sides(self) -> tuple[TextSide | VectorSide, ...]:
+        """The queries, and the candidates if there are any."""
+        return (self.queries,) if self.candidates is None else (self.queries, self.candidates)
 
     @property
-    def text_bytes(self) -> int:
-        """How many bytes of UTF-8 these texts have."""
-        sides = self.queries, self.candidates
-        return sum(side.text_bytes for side in sides if isinstance(side, TextSide))
-
-    @property
-    def vector_bytes(self) -> int:
-        """How many bytes of vectors came with the request."""
-        return sum(side.rows.nbytes for side in (self.queries, self.candidates) if isinstance(side, VectorSide))
-
-    @property
-    def urgency(self) -> Urgency:
-        """How soon the answer is wanted."""
-        return Urgency(self.priority, self.deadline_s)
+    def size(self) -> RequestSize:
+        """Texts and bytes of the request."""
+        texts = [side for side in self.sides if isinstance(side, TextSide)]
+        vector_bytes = sum(side.rows.nbytes for side in self.sides if isinstance(side, VectorSide))
+        return RequestSize(sum(map(len, texts)), sum(side.text_bytes for side in texts), vector_bytes)
 
     def check(self, card: ModelCard, limits: Limits) -> int:
-        """Returns the columns to compare in; raises the error of what is wrong with the whole request."""
-        sides = [self.queries] if self.candidates is None else [self.queries, self.candidates]
+        """Returns the number of columns to compare; raises a DomainError if the request as a whole is invalid."""
+        sides = self.sides
         for side in sides:
             if isinstance(side, TextSide):
                 limits.check_texts(side.texts, side.path)
@@ -224,7 +228,7 @@ class SimilarityRequest:
         queries, candidates = len(self.queries), len(self.queries if self.candidates is None else self.candidates)
         if isinstance(self.shape, Pairwise):
             if queries != candidates:
-                message = f"{queries} queries and {candidates} candidates; pairwise needs as many of both"
+                message = f"{queries} queries and {candidates} candidates; pairwise requires equal numbers"
                 raise UnequalSidesError(message, field="candidates", queries=queries, candidates=candidates)
             limits.check_pairs(queries)
             limits.check_response_bytes(scores_bytes(queries), "queries")
@@ -236,7 +240,7 @@ class SimilarityRequest:
         if self.shape.k < 1:
             raise BadKError("k must be at least 1", field="nearest.k", actual=self.shape.k, limit=1)
         if self.shape.min_score is not None and math.isnan(self.shape.min_score):
-            raise BadMinScoreError("min_score is not a number", field="nearest.min_score")
+            raise BadMinScoreError("min_score must be a number, not NaN", field="nearest.min_score")
         limits.check_response_bytes(rankings_bytes(queries, min(self.shape.k, candidates)), "nearest.k")
 
     def _columns(self, sides: Sequence[TextSide | VectorSide], card: ModelCard) -> int:
@@ -253,7 +257,7 @@ class SimilarityRequest:
 
 
 def resolve_dimensions(dimensions: int, card: ModelCard, path: str) -> int:
-    """Returns the columns that `dimensions` stands for; raises UnsupportedDimensionsError where not offered."""
+    """Returns the number of columns, all for 0; raises UnsupportedDimensionsError if the model does not offer it."""
     if not dimensions:
         return card.dimensions[0]
     if dimensions not in card.dimensions:
@@ -264,27 +268,29 @@ def resolve_dimensions(dimensions: int, card: ModelCard, path: str) -> int:
 
 
 def check_truncation(truncation: Truncation | None, card: ModelCard) -> None:
-    """Raises UnsupportedTruncationError where the model does not offer `truncation`; None suits every model."""
+    """Raises UnsupportedTruncationError if the model does not offer `truncation`; every model offers None."""
     if truncation is not None and truncation not in card.truncations:
         choice = ", ".join(offer.value for offer in card.truncations)
         message = f"the model offers truncation {choice}, not {truncation.value}"
         raise UnsupportedTruncationError(message, field="truncation", actual=truncation.value, offered=choice)
 
 
-def resolve_truncation(job: EmbedRequest | SimilarityRequest, card: ModelCard) -> Truncation:
-    """Returns what becomes of the job's texts too long: as it says; else END, or ERROR where END is not offered."""
-    if job.truncation is not None:
-        return job.truncation
+def resolve_truncation(request: EmbedRequest | SimilarityRequest, card: ModelCard) -> Truncation:
+    """Returns the truncation of a request; if unset END, or ERROR for a model without END."""
+    if request.truncation is not None:
+        return request.truncation
     return Truncation.END if Truncation.END in card.truncations else Truncation.ERROR
 
 
 def space_mismatch_error(space_id: str, card: ModelCard, path: str) -> SpaceMismatchError:
-    """Returns the error for a request that is about another space than the model's."""
-    message = "space_id is required with vectors" if not space_id else "the vectors' space is not the model's"
-    return SpaceMismatchError(f"{message}, which is {card.space_id}", field=path, expected=card.space_id)
+    """Returns the error for a request of another space than the model's."""
+    problem = "the vectors belong to another space" if space_id else "vectors require a space_id"
+    return SpaceMismatchError(
+        f"{problem}; the space of the model is {card.space_id!r}", field=path, expected=card.space_id
+    )
 
 
 def find_empty_texts(texts: Sequence[str]) -> dict[int, DomainError]:
-    """Returns an error for each row whose text has no character but white space."""
-    message = "the text is empty or white space alone"
+    """Returns an error for each row whose text is empty or has white space alone."""
+    message = "the text is empty or has white space alone"
     return {row: EmptyTextError(message) for row, text in enumerate(texts) if not text or text.isspace()}

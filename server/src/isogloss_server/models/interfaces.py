@@ -1,11 +1,11 @@
-"""The seams between the engine and what computes vectors.
+"""Interfaces between the engine and the models.
 
-Letters of array shapes, here and everywhere: n texts, t tokens of all texts together, d dimensions.
+Letters in array shapes, here and everywhere: n texts, t tokens of all texts together, d dimensions.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Protocol
 
@@ -13,11 +13,13 @@ import numpy as np
 from isogloss.wire.enums import InputType, Priority, Truncation
 from numpy.typing import NDArray
 
+from isogloss_server.errors import DomainError
+
 Rows = NDArray[np.float32]  # [n, d]
 
 
 class State(IntEnum):
-    """How well a model serves; the greater the number, the worse."""
+    """Health of a model; a greater number is worse."""
 
     SERVING = 1
     DEGRADED = 2
@@ -30,15 +32,20 @@ Report = Callable[[State, str], None]  # tells of a change: the state, and a lin
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """By how much a number of a vector may differ, as a share of the vector's length."""
+    """Largest deviation of a number of a vector, as a share of the vector's length.
 
-    known: float  # from a known vector's
-    batch_invariance: float  # from the same text's vector, alone or beside others
+    Attributes:
+        known: From the known vector of the same text.
+        batch_invariance: Between a text's vector alone and in a batch.
+    """
+
+    known: float
+    batch_invariance: float
 
 
 @dataclass(frozen=True, slots=True)
 class Urgency:
-    """How soon an answer is wanted; `deadline_s` is a moment of the clock, after which nobody wants it."""
+    """Priority of a call and its deadline, in seconds of the clock."""
 
     priority: Priority = Priority.INTERACTIVE
     deadline_s: float = math.inf
@@ -53,20 +60,20 @@ class TokenBatch:
 
 
 class Model(Protocol):
-    """Token batches to vectors; called from worker threads, several at a time."""
+    """Computes vectors of token batches; called from several worker threads at a time."""
 
     def forward(self, batch: TokenBatch) -> Rows:
-        """Returns float32 [n, d], a row a text, as the model itself scales them."""
+        """Returns float32 [n, d], one row for each text, as the model scales them."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a model says of itself."""
+    """Description of a model."""
 
     backend: str  # static, openvino, sentence-transformers, cohere, ...
     space_id: str  # fingerprint of the vector space
-    dimensions: tuple[int, ...]  # that may be asked for, the model's own first
+    dimensions: tuple[int, ...]  # offered to callers, the model's own first
     max_tokens: int  # of one text
     revision: str = ""  # of the weights
     languages: tuple[str, ...] = ()  # BCP 47
@@ -77,48 +84,87 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """What an Embedder gives for n texts; times are seconds."""
+    """Result of an Embedder for n texts.
 
-    rows: Rows  # [n, d], as the model scales them
-    token_counts: NDArray[np.int64] | None  # [n], read after truncation; None where a provider does not tell
-    truncated_rows: tuple[int, ...] = ()  # ascending
+    Attributes:
+        rows: float32 [n, d], as the model scales them; zeros for a row error.
+        token_counts: int64 [n], after truncation; None if a provider does not return them.
+        truncated_rows: Rows whose texts were truncated, ascending.
+        row_errors: The errors of texts that cannot be embedded, by row, ascending.
+        total_tokens: Tokens of all texts, or those that a provider bills.
+        cached_rows: Rows that were not computed for this call.
+        tokenization_s: Seconds of tokenization.
+        queue_s: Seconds that the texts waited.
+        inference_s: Seconds of inference.
+    """
+
+    rows: Rows
+    token_counts: NDArray[np.int64] | None
+    truncated_rows: tuple[int, ...] = ()
+    row_errors: Mapping[int, DomainError] = field(default_factory=dict)
     total_tokens: int = 0
-    cached_rows: int = 0  # of n, that were known already
+    cached_rows: int = 0
     tokenization_s: float = 0.0
     queue_s: float = 0.0
     inference_s: float = 0.0
 
-    def spread(self, places: Sequence[int], n: int) -> "Embedded":
-        """Returns n rows: row i of these at places[i] (ascending), zeros elsewhere."""
+    @classmethod
+    def failed(
+        cls, n: int, dimensions: int, row_errors: Mapping[int, DomainError], *, tokenization_s: float = 0.0
+    ) -> "Embedded":
+        """Returns the result for n texts that were not computed, since some of them have errors."""
+        return cls(
+            rows=np.zeros((n, dimensions), np.float32),
+            token_counts=np.zeros(n, np.int64),
+            row_errors=row_errors,
+            tokenization_s=tokenization_s,
+        )
+
+    def spread(self, places: Sequence[int], n: int, row_errors: Mapping[int, DomainError]) -> "Embedded":
+        """Returns n rows: row i of these at places[i] (ascending), zeros and `row_errors` elsewhere."""
         rows = np.zeros((n, self.rows.shape[1]), dtype=np.float32)
         rows[places] = self.rows
         counts = None
         if self.token_counts is not None:
             counts = np.zeros(n, dtype=np.int64)
             counts[places] = self.token_counts
-        truncated = tuple(places[row] for row in self.truncated_rows)
-        return replace(self, rows=rows, token_counts=counts, truncated_rows=truncated)
+        errors = {**row_errors, **{places[row]: error for row, error in self.row_errors.items()}}
+        return replace(
+            self,
+            rows=rows,
+            token_counts=counts,
+            truncated_rows=tuple(places[row] for row in self.truncated_rows),
+            row_errors=dict(sorted(errors.items())),
+        )
 
 
 class Embedder(Protocol):
-    """Texts to vectors, wherever they are computed."""
+    """Embeds texts, whether locally or at a provider."""
 
     @property
     def card(self) -> ModelCard:
-        """What the model says of itself."""
+        """Description of the model."""
         ...
 
     async def embed(
-        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
     ) -> Embedded:
-        """Returns the vectors of `texts` (at least one, none of white space alone), in order.
+        """Returns one row for each of `texts` (at least one, none of white space alone), in order.
+
+        A text that cannot be embedded has a row error. Unless `allow_partial`, texts need not be computed once one of
+        them has an error: the other rows are then undefined.
 
         Raises:
-            RowFaults: some texts cannot be embedded; all of them are named.
-            DomainError: one of those that errors/ lists.
+            DomainError: the call as a whole failed; see errors.py.
         """
         ...
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Takes no more texts, fails those that wait, and waits `wait_s` seconds at most for what runs to end."""
+        """Accepts no more texts, fails those that wait, and waits at most `wait_s` seconds for running inference."""
         ...

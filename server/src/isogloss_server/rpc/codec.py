@@ -68,7 +68,7 @@ def from_matrix(message: pb.Matrix, path: str) -> Rows:
         raise BadMatrixError(str(error), field=f"{path}.{error.part}") from None
 
 
-def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> EmbedRequest:
+def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, from_stream: bool) -> EmbedRequest:
     """Returns the job that an Embed asks for, on a stream a patient one; raises UnknownEnumError."""
     return EmbedRequest(
         texts=_texts(request.texts),
@@ -82,7 +82,7 @@ def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, patient: bo
         allow_partial=request.allow_partial,
         space_id=request.space_id,
         deadline_s=deadline_s,
-        patient=patient,
+        from_stream=from_stream,
     )
 
 
@@ -95,7 +95,7 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
         space_id=result.space_id,
         token_counts=None if counts is None else counts.tolist(),
         truncated_rows=embedded.truncated_rows,
-        row_errors=[pb.RowError(row=row, status=to_row_status(fault)) for row, fault in result.faults.items()],
+        row_errors=[pb.RowError(row=row, status=to_row_status(fault)) for row, fault in embedded.row_errors.items()],
         total_tokens=embedded.total_tokens,
         per_text_counts=counts is not None,
     )
@@ -148,7 +148,7 @@ def to_health_response(
             pb.ModelHealth(
                 model=model.name,
                 status=_status_number(registry.state(model)),
-                detail="the server is about to stop" if registry.draining else model.detail,
+                detail="the server is about to stop" if registry.draining else model.health.detail,
                 queued_texts=model.queued_texts,
                 embedded_texts=model.embedded_texts,
             )

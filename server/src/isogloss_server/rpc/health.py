@@ -1,4 +1,4 @@
-"""grpc.health.v1 told from the registry, which the Health RPC is told from too, so that they agree."""
+"""grpc.health.v1, answered from the registry like the Health RPC, so that both agree."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,14 +9,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from isogloss_server.engine.registry import Registry
 from isogloss_server.models.interfaces import State
-from isogloss_server.rpc.interceptor import Context
+from isogloss_server.rpc.interceptor import GrpcContext
 
 READY = frozenset({State.SERVING, State.DEGRADED})
 Status = health_pb2.HealthCheckResponse
 
 
 class StandardHealth(health_pb2_grpc.HealthServicer):
-    """The empty name is liveness, the service's name the default model's readiness, a model's name its own."""
+    """The empty name is liveness, the name of the service readiness of the default model, a model's name its own."""
 
     def __init__(self, registry: Registry, service: str) -> None:
         self._registry = registry
@@ -25,34 +25,36 @@ class StandardHealth(health_pb2_grpc.HealthServicer):
         self._ended = False
         registry.on_change(self._wake)
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
-        """Returns the status of one name; NOT_FOUND where nothing of that name is served."""
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: GrpcContext
+    ) -> health_pb2.HealthCheckResponse:
+        """Returns the status of one name; NOT_FOUND for an unknown name."""
         status = self._status(request.service)
         if status == Status.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "nothing of that name is served")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service; see List for the names")
         return Status(status=status)
 
-    async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
+    async def List(self, request: health_pb2.HealthListRequest, context: GrpcContext) -> health_pb2.HealthListResponse:
         """Returns the status of every name."""
         names = ["", self._service, *(model.name for model in self._registry.models)]
         return health_pb2.HealthListResponse(statuses={name: Status(status=self._status(name)) for name in names})
 
     async def Watch(
-        self, request: health_pb2.HealthCheckRequest, context: Context
+        self, request: health_pb2.HealthCheckRequest, context: GrpcContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Yields the status of one name now and whenever it changes, until the server stops taking calls."""
-        told = None
+        """Yields the status of one name, now and after each change, until the server stops accepting calls."""
+        sent = None
         while not self._ended:
             changed = self._changed
             status = self._status(request.service)
-            if status != told:
+            if status != sent:
                 yield Status(status=status)
-                told = status
+                sent = status
             await changed.wait()
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
     def end_watches(self) -> None:
-        """Ends every Watch: an open stream would hold the server's stop to the end of its grace."""
+        """Ends every Watch: an open stream would delay the stop of the server to the end of its grace period."""
         self._ended = True
         self._wake()
 

@@ -1,4 +1,4 @@
-"""The grpc.aio server: options, services, the port, and the end."""
+"""The grpc.aio server: options, services, port, stop."""
 
 import errno
 import socket
@@ -20,45 +20,45 @@ from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
-ROOM_BYTES = 1024 * 1024  # of a message beside texts and vectors
+ROOM_BYTES = 1024 * 1024  # of a message for all but texts and vectors
 
 
 def options(settings: Settings) -> list[tuple[str, int]]:
     """Returns the channel arguments of the server."""
     return [
-        ("grpc.so_reuseport", 0),  # else a second server shares a taken port silently
-        # A request up to twice the limit is still read, so that its refusal can carry reason and limit.
+        ("grpc.so_reuseport", 0),  # else a second server binds a taken port silently
+        # A request of up to twice the limit is read, so that its error can name the reason and the limit.
         ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + ROOM_BYTES),
         ("grpc.max_send_message_length", settings.max_response_bytes + ROOM_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 60_000),  # connections whose other end is gone are closed
+        ("grpc.keepalive_time_ms", 60_000),  # closes connections whose peer has vanished
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
 
 
 class Server:
-    """The gRPC face of a pipeline on one address."""
+    """Serves a pipeline over gRPC on one address."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, pipeline: Pipeline, workers: Executor, clock: Clock
+        self, settings: Settings, registry: Registry, pipeline: Pipeline, executor: Executor, clock: Clock
     ) -> None:
         interceptor = CallInterceptor(SERVICE, clock, access_log=settings.access_log)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
         window = StreamWindow(settings.stream_window_requests, settings.stream_window_bytes)
-        service = EmbeddingService(registry, pipeline, workers, clock, window)
+        service = EmbeddingService(registry, pipeline, executor, clock, window)
         self._streams = service.streams
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(service, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
     async def start(self) -> int:
-        """Begins to listen; returns the port.
+        """Starts to listen; returns the port.
 
         Raises:
-            ListenError: the address is taken, not this machine's, or not allowed.
+            ListenError: the address is in use, not local, or not permitted.
         """
         host, port = self._settings.host, self._settings.port
         check_free(host, port)
@@ -71,14 +71,14 @@ class Server:
         return bound
 
     async def stop(self, grace_s: float | None) -> None:
-        """Takes no new calls, ends watches and streams, gives calls in flight `grace_s` seconds, then cancels them."""
+        """Accepts no new calls, ends watches and streams, and cancels calls after `grace_s` seconds."""
         self._health.end_watches()
         self._streams.end()
         await self._grpc.stop(grace_s)
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises ListenError where the address cannot be listened on; the kernel's word is clearer than gRPC's."""
+    """Raises ListenError if the server cannot listen on the address; the kernel's error is clearer than gRPC's."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -86,7 +86,7 @@ def check_free(host: str, port: int) -> None:
             probe.bind(address)
             probe.listen(1)
     except UnicodeError as error:
-        raise ListenError(f"cannot listen on {host}:{port}: that is no host name") from error
+        raise ListenError(f"cannot listen on {host}:{port}: invalid host name") from error
     except OSError as error:
         known = {errno.EADDRINUSE: "the port is in use", errno.EACCES: "the port needs more rights"}
         why = known.get(error.errno or 0, error.strerror)

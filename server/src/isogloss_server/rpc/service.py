@@ -1,73 +1,73 @@
-"""The EmbeddingService: one method for each RPC, read -> pipeline -> write."""
+"""EmbeddingService: one method for each RPC. Converts the message, calls the pipeline, converts the result."""
 
 from collections.abc import AsyncIterator
-from functools import partial
 
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
 
 from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
-from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.executor import INLINE_RANKINGS, Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.rpc import codec
-from isogloss_server.rpc.interceptor import CURRENT_CALL, Context
+from isogloss_server.rpc.interceptor import CallContext
 from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
-
-INLINE_RANKINGS = 256  # so many lists are written sooner than another thread could take them over
 
 
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
-    """Answers isogloss.v1; domain errors leave to the interceptor, which makes statuses of them."""
+    """Serves isogloss.v1. Its methods receive a CallContext; the interceptor turns their errors into statuses."""
 
     def __init__(
-        self, registry: Registry, pipeline: Pipeline, workers: Executor, clock: Clock, window: StreamWindow
+        self, registry: Registry, pipeline: Pipeline, executor: Executor, clock: Clock, window: StreamWindow
     ) -> None:
         self._registry = registry
         self._pipeline = pipeline
-        self._workers = workers
+        self._executor = executor
         self._clock = clock
         self._started_s = clock.monotonic_s()
-        self.streams = EmbedStreams(partial(self._embed, patient=True), window, clock)
+        self.streams = EmbedStreams(self._embed, window, clock)
 
-    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        """Texts to one row vector each."""
-        return await self._embed(request, CURRENT_CALL.get().deadline_s, patient=False)
+    async def Embed(self, request: pb.EmbedRequest, context: CallContext) -> pb.EmbedResponse:  # type: ignore[override]
+        """Embeds texts."""
+        return await self._embed(request, context, context.deadline_s, from_stream=False)
 
     async def EmbedStream(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: CallContext
     ) -> None:
-        """Embed, many at a time on one stream."""
+        """Serves many Embed requests on one stream."""
         await self.streams.serve(context)
 
-    async def _embed(self, request: pb.EmbedRequest, deadline_s: float, *, patient: bool) -> pb.EmbedResponse:
-        call = CURRENT_CALL.get()
+    async def _embed(
+        self, request: pb.EmbedRequest, call: CallContext, deadline_s: float, *, from_stream: bool
+    ) -> pb.EmbedResponse:
         call.texts += len(request.texts)
         call.model = self._registry.get(request.model).name
-        result = await self._pipeline.embed(codec.to_embed_request(request, deadline_s, patient=patient))
+        result = await self._pipeline.embed(codec.to_embed_request(request, deadline_s, from_stream=from_stream))
         call.tokens += result.embedded.total_tokens
         return codec.to_embed_response(result)
 
-    async def Similarity(self, request: pb.SimilarityRequest, context: Context) -> pb.SimilarityResponse:
-        """Scores of queries against candidates."""
-        call = CURRENT_CALL.get()
-        call.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
-        call.model = self._registry.get(request.model).name
-        result = await self._pipeline.similarity(codec.to_similarity_request(request, call.deadline_s))
-        call.tokens = result.total_tokens
-        if isinstance(result.compared, Rankings) and len(result.compared.counts) > INLINE_RANKINGS:
-            return await self._workers.run(codec.to_similarity_response, result)
-        return codec.to_similarity_response(result)
+    async def Similarity(  # type: ignore[override]
+        self, request: pb.SimilarityRequest, context: CallContext
+    ) -> pb.SimilarityResponse:
+        """Scores queries against candidates."""
+        context.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
+        context.model = self._registry.get(request.model).name
+        result = await self._pipeline.similarity(codec.to_similarity_request(request, context.deadline_s))
+        context.tokens = result.total_tokens
+        rankings = len(result.compared.counts) if isinstance(result.compared, Rankings) else 0
+        return await self._executor.run_if_large(rankings, INLINE_RANKINGS, codec.to_similarity_response, result)
 
-    async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
-        """How the models are."""
+    async def Health(self, request: pb.HealthRequest, context: CallContext) -> pb.HealthResponse:  # type: ignore[override]
+        """Reports the health of the models."""
         models = [self._registry.get(request.model)] if request.model else self._registry.models
         uptime_s = self._clock.monotonic_s() - self._started_s
         return codec.to_health_response(self._registry, models, version=__version__, uptime_s=uptime_s)
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        """What the models that are loaded are, and what one request may ask of them."""
+    async def ListModels(  # type: ignore[override]
+        self, request: pb.ListModelsRequest, context: CallContext
+    ) -> pb.ListModelsResponse:
+        """Describes the loaded models, and the limits of one request to each."""
         models = self._registry.ready_models
         return pb.ListModelsResponse(models=[codec.to_model_info(model) for model in models])

@@ -1,32 +1,39 @@
-"""EmbedStream: many requests in flight on one stream, answered as they are ready, each by its id."""
+"""EmbedStream: many in-flight requests on one stream, answered in any order, each under its id."""
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from isogloss.v1 import embedding_pb2 as pb
 
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DeadlineExceededError, DomainError, DrainingError, DuplicateIdError
-from isogloss_server.rpc.interceptor import CURRENT_CALL, Context, parse, to_domain_error
+from isogloss_server.rpc.interceptor import CallContext, GrpcContext, parse, release_frames, to_domain_error
 from isogloss_server.rpc.status import to_status
 
-Embed = Callable[[pb.EmbedRequest, float], Awaitable[pb.EmbedResponse]]
+
+class Embed(Protocol):
+    """Answers one Embed of a call."""
+
+    async def __call__(
+        self, request: pb.EmbedRequest, call: CallContext, deadline_s: float, *, from_stream: bool
+    ) -> pb.EmbedResponse:
+        """Returns the response; raises a DomainError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class StreamWindow:
-    """How much of one stream may be unanswered before the server reads no further."""
+    """Bounds of the unanswered requests of one stream: beyond them the server reads no further."""
 
     max_requests: int
     max_bytes: int
 
 
 class EmbedStreams:
-    """Serves every open stream, and ends them all when the server stops taking calls."""
+    """Serves all open streams, and ends them when the server stops accepting calls."""
 
     def __init__(self, embed: Embed, window: StreamWindow, clock: Clock) -> None:
         self._embed = embed
@@ -35,52 +42,51 @@ class EmbedStreams:
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """Lets every stream read no further; each answers what it has read, then ends with DRAINING."""
+        """Stops reading on every stream; each answers the requests that it has read, then ends with DRAINING."""
         self._ending.set()
 
-    async def serve(self, context: Context) -> None:
-        """Answers one stream until its caller half-closes.
+    async def serve(self, call: CallContext) -> None:
+        """Serves one stream until its caller half-closes.
 
         Raises:
-            DuplicateIdError: an id in flight was used again.
-            MalformedRequestError: bytes were no message.
-            DrainingError: the server stops; all that was read is answered.
+            DuplicateIdError: the id of an in-flight request was used again.
+            MalformedRequestError: bytes were not a message.
+            DrainingError: the server is stopping; all requests that were read are answered.
         """
-        stream = _OpenStream(self._embed, self._window, self._clock, context)
+        stream = _OpenStream(self._embed, self._window, self._clock, call)
         ending = asyncio.ensure_future(self._ending.wait())
         try:
-            while (request := await _next(context, ending)) is not None:
-                await stream.take(parse(pb.EmbedStreamRequest.FromString, request), len(request))
+            while (request := await _next(call.grpc, ending)) is not None:
+                await stream.accept(parse(pb.EmbedStreamRequest.FromString, request), len(request))
             await stream.all_answered()
         except DomainError:
-            await stream.cut_short()
+            await stream.abort()
             raise
         finally:
             ending.cancel()
-            stream.give_up()
+            stream.cancel()
         if self._ending.is_set():
-            raise DrainingError("the server is about to stop; ids without an answer want to be sent again")
+            raise DrainingError("the server is stopping; send the ids without a response to another server")
 
 
 class _OpenStream:
-    """The requests in flight of one stream."""
+    """In-flight requests of one stream."""
 
-    def __init__(self, embed: Embed, window: StreamWindow, clock: Clock, context: Context) -> None:
+    def __init__(self, embed: Embed, window: StreamWindow, clock: Clock, call: CallContext) -> None:
         self._embed = embed
         self._window = window
         self._clock = clock
-        self._context = context
-        self._call = CURRENT_CALL.get()
+        self._call = call
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._unanswered_bytes = 0
         self._answered = asyncio.Event()
         self._writing = asyncio.Lock()
-        self._writer: asyncio.Task[None] | None = None  # who holds it
+        self._writer: asyncio.Task[None] | None = None  # task that holds the lock
 
-    async def take(self, message: pb.EmbedStreamRequest, size: int) -> None:
-        """Begins to answer a request, and returns when there is room for another one."""
+    async def accept(self, message: pb.EmbedStreamRequest, size: int) -> None:
+        """Starts to answer a request, and returns when the window has room for another one."""
         if message.id in self._tasks:
-            raise DuplicateIdError("the id is still in flight", field="id", id=message.id)
+            raise DuplicateIdError("the id belongs to a request that is still in flight", field="id", id=message.id)
         self._unanswered_bytes += size
         self._tasks[message.id] = asyncio.create_task(self._answer(message, size))
         while len(self._tasks) >= self._window.max_requests or self._unanswered_bytes >= self._window.max_bytes:
@@ -88,35 +94,35 @@ class _OpenStream:
             await self._answered.wait()
 
     async def all_answered(self) -> None:
-        """Returns once nothing is in flight."""
+        """Returns when no request is in flight."""
         while self._tasks:
             self._answered.clear()
             await self._answered.wait()
 
-    async def cut_short(self) -> None:
-        """Cancels what is in flight, but lets out the answer that is being written: without it gRPC sends no status."""
+    async def abort(self) -> None:
+        """Cancels the in-flight requests but for the response being written: gRPC sends no status before its end."""
         for task in self._tasks.values():
             if task is not self._writer:
                 task.cancel()
         async with self._writing:
             pass
 
-    def give_up(self) -> None:
-        """Cancels what is in flight."""
+    def cancel(self) -> None:
+        """Cancels the in-flight requests."""
         for task in self._tasks.values():
             task.cancel()
 
     async def _answer(self, message: pb.EmbedStreamRequest, size: int) -> None:
-        """Answers one request with its response or its own error, written one at a time."""
+        """Answers one request with its response or its own error; responses are written one at a time."""
         try:
             answer = await self._response(message)
-            grown = max(0, answer.ByteSize() - size)  # an answer that waits to be written counts as well
+            grown = max(0, answer.ByteSize() - size)  # a response that waits to be written counts as well
             size += grown
             self._unanswered_bytes += grown
             async with self._writing:
                 self._writer = asyncio.current_task()
-                with contextlib.suppress(grpc.aio.BaseError):  # the caller is gone, and the stream ends by itself
-                    await self._context.write(answer)
+                with contextlib.suppress(grpc.aio.BaseError):  # the caller has gone, which ends the stream
+                    await self._call.grpc.write(answer)
                 self._writer = None
         finally:
             self._unanswered_bytes -= size
@@ -130,17 +136,19 @@ class _OpenStream:
             if timeout_s is not None:
                 deadline_s = min(deadline_s, self._clock.monotonic_s() + timeout_s)
             async with asyncio.timeout(timeout_s):
-                response = await self._embed(message.request, deadline_s)
+                response = await self._embed(message.request, self._call, deadline_s, from_stream=True)
         except TimeoutError:
-            error = DeadlineExceededError("the request's own timeout has passed")
-            return pb.EmbedStreamResponse(id=message.id, error=to_status(error).proto)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it answers for its request alone
-            return pb.EmbedStreamResponse(id=message.id, error=to_status(to_domain_error(error, self._call)).proto)
+            expired = DeadlineExceededError("the timeout of the request has passed")
+            return pb.EmbedStreamResponse(id=message.id, error=to_status(expired).proto)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it fails its own request alone
+            status = to_status(to_domain_error(error, self._call))
+            release_frames(error)
+            return pb.EmbedStreamResponse(id=message.id, error=status.proto)
         return pb.EmbedStreamResponse(id=message.id, response=response)
 
 
-async def _next(context: Context, ending: "asyncio.Future[Any]") -> bytes | None:
-    """Returns the next message's bytes; None after a half-close, or once the streams are to end."""
+async def _next(context: GrpcContext, ending: "asyncio.Future[Any]") -> bytes | None:
+    """Returns the bytes of the next message; None after a half-close, or when the streams must end."""
     reading = asyncio.ensure_future(context.read())
     try:
         await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)

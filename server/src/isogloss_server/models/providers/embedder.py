@@ -76,7 +76,13 @@ class ProviderEmbedder:
         return self._card
 
     async def embed(
-        self, texts: Sequence[str], input_type: InputType, truncation: Truncation, urgency: Urgency
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,  # noqa: ARG002 - providers have no errors of single texts
     ) -> Embedded:
         """Returns the vectors of `texts`, in order, of which equal ones are sent once; see `models.base.Embedder`.
 

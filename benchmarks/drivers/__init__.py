@@ -1,0 +1,1 @@
+"""Programs of this repository that the benchmarks run as processes: load generators, reference servers, the engine."""

@@ -1,0 +1,1 @@
+"""Generators that are not shipped: the stubs, the generated pages of docs/ and the heat map."""
