@@ -240,6 +240,7 @@ class FakeServer(Settings):
 
     @on_request.setter
     def on_request(self, function: Callable[[Received], None] | None) -> None:
+        """Sets the function; None removes it."""
         self._script.on_request = function
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
