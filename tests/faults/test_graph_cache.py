@@ -12,7 +12,7 @@ from tests.support import shapes
 from tests.support.limited import python_with
 from tests.support.server_process import ServerProcess
 
-NOT_KEPT = "the compiled graph is not kept"
+NOT_KEPT = "cannot cache the compiled graph"
 
 
 @contextlib.contextmanager
@@ -25,13 +25,13 @@ def serving(tmp_path: Path, cache: Path, *limits: str) -> Iterator[ServerProcess
 
 
 def check_served_with_one_warning(server: ServerProcess) -> str:
-    """Asserts that the server answers and has warned once; returns why."""
+    """Asserts that the server answers and has warned once; returns the cause."""
     with Client(server.address) as client:
         assert client.embed(["one text", "and another"]).vectors.shape[0] == 2
     assert server.stop() == 0
     warnings = [json.loads(line) for line in server.lines if NOT_KEPT in line]
     assert len(warnings) == 1
-    return str(warnings[0]["why"])
+    return str(warnings[0]["cause"])
 
 
 def test_a_full_disk_costs_a_compilation(tmp_path: Path) -> None:

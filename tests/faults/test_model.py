@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss_server.engine import local_embedder
-from isogloss_server.engine.monitoring import CHECKS, FAILURES
-from isogloss_server.models.interfaces import Rows, State
+from isogloss_server.engine.monitoring import CHECKS, FAILURES, State
+from isogloss_server.models.interfaces import Rows
 
 from tests.support.faulty import Answer, rows_of, serving_faulty
 from tests.support.gated_model import GatedModel
@@ -130,6 +130,7 @@ async def test_a_clock_that_leaps_makes_nothing_hang(static_folder: Path) -> Non
         assert good(await call, "one")
 
 
+@pytest.mark.usefixtures("untraced")
 async def test_a_thread_that_dies_is_made_anew(static_folder: Path) -> None:
     """The callers of its batch fail with UNAVAILABLE at once, others are answered; DEGRADED until a batch succeeds."""
     model = GatedModel(gated=True)

@@ -87,7 +87,7 @@ async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) 
         card,
         ProviderLimits(**{**usual, "texts_per_minute": 0, "timeout_s": 60.0, **terms}),
         clock,
-        report=functools.partial(model.health.report, "provider"),
+        on_health=functools.partial(model.health.report_degraded, "provider"),
         jitter=lambda: JITTER,
     )
     model.serve(ReadyModel(embedder, LIMITS, Admission("m", card, AdmissionLimits(bulk_slots=32), clock)))

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import metrics
-from isogloss_server.circuit_breaker import FAULTS_TO_BYPASS, FIRST_PAUSE_S, LAST_PAUSE_S, WHY
 from isogloss_server.engine import shared_cache as module
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.shared_cache import VERSION, Entry, SharedCache
-from isogloss_server.models.interfaces import Embedded, State, Urgency
+from isogloss_server.engine.shared_cache import (
+    FAILURES_TO_OPEN,
+    FIRST_PAUSE_S,
+    MAX_PAUSE_S,
+    UNAVAILABLE,
+    VERSION,
+    Entry,
+    SharedCache,
+)
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.changing_embedder import ChangingEmbedder, settle
 from tests.support.dict_store import DictStore
@@ -27,8 +34,8 @@ class Server:
         self.store = store
         self.clock = OwnTime()
         self.embedder = ChangingEmbedder()
-        self.told: list[tuple[State, str]] = []
-        shared = SharedCache(store, self.clock, timeout_s=timeout_s, report=lambda *told: self.told.append(told))
+        self.told: list[str] = []
+        shared = SharedCache(store, self.clock, timeout_s=timeout_s, on_health=self.told.append)
         self.cache = Cache(self.clock, max_bytes=0, shared=shared)
         self.shared = shared
 
@@ -106,20 +113,20 @@ async def test_it_is_bypassed_where_it_does_not_answer_and_comes_back_by_itself(
     server = await Server(store, timeout_s=60.0 if why else 0.001).start()
     await server.ask("known")
     store.why, store.hangs = why, not why
-    for number in range(FAULTS_TO_BYPASS + 5):
+    for number in range(FAILURES_TO_OPEN + 5):
         await server.ask(f"{number}")
-    assert len(store.asked) == 1 + FAULTS_TO_BYPASS
-    assert [(state, WHY in detail) for state, detail in server.told] == [(State.DEGRADED, True)]
-    for pause_s in (FIRST_PAUSE_S, 1.0, 2.0, 4.0, LAST_PAUSE_S, LAST_PAUSE_S):
+    assert len(store.asked) == 1 + FAILURES_TO_OPEN
+    assert [UNAVAILABLE in detail for detail in server.told] == [True]
+    for pause_s in (FIRST_PAUSE_S, 1.0, 2.0, 4.0, MAX_PAUSE_S, MAX_PAUSE_S):
         asleep, pings = len(server.clock.slept_s), store.pings
         assert server.clock.slept_s[-1] == pause_s
         server.clock.pass_s(pause_s)
         await server.clock.asleep(asleep + 1)
         assert store.pings == pings + 1
     store.why, store.hangs = "", False
-    server.clock.pass_s(LAST_PAUSE_S)
+    server.clock.pass_s(MAX_PAUSE_S)
     await settle()
-    assert server.told[1:] == [(State.SERVING, "")]
+    assert server.told[1:] == [""]
     assert (await server.ask("known")).cached_rows == 1
     store.why = "ConnectionError"
     await server.ask("a single fault, as good as before")
@@ -132,10 +139,10 @@ async def test_it_is_bypassed_where_it_does_not_answer_and_comes_back_by_itself(
 async def test_a_single_late_answer_is_nothing(store: DictStore) -> None:
     """Faults with answers between them keep nobody from asking."""
     server = await Server(store).start()
-    for number in range(4 * FAULTS_TO_BYPASS):
+    for number in range(4 * FAILURES_TO_OPEN):
         store.why = "TimeoutError" if number % 2 else ""
         await server.ask(f"{number}")
-    assert len(store.asked) == 4 * FAULTS_TO_BYPASS
+    assert len(store.asked) == 4 * FAILURES_TO_OPEN
     assert server.told == []
     await server.cache.close()
 
@@ -144,7 +151,7 @@ async def test_a_store_that_is_down_at_the_start_holds_up_nobody(store: DictStor
     """From the start health says that it does not answer, and why, and calls are served without it."""
     store.why = "AuthenticationError"
     server = await Server(store).start()
-    assert server.told == [(State.DEGRADED, f"{WHY}: AuthenticationError")]
+    assert server.told == [f"{UNAVAILABLE}: AuthenticationError"]
     assert (await server.ask("a")).cached_rows == 0
     assert store.asked == []
     await server.cache.close()
@@ -161,7 +168,7 @@ async def test_a_store_that_keeps_nothing_is_told_of_once(store: DictStore, capl
         await server.ask("d")
         store.refusal = "ReadOnlyError"
         await server.ask("e")
-    lines = [record.fields["why"] for record in caplog.records]  # type: ignore[attr-defined]
+    lines = [record.fields["cause"] for record in caplog.records]  # type: ignore[attr-defined]
     assert lines == ["OutOfMemoryError", "ReadOnlyError"]
     assert errors("set") - before == 4
     assert server.told == []
@@ -171,7 +178,7 @@ async def test_a_store_that_keeps_nothing_is_told_of_once(store: DictStore, capl
 
 async def test_what_waits_to_be_written_is_bounded(store: DictStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where writing lags, rows are dropped rather than gathered, and counted; what fits is written later."""
-    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 10 * 4 * WIDTH)
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 10 * 4 * WIDTH)
     server, before = Server(store), errors("drop")
     entries: dict[bytes, Entry] = {bytes([n]): (bytes(4 * WIDTH), 1, False) for n in range(8)}
     server.shared.put(entries)

@@ -1,4 +1,4 @@
-"""A provider, and the time that it and the server go by."""
+"""A fake provider, and the clock of the provider and the server."""
 
 from collections.abc import Iterator
 
@@ -11,12 +11,12 @@ from tests.support.provider import KEY
 
 @pytest.fixture
 def clock() -> OwnTime:
-    """Time that the test lets pass."""
+    """A clock that the test advances."""
     return OwnTime()
 
 
 @pytest.fixture
 def fake(clock: OwnTime) -> Iterator[FakeProvider]:
-    """A provider that knows one key, and tells the moments of its requests by the test's own time."""
+    """A provider that accepts one key, and stamps its requests with the test's clock."""
     with FakeProvider(key=KEY, now_s=clock.monotonic_s) as provider:
         yield provider

@@ -1,4 +1,4 @@
-"""What providers are asked for, and what is made of their answers: the real SDKs against a provider on this machine."""
+"""Requests to providers, and the parsing of their responses, with the real SDKs and a provider on this machine."""
 
 from typing import Any
 
@@ -30,8 +30,8 @@ LIGHT_NAME, SMALL_NAME = "embed-multilingual-light-v3.0", "text-embedding-3-smal
         (pb.INPUT_TYPE_CLUSTERING, "clustering"),
     ],
 )
-async def test_the_input_type_is_coheres_own(fake: FakeProvider, input_type: Any, word: str) -> None:
-    """Each input type is sent in Cohere's word for it, and its vectors come back as they are."""
+async def test_input_types_are_mapped_to_coheres(fake: FakeProvider, input_type: Any, word: str) -> None:
+    """Each input type is sent as Cohere's, and the vectors are unchanged."""
     async with remote(fake, LIGHT, OwnTime()) as m:
         answer = await m.stub.Embed(pb.EmbedRequest(texts=["one", "two"], input_type=input_type))
     [request] = fake.requests
@@ -58,15 +58,15 @@ async def test_the_input_type_is_coheres_own(fake: FakeProvider, input_type: Any
         (pb.TRUNCATION_ERROR, "NONE"),
     ],
 )
-async def test_the_truncation_is_coheres_own(fake: FakeProvider, truncation: Any, word: str) -> None:
-    """Each truncation is sent in Cohere's word for it."""
+async def test_truncations_are_mapped_to_coheres(fake: FakeProvider, truncation: Any, word: str) -> None:
+    """Each truncation is sent as Cohere's."""
     async with remote(fake, LIGHT, OwnTime()) as m:
         await m.stub.Embed(pb.EmbedRequest(texts=["one"], truncation=truncation))
     assert [request.body["truncate"] for request in fake.requests] == [word]
 
 
-async def test_a_text_too_long_for_cohere_that_may_not_be_cut_is_the_callers(fake: FakeProvider) -> None:
-    """Cohere's refusal of a text that is too long is INVALID_ARGUMENT, in its own words, and is tried once."""
+async def test_a_text_over_coheres_limit_is_an_invalid_argument(fake: FakeProvider) -> None:
+    """If truncation is forbidden, Cohere's error is INVALID_ARGUMENT with its message, and is not retried."""
     async with remote(fake, LIGHT, OwnTime()) as m:
         call = m.stub.Embed(pb.EmbedRequest(texts=["word " * 513], truncation=pb.TRUNCATION_ERROR))
         told = await failure(call)
@@ -76,8 +76,8 @@ async def test_a_text_too_long_for_cohere_that_may_not_be_cut_is_the_callers(fak
 
 
 @pytest.mark.parametrize("truncation", [pb.TRUNCATION_END, pb.TRUNCATION_START])
-async def test_openai_cuts_no_text(fake: FakeProvider, truncation: Any) -> None:
-    """A truncation that OpenAI does not offer is refused before anything is sent."""
+async def test_openai_has_no_truncation(fake: FakeProvider, truncation: Any) -> None:
+    """A truncation that OpenAI does not offer is rejected before a call."""
     async with remote(fake, SMALL, OwnTime()) as m:
         told = await failure(m.stub.Embed(pb.EmbedRequest(texts=["one"], truncation=truncation)))
         listed = (await m.stub.ListModels(pb.ListModelsRequest())).models[0]
@@ -86,8 +86,8 @@ async def test_openai_cuts_no_text(fake: FakeProvider, truncation: Any) -> None:
 
 
 @pytest.mark.parametrize("truncation", [pb.TRUNCATION_UNSPECIFIED, pb.TRUNCATION_ERROR])
-async def test_openai_is_asked_for_the_whole_vector_as_bytes(fake: FakeProvider, truncation: Any) -> None:
-    """OpenAI gets model, texts and encoding alone, whatever dimensions are wanted; shortening is the server's."""
+async def test_requests_to_openai_have_model_texts_and_encoding_alone(fake: FakeProvider, truncation: Any) -> None:
+    """OpenAI receives model, texts and encoding, whatever the dimensions; the server truncates vectors."""
     async with remote(fake, SMALL, OwnTime()) as m:
         request = pb.EmbedRequest(texts=["one", "two"], dimensions=256, truncation=truncation)
         answer = await m.stub.Embed(request)
@@ -99,8 +99,8 @@ async def test_openai_is_asked_for_the_whole_vector_as_bytes(fake: FakeProvider,
 
 
 @pytest.mark.parametrize("dimensions", [0, 256, 512, 1024, 1536])
-async def test_embed_v4_is_shortened_by_our_own_definition(fake: FakeProvider, dimensions: int) -> None:
-    """embed-v4.0 is asked for its full width, of which the first columns are kept, of unit length."""
+async def test_the_server_truncates_vectors_of_embed_v4(fake: FakeProvider, dimensions: int) -> None:
+    """embed-v4.0 is requested with all dimensions; the server keeps the leading columns, with unit length."""
     async with remote(fake, V4, OwnTime()) as m:
         answer = await m.stub.Embed(pb.EmbedRequest(texts=["one"], dimensions=dimensions))
     assert fake.requests[0].body["output_dimension"] == 1536
@@ -109,10 +109,10 @@ async def test_embed_v4_is_shortened_by_our_own_definition(fake: FakeProvider, d
 
 
 @pytest.mark.parametrize(("source", "dimensions"), [(V4, 384), (LIGHT, 256), (SMALL, 100)])
-async def test_a_width_that_the_model_does_not_have_is_never_sent(
+async def test_unsupported_dimensions_are_rejected_before_a_call(
     fake: FakeProvider, source: str, dimensions: int
 ) -> None:
-    """Dimensions that ListModels does not name are refused before the provider is asked."""
+    """Dimensions that ListModels does not list are rejected before a call."""
     async with remote(fake, source, OwnTime()) as m:
         told = await failure(m.stub.Embed(pb.EmbedRequest(texts=["one"], dimensions=dimensions)))
     assert (told.reason, fake.requests) == ("UNSUPPORTED_DIMENSIONS", [])
@@ -120,10 +120,10 @@ async def test_a_width_that_the_model_does_not_have_is_never_sent(
 
 @pytest.mark.parametrize("element_type", list(ElementType))
 @pytest.mark.parametrize(("source", "model", "kind"), [(LIGHT, LIGHT_NAME, DOCUMENT), (SMALL, SMALL_NAME, "")])
-async def test_element_types_are_made_by_our_own_definition(
+async def test_the_server_converts_to_element_types(
     fake: FakeProvider, source: str, model: str, kind: str, element_type: ElementType
 ) -> None:
-    """The bytes of every element type are those that the engine makes of the provider's floats."""
+    """The bytes of every element type are those that the engine converts the provider's floats to."""
     async with remote(fake, source, OwnTime()) as m:
         answer = await m.stub.Embed(pb.EmbedRequest(texts=["one", "two"], element_type=element_type.number))
     rows = vectors_of(model, kind, ["one", "two"], fake.widths[model])
@@ -133,8 +133,8 @@ async def test_element_types_are_made_by_our_own_definition(
 
 
 @pytest.mark.parametrize(("source", "model", "kind"), [(LIGHT, LIGHT_NAME, DOCUMENT), (SMALL, SMALL_NAME, "")])
-async def test_lists_of_floats_are_understood_too(source: str, model: str, kind: str) -> None:
-    """A server that answers with floats, whatever was asked, gives the same vectors."""
+async def test_lists_of_floats_are_parsed_too(source: str, model: str, kind: str) -> None:
+    """A server that returns floats instead of base64 has the same vectors."""
     with FakeProvider(key=KEY, floats_only=True) as fake:
         async with remote(fake, source, OwnTime()) as m:
             answer = await m.stub.Embed(pb.EmbedRequest(texts=["one"]))
@@ -143,8 +143,8 @@ async def test_lists_of_floats_are_understood_too(source: str, model: str, kind:
     )
 
 
-async def test_openais_index_says_whose_vector_it_is(fake: FakeProvider) -> None:
-    """Vectors that come in another order are put where their index says."""
+async def test_vectors_of_openai_are_ordered_by_index(fake: FakeProvider) -> None:
+    """Vectors in another order are arranged by their index."""
     fake.script.append(Scripted(order=lambda n: range(n)[::-1]))
     lines = ["one", "two", "three", "four", "five"]
     async with remote(fake, SMALL, OwnTime()) as m:
@@ -152,8 +152,8 @@ async def test_openais_index_says_whose_vector_it_is(fake: FakeProvider) -> None
     np.testing.assert_allclose(array_of(answer.embeddings), vectors_of(SMALL_NAME, "", lines, 1536), atol=1e-7)
 
 
-async def test_similarity_asks_for_each_sides_own_input_type(fake: FakeProvider) -> None:
-    """Queries and candidates go out as what they are, and are scored by the provider's vectors."""
+async def test_similarity_sends_each_side_with_its_input_type(fake: FakeProvider) -> None:
+    """Queries and candidates are sent with their input types, and scored by the provider's vectors."""
     async with remote(fake, LIGHT, OwnTime()) as m:
         answer = await m.stub.Similarity(
             pb.SimilarityRequest(
@@ -169,8 +169,8 @@ async def test_similarity_asks_for_each_sides_own_input_type(fake: FakeProvider)
     np.testing.assert_allclose(array_of(answer.scores), due, atol=1e-6)
 
 
-async def test_models_of_one_width_have_spaces_of_their_own(fake: FakeProvider) -> None:
-    """Two models 384 wide, at one provider or two, never share a space; neither does one model at two addresses."""
+async def test_models_with_equal_dimensions_have_different_spaces(fake: FakeProvider) -> None:
+    """Two models with 384 dimensions never share a space; neither does one model at two addresses."""
     cards = []
     with FakeProvider(key=KEY) as other:
         for where, source in (

@@ -1,4 +1,4 @@
-"""When a call to a provider is made again, and what the caller is told where it is not."""
+"""Retries of calls to a provider: the pauses, their end, and the error that callers receive."""
 
 import asyncio
 import email.utils
@@ -22,7 +22,7 @@ def date(after_s: float) -> str:
 
 
 async def pause_s(fake: FakeProvider, clock: OwnTime, source: str, **headers: str) -> float:
-    """Returns how long a call waits after a 429 with these headers before it is made again."""
+    """Returns the pause in seconds between a 429 with these headers and the retry."""
     fake.script.append(Scripted(status=429, headers={name.replace("_", "-"): value for name, value in headers.items()}))
     async with remote(fake, source, clock) as m:
         await clock.fly(m.stub.Embed(ONE))
@@ -31,7 +31,7 @@ async def pause_s(fake: FakeProvider, clock: OwnTime, source: str, **headers: st
 
 
 @pytest.mark.parametrize(
-    ("headers", "due_s"),
+    ("headers", "expected_s"),
     [
         ({"Retry_After": "7"}, 7.0),
         ({"Retry_After": date(9), "Date": date(0)}, 9.0),
@@ -46,24 +46,24 @@ async def pause_s(fake: FakeProvider, clock: OwnTime, source: str, **headers: st
     ],
 )
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
-async def test_the_provider_says_how_long_to_wait(
-    fake: FakeProvider, clock: OwnTime, source: str, headers: dict[str, str], due_s: float
+async def test_retry_after_sets_the_pause(
+    fake: FakeProvider, clock: OwnTime, source: str, headers: dict[str, str], expected_s: float
 ) -> None:
-    """Retry-After is obeyed as seconds, as a date, and in milliseconds; without a usable one there is a backoff."""
-    assert await pause_s(fake, clock, source, **headers) == pytest.approx(due_s)
+    """Retry-After sets the pause in seconds, as a date, or in milliseconds; without a valid one there is a backoff."""
+    assert await pause_s(fake, clock, source, **headers) == pytest.approx(expected_s)
 
 
 @pytest.mark.parametrize("status", [500, 503])
-async def test_retry_after_of_a_server_fault_is_obeyed_too(fake: FakeProvider, clock: OwnTime, status: int) -> None:
-    """A 5xx that says when to come back is asked again then, not before."""
+async def test_retry_after_of_a_server_error_sets_the_pause(fake: FakeProvider, clock: OwnTime, status: int) -> None:
+    """A 5xx with Retry-After is retried after that time."""
     fake.script.append(Scripted(status=status, headers={"Retry-After": "5"}))
     async with remote(fake, LIGHT, clock) as m:
         await clock.fly(m.stub.Embed(ONE))
     assert fake.requests[1].moment_s - fake.requests[0].moment_s == pytest.approx(5)
 
 
-async def test_waits_double_and_end_after_six_tries(fake: FakeProvider, clock: OwnTime) -> None:
-    """Without a word of the provider each wait is twice the one before, half of it random, and six tries are all."""
+async def test_pauses_double_and_end_after_six_attempts(fake: FakeProvider, clock: OwnTime) -> None:
+    """Without Retry-After each pause is twice the one before, shortened by jitter, and there are six attempts."""
     fake.always = Scripted(status=429)
     async with remote(fake, LIGHT, clock) as m:
         told = await clock.fly(failure(m.stub.Embed(ONE)))
@@ -73,22 +73,24 @@ async def test_waits_double_and_end_after_six_tries(fake: FakeProvider, clock: O
     assert (told.code, told.reason) == ("RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMIT")
 
 
-@pytest.mark.parametrize(("jitter", "due_s"), [(0.0, 0.25), (0.999, 0.125)])
-async def test_the_first_wait_is_spread(fake: FakeProvider, clock: OwnTime, jitter: float, due_s: float) -> None:
-    """Callers who failed together do not come back together: the first wait lies between 0.125 s and 0.25 s."""
+@pytest.mark.parametrize(("jitter", "expected_s"), [(0.0, 0.25), (0.999, 0.125)])
+async def test_jitter_spreads_the_first_pause(
+    fake: FakeProvider, clock: OwnTime, jitter: float, expected_s: float
+) -> None:
+    """Callers that failed together retry at different times: the first pause is between 0.125 s and 0.25 s."""
     fake.script.append(Scripted(status=500))
     async with remote(fake, LIGHT, clock) as m:
         m.embedder._jitter = lambda: jitter
         await clock.fly(m.stub.Embed(ONE))
-    assert clock.slept_s == pytest.approx([due_s], abs=1e-3)
+    assert clock.slept_s == pytest.approx([expected_s], abs=1e-3)
 
 
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
 @pytest.mark.parametrize("status", [429, 503])
-async def test_nobody_waits_for_what_could_not_be_in_time(
+async def test_a_retry_after_the_deadline_is_an_error_at_once(
     fake: FakeProvider, clock: OwnTime, source: str, status: int
 ) -> None:
-    """Where the next try would come after the deadline the error leaves at once, and tells when to come back."""
+    """If the retry would be after the deadline, the error is immediate, and has the time to wait."""
     fake.always = Scripted(status=status, headers={"Retry-After": "100"})
     async with remote(fake, source, clock) as m:
         told = await failure(m.stub.Embed(ONE, timeout=30))
@@ -97,16 +99,16 @@ async def test_nobody_waits_for_what_could_not_be_in_time(
     assert (len(fake.requests), clock.slept_s) == (1, [])
 
 
-async def test_a_caller_with_time_left_is_told_when_to_come_back(fake: FakeProvider, clock: OwnTime) -> None:
-    """To a caller without a deadline, the trailer that gRPC clients obey names the moment where it is too late here."""
+async def test_a_caller_without_a_deadline_receives_the_time_to_wait(fake: FakeProvider, clock: OwnTime) -> None:
+    """For a caller without a deadline, the trailer that gRPC clients obey has the time to wait."""
     fake.always = Scripted(status=429, headers={"Retry-After": "100"})
     async with remote(fake, LIGHT, clock, timeout_s=60.0) as m:
         told = await failure(m.stub.Embed(ONE))
     assert (told.retry_s, told.pushback_ms) == (100.0, 100_000)
 
 
-async def test_a_callers_own_deadline_is_kept_however_late_it_is(fake: FakeProvider, clock: OwnTime) -> None:
-    """A caller who waits for ten minutes is not given up after what is meant for those who do not say."""
+async def test_a_callers_deadline_overrides_the_default(fake: FakeProvider, clock: OwnTime) -> None:
+    """A caller's deadline of ten minutes overrides the limit for callers without a deadline."""
     fake.script.append(Scripted(status=429, headers={"Retry-After": "100"}))
     async with remote(fake, LIGHT, clock, timeout_s=60.0) as m:
         answer = await clock.fly(m.stub.Embed(ONE, timeout=600))
@@ -115,7 +117,7 @@ async def test_a_callers_own_deadline_is_kept_however_late_it_is(fake: FakeProvi
 
 
 async def test_retries_stop_at_the_deadline(fake: FakeProvider, clock: OwnTime) -> None:
-    """Tries go on while the next one can begin before the deadline, and not once more."""
+    """Attempts continue while the next one can start before the deadline."""
     fake.always = Scripted(status=429)
     async with remote(fake, LIGHT, clock) as m:
         began_s = clock.now_s
@@ -124,8 +126,8 @@ async def test_retries_stop_at_the_deadline(fake: FakeProvider, clock: OwnTime) 
     assert (told.code, told.pushback_ms) == ("RESOURCE_EXHAUSTED", -1)
 
 
-async def test_a_rate_limit_holds_for_all_callers(fake: FakeProvider, clock: OwnTime) -> None:
-    """While one caller waits out a 429, nobody else of that model is sent; afterwards all are."""
+async def test_a_rate_limit_pauses_all_callers(fake: FakeProvider, clock: OwnTime) -> None:
+    """While one caller waits for a rate limit, no other call to the model is sent; afterwards all are."""
     fake.script.append(Scripted(status=429, headers={"Retry-After": "10"}))
     async with remote(fake, LIGHT, clock) as m:
         began_s = clock.now_s
@@ -140,10 +142,8 @@ async def test_a_rate_limit_holds_for_all_callers(fake: FakeProvider, clock: Own
     assert min(request.moment_s for request in fake.requests[1:]) >= began_s + 10
 
 
-async def test_a_caller_who_could_not_be_in_time_does_not_wait_out_anothers_pause(
-    fake: FakeProvider, clock: OwnTime
-) -> None:
-    """A rate limit that lasts beyond a caller's deadline is told at once, and nothing is sent."""
+async def test_a_rate_limit_beyond_the_deadline_is_an_error_at_once(fake: FakeProvider, clock: OwnTime) -> None:
+    """If another caller's rate limit lasts beyond the deadline, the error is immediate, and nothing is sent."""
     fake.script.append(Scripted(status=429, headers={"Retry-After": "40"}))
     async with remote(fake, LIGHT, clock) as m:
         first = asyncio.ensure_future(m.stub.Embed(ONE, timeout=60))

@@ -63,7 +63,7 @@ async def test_an_unforeseen_fault_is_told_by_an_id_that_is_in_the_log(caplog: p
             error = await failure(stub.Embed(pb.EmbedRequest(texts=[SECRET]), metadata=[("x-request-id", "r-1")]))
             assert (await stub.Health(pb.HealthRequest())).status == pb.SERVING_STATUS_SERVING
     assert error.code() is grpc.StatusCode.INTERNAL
-    faults = [record for record in caplog.records if record.name == "isogloss_server.faults"]
+    faults = [record for record in caplog.records if record.name == "isogloss_server.errors"]
     fields = faults[0].__dict__["fields"]
     assert len(faults) == 1
     assert fields["fault_id"] in str(error.details())

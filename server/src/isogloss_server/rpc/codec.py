@@ -18,6 +18,7 @@ from isogloss.wire.enums import (
 from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize
 from isogloss.wire.sizes import matrix_bytes
 
+from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.request import (
@@ -31,7 +32,7 @@ from isogloss_server.engine.request import (
 )
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.errors import BadMatrixError, MissingFieldError, UnknownEnumError
-from isogloss_server.models.interfaces import Rows, State
+from isogloss_server.models.interfaces import Rows
 from isogloss_server.rpc.status import to_row_status
 from isogloss_server.settings.declarations import HIGHEST_MAX_TEXTS
 
