@@ -48,7 +48,7 @@ test: check ## check, then every test that needs no second environment
 test-all: test test-faults test-redis coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## what CI runs: test, each group in an environment of its own, and coverage
 
 coverage: .venv/.development ## what the tests of the last `make test` and of later groups covered, and whether that is enough
-	$(BIN)/coverage combine -q --append
+	-$(BIN)/coverage combine -q --append  # nothing to combine, if it ran before
 	$(BIN)/coverage report
 
 # With a release, by hand: it takes more than an hour, and the results are committed with the release.

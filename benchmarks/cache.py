@@ -97,7 +97,7 @@ async def in_redis(columns: int, calls: Sequence[Sequence[str]], rounds: int) ->
     rows = to_entries(await embedder.embed(calls[0], *OPTIONS))
     with RedisServer() as redis:
         store = RedisStore(redis.url, prefix="", ttl_s=1000)
-        shared = SharedCache(store, SystemClock(), timeout_s=1.0, report=lambda _state, reason: print(reason))
+        shared = SharedCache(store, SystemClock(), timeout_s=1.0, on_health=print)
         cache = Cache(SystemClock(), max_bytes=0, shared=shared)
         cache.start()
         await store.ping()  # connects

@@ -1,14 +1,15 @@
-"""Fixture: a scripted server."""
+"""Fixture: a fake server."""
 
 from collections.abc import Iterator
 
 import pytest
+from isogloss.testing import FakeServer
 
-from tests.support.scripted_server import Running, running
+from tests.support.fake import fake_server
 
 
 @pytest.fixture
-def scripted() -> Iterator[Running]:
-    """Provides a server with responses set by the test."""
-    with running() as server:
-        yield server
+def server() -> Iterator[FakeServer]:
+    """Provides a running FakeServer."""
+    with fake_server() as running:
+        yield running

@@ -7,21 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from isogloss import __version__
+from isogloss import ServingStatus, __version__
 from isogloss.cli import main
+from isogloss.testing import FakeServer
 from isogloss.v1 import embedding_pb2 as pb
 
-from tests.support.scripted_server import DIMENSIONS, SPACE, Running, refusal, vector
+from tests.support.fake import DIMENSIONS, SPACE, messages, vector
 
 
 @pytest.fixture
-def run(scripted: Running, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Returns a function that runs the command and returns its exit code, stdout and stderr."""
 
     def command(*argv: str, **environment: str) -> tuple[int, str, str]:
         """Runs the command in this process."""
         try:
-            code = main(list(argv), {"ISOGLOSS_SERVER": scripted.address, **environment})
+            code = main(list(argv), {"ISOGLOSS_SERVER": server.target, **environment})
         except SystemExit as end:
             code = int(end.code or 0)
         printed = capsys.readouterr()
@@ -49,7 +50,7 @@ def test_embed_json_has_all_numbers(run: Any) -> None:
         "model": "default",
         "space_id": SPACE,
         "dimensions": DIMENSIONS,
-        "token_counts": [1, 4],
+        "token_counts": [1, 1],
         "truncated_rows": [],
         "texts": ["a", "おはよう"],
         "vectors": [vector("a").tolist(), vector("おはよう").tolist()],
@@ -59,11 +60,11 @@ def test_embed_json_has_all_numbers(run: Any) -> None:
 @pytest.mark.parametrize("words", [["embed", "a"], ["similarity", "a", "b"], ["nearest", "a", "b"]])
 @pytest.mark.parametrize(("flags", "sent"), [([], 0), (["--truncation", "end"], pb.TRUNCATION_END)])
 def test_an_absent_truncation_flag_stays_absent_in_requests(
-    run: Any, scripted: Running, words: list[str], flags: list[str], sent: int
+    run: Any, server: FakeServer, words: list[str], flags: list[str], sent: int
 ) -> None:
     """Without --truncation the request has none; with it, the value of the flag."""
     assert run(*words, *flags)[0] == 0
-    requests = [*scripted.script.requests("Embed"), *scripted.script.requests("Similarity")]
+    requests = [*messages(server, "Embed"), *messages(server, "Similarity")]
     assert [request.truncation for request in requests] == [sent]
 
 
@@ -79,7 +80,7 @@ def test_similarity_json_has_both_sides_and_all_scores(run: Any) -> None:
     _, out, _ = run("similarity", "a", "--candidate", "a", "--candidate", "b", "--json", "--metric", "dot")
     found = json.loads(out)
     assert (found["queries"], found["candidates"], found["metric"]) == (["a"], ["a", "b"], "dot")
-    assert found["scores"] == [[float(vector("a") @ vector("a")), float(vector("a") @ vector("b"))]]
+    assert found["scores"] == [pytest.approx([1.0, float(vector("a") @ vector("b"))], abs=1e-6)]
 
 
 def test_pairwise_json_has_each_text_with_its_candidate(run: Any) -> None:
@@ -118,21 +119,23 @@ def test_a_dash_reads_stdin(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(run("embed", "-", "--json")[1])["texts"] == ["a", "b"]
 
 
-def test_health_exits_with_0_if_serving_or_degraded(run: Any, scripted: Running) -> None:
+def test_health_exits_with_0_if_serving_or_degraded(run: Any, server: FakeServer) -> None:
     """A degraded server is exit code 0, with its detail in the table; an unknown status is exit code 1."""
+    server.status, server.status_detail = ServingStatus.DEGRADED, "slow"
     code, out, _ = run("health")
     assert code == 0
-    assert out.startswith("degraded: version 9.9, up 3 s\n")
+    assert re.match(rf"degraded: version {re.escape(__version__)}, up \d+ s\n", out)
     assert "slow" in out
     assert json.loads(run("health", "--json")[1])["models"][0]["status"] == "degraded"
-    assert run("health", "--model", "newer")[0] == 1
+    server.status = ServingStatus.UNKNOWN
+    assert run("health")[0] == 1
 
 
 def test_models_prints_dimensions_and_space(run: Any) -> None:
     """The table has each model with its dimensions and space."""
     code, out, _ = run("models")
     assert code == 0
-    assert out.splitlines()[1].split() == ["default", "16", "8", "0", "1", SPACE]
+    assert out.splitlines()[1].split() == ["default", "fake", "16", "8", "512", "unknown", "Apache-2.0", SPACE]
     assert json.loads(run("models", "--json")[1])["models"][0]["dimensions"] == [16, 8]
 
 
@@ -185,10 +188,12 @@ def test_an_unknown_value_of_a_flag_lists_the_values(run: Any) -> None:
     assert re.search(r"--truncation: .*choose from '?end'?, '?start'?, '?error'?\)", err)
 
 
-def test_a_text_that_the_server_refuses_is_named_by_its_argument(run: Any, scripted: Running) -> None:
+def test_a_text_that_the_server_refuses_is_named_by_its_argument(run: Any, server: FakeServer) -> None:
     """The line names the query, without control characters that the server may have sent."""
-    scripted.script.faults = [refusal("EMPTY_TEXT", "queries.texts.texts[0]\x1b[31m")]
-    assert run("nearest", "a", "b")[2] == "isogloss: query [31m is wrong [EMPTY_TEXT]\n"
+    field = "queries.texts.texts[0]\x1b[31m"
+    message = f"{field} is wrong"
+    server.fail_next("Similarity", code="INVALID_ARGUMENT", reason="EMPTY_TEXT", message=message, fields=[field])
+    assert re.fullmatch(r"isogloss: query \[31m is wrong \[EMPTY_TEXT, request \w+\]\n", run("nearest", "a", "b")[2])
 
 
 def test_the_heat_map_fits_the_terminal(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +213,13 @@ def test_no_texts_are_wrong_usage(run: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert "no texts" in err
 
 
-def test_other_errors_are_one_line_and_exit_code_1(run: Any, scripted: Running) -> None:
+def test_other_errors_are_one_line_and_exit_code_1(run: Any, server: FakeServer) -> None:
     """The line has the message and the invalid text's row, without a traceback."""
-    scripted.script.bad_texts = {"bad"}
-    code, out, err = run("embed", "a", "bad")
+    wrong = {"message": "texts[1] is wrong", "fields": ["texts[1]"]}
+    server.fail_next("Embed", code="INVALID_ARGUMENT", reason="EMPTY_TEXT", **wrong)
+    code, out, err = run("embed", "a", "b")
     assert (code, out) == (1, "")
-    assert err == "isogloss: texts[1] is wrong [EMPTY_TEXT]\n"
+    assert re.fullmatch(r"isogloss: texts\[1\] is wrong \[EMPTY_TEXT, request \w+\]\n", err)
 
 
 def test_an_unreachable_server_is_one_line(run: Any) -> None:
@@ -250,10 +256,10 @@ def test_terminals_have_colours_unless_disabled(
     assert ("\x1b" in run("similarity", "a", "b", **environment)[1]) is coloured
 
 
-def test_the_api_key_is_read_from_the_environment_only(run: Any, scripted: Running) -> None:
+def test_the_api_key_is_read_from_the_environment_only(run: Any, server: FakeServer) -> None:
     """ISOGLOSS_API_KEY is sent; there is no flag for it."""
     run("health", ISOGLOSS_API_KEY="secret-key")
-    assert scripted.script.calls[0].metadata["authorization"] == "Bearer secret-key"
+    assert server.requests[0].metadata["authorization"] == "Bearer secret-key"
     code, out, _ = run("--help")
     assert code == 0
     assert "ISOGLOSS_API_KEY" in out

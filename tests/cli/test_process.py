@@ -6,27 +6,27 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.support.scripted_server import Running
+from isogloss.testing import FakeServer
 
 
-def process(server: Running, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+def process(server: FakeServer, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
     """Starts the command as a separate process."""
-    environment = {**os.environ, "ISOGLOSS_SERVER": server.address, "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, "ISOGLOSS_SERVER": server.target, "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "isogloss.cli", *argv]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-def test_the_command_reads_and_writes_utf_8(scripted: Running) -> None:
+def test_the_command_reads_and_writes_utf_8(server: FakeServer) -> None:
     """The command reads UTF-8 from stdin and writes UTF-8."""
-    started = process(scripted, "nearest", "おはよう", "--json", stdin=subprocess.PIPE)
+    started = process(server, "nearest", "おはよう", "--json", stdin=subprocess.PIPE)
     out, err = started.communicate("a\nおはよう\n".encode(), timeout=60)
     assert (started.returncode, err) == (0, b"")
     assert json.loads(out)["neighbors"][0]["text"] == "おはよう"
 
 
-def test_a_closed_pipe_prints_no_error(scripted: Running) -> None:
+def test_a_closed_pipe_prints_no_error(server: FakeServer) -> None:
     """A reader that closes the pipe early, such as head, causes no output on stderr."""
-    started = process(scripted, "embed", "--json", stdin=subprocess.PIPE)
+    started = process(server, "embed", "--json", stdin=subprocess.PIPE)
     assert started.stdin is not None
     assert started.stdout is not None
     assert started.stderr is not None
@@ -38,9 +38,9 @@ def test_a_closed_pipe_prints_no_error(scripted: Running) -> None:
     assert started.wait(60) == 141
 
 
-def test_invalid_utf_8_on_stdin_is_reported_with_its_line(scripted: Running) -> None:
+def test_invalid_utf_8_on_stdin_is_reported_with_its_line(server: FakeServer) -> None:
     """Invalid UTF-8 on standard input is an error of one line, with the number of the line."""
-    started = process(scripted, "embed", stdin=subprocess.PIPE)
+    started = process(server, "embed", stdin=subprocess.PIPE)
     _, err = started.communicate(b"a\n\xff\xfe\n", timeout=60)
     assert started.returncode == 1
     assert err == b"isogloss: standard input, line 2: not valid UTF-8\n"

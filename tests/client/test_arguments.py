@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss import Client, ClientOptions, InputType, InvalidArgumentError, Vectors
+from isogloss.testing import FakeServer
 
-from tests.support.scripted_server import Script
+from tests.support.fake import methods
 
 WRONG: list[tuple[Callable[[Client], Any], str, str]] = [
     (lambda c: c.embed("Good morning"), "texts", "NOT_A_LIST"),
@@ -43,7 +44,7 @@ WRONG: list[tuple[Callable[[Client], Any], str, str]] = [
 
 @pytest.mark.parametrize(("call", "field", "reason"), WRONG)
 def test_an_invalid_argument_is_named_before_a_request_is_sent(
-    client: Client, script: Script, call: Callable[[Client], Any], field: str, reason: str
+    client: Client, server: FakeServer, call: Callable[[Client], Any], field: str, reason: str
 ) -> None:
     """The error has the argument's name and a reason, and no request is sent."""
     with pytest.raises(InvalidArgumentError) as raised:
@@ -51,7 +52,7 @@ def test_an_invalid_argument_is_named_before_a_request_is_sent(
     assert [violation.field for violation in raised.value.violations] == [field]
     assert raised.value.reason == reason
     assert raised.value.message.startswith(f"{field} ")
-    assert script.calls == []
+    assert server.requests == []
 
 
 def test_an_unknown_value_of_an_enum_lists_the_known_values(client: Client) -> None:
@@ -67,11 +68,11 @@ def test_errors_do_not_quote_texts(client: Client) -> None:
     assert "private" not in repr(raised.value)
 
 
-def test_enum_members_numpy_numbers_and_any_iterable_are_accepted(client: Client, script: Script) -> None:
+def test_enum_members_numpy_numbers_and_any_iterable_are_accepted(client: Client, server: FakeServer) -> None:
     """An enum member equals its value, a numpy number an int, and any iterable a list."""
     client.embed((text for text in ("a",)), input_type=InputType.QUERY, dimensions=np.int64(8))
     client.nearest("a", np.array(["b"]), k=np.int32(2), min_score=np.float32(-9))
-    assert script.methods() == ["Embed", "Similarity"]
+    assert methods(server) == ["Embed", "Similarity"]
 
 
 @pytest.mark.parametrize("array", [[1.0, 2.0], np.zeros((1, 2, 3)), [["a"]], [[1.0], [1.0, 2.0]], None])
@@ -110,12 +111,12 @@ HALF = "\udcff"
         lambda c: c.pairwise(["a"], None),
     ],
 )
-def test_unusual_invalid_values_raise_invalid_argument_error(client: Client, script: Script, call: Any) -> None:
+def test_unusual_invalid_values_raise_invalid_argument_error(client: Client, server: FakeServer, call: Any) -> None:
     """Unpaired surrogates, numbers beyond floats, and None as a side raise InvalidArgumentError."""
     with pytest.raises(InvalidArgumentError) as raised:
         call(client)
     assert raised.value.violations
-    assert script.methods() == []
+    assert methods(server) == []
 
 
 @pytest.mark.parametrize("timeout_s", [1e10, 1e300, np.float32(30)])

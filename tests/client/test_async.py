@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import re
-import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,16 +17,17 @@ from isogloss import (
     UnavailableError,
     Vectors,
 )
+from isogloss.testing import FakeServer
 
-from tests.support.scripted_server import SPACE, Running, Script, vector
+from tests.support.fake import SPACE, vector
 
 TEXTS = [f"text {number}" for number in range(12)]
 
 
 @pytest.fixture
-async def aclient(scripted: Running) -> AsyncIterator[AsyncClient]:
+async def aclient(server: FakeServer) -> AsyncIterator[AsyncClient]:
     """Provides an asyncio client connected to the scripted server."""
-    async with AsyncClient(scripted.address) as opened:
+    async with AsyncClient(server.target) as opened:
         yield opened
 
 
@@ -70,10 +70,10 @@ def _plain(method: Any) -> list[tuple[str, Any, Any]]:
     return [(p.name, p.default, p.kind) for p in inspect.signature(method).parameters.values()]
 
 
-async def test_both_clients_return_equal_results(aclient: AsyncClient, client: Client, script: Script) -> None:
+async def test_both_clients_return_equal_results(aclient: AsyncClient, client: Client, server: FakeServer) -> None:
     """Each method returns the same from both clients, split or not."""
-    script.limits["max_pairs"] = 20
-    script.limits["max_texts"] = 5
+    server.max_pairs = 20
+    server.max_texts = 5
     stored = Vectors(np.array([vector(text) for text in TEXTS]), SPACE)
     blocking = await asyncio.to_thread(
         lambda: (
@@ -82,7 +82,7 @@ async def test_both_clients_return_equal_results(aclient: AsyncClient, client: C
             client.pairwise(TEXTS, stored).values,
             client.nearest("text 3", stored),
             client.nearest_many(TEXTS, TEXTS, k=2),
-            client.health(),
+            client.health().status,
             client.models(),
         )
     )
@@ -92,59 +92,41 @@ async def test_both_clients_return_equal_results(aclient: AsyncClient, client: C
         (await aclient.pairwise(TEXTS, stored)).values,
         await aclient.nearest("text 3", stored),
         await aclient.nearest_many(TEXTS, TEXTS, k=2),
-        await aclient.health(),
+        (await aclient.health()).status,
         await aclient.models(),
     )
     for one, other in zip(blocking, awaited, strict=True):
         assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
 
 
-async def test_concurrent_calls_get_their_own_responses(aclient: AsyncClient, script: Script) -> None:
+async def test_concurrent_calls_get_their_own_responses(aclient: AsyncClient, server: FakeServer) -> None:
     """Calls of several tasks at once each return their own vectors."""
-    script.limits["max_texts"] = 2
+    server.max_texts = 2
     found = await asyncio.gather(*(aclient.embed([text, "b", "c"]) for text in TEXTS))
     assert all(np.array_equal(one.vectors[0], vector(text)) for one, text in zip(found, TEXTS, strict=True))
 
 
-async def test_cancelling_a_call_cancels_the_request_on_the_server(aclient: AsyncClient, script: Script) -> None:
+async def test_cancelling_a_call_cancels_the_request_on_the_server(aclient: AsyncClient, server: FakeServer) -> None:
     """asyncio.CancelledError is raised unchanged, and the server observes the cancellation."""
-    entered, gone = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def hold(context: Any) -> None:
-        """Waits until the client has cancelled the request."""
-        context.add_callback(gone.set)
-        loop.call_soon_threadsafe(entered.set)
-        gone.wait(30)
-
-    script.on_embed = hold
-    task = asyncio.create_task(aclient.embed(["a"]))
-    await entered.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert await asyncio.to_thread(gone.wait, 30)
+    with server.hold("Embed") as gate:
+        task = asyncio.create_task(aclient.embed(["a"]))
+        await asyncio.to_thread(gate.wait_until_held)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(server.wait_until_idle)
 
 
 async def test_closing_the_client_raises_call_cancelled_error_in_running_calls(
-    aclient: AsyncClient, script: Script
+    aclient: AsyncClient, server: FakeServer
 ) -> None:
     """A task that was not cancelled itself does not receive asyncio.CancelledError when the client is closed."""
-    entered, release = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def hold(context: Any) -> None:
-        """Waits until the end of the test."""
-        loop.call_soon_threadsafe(entered.set)
-        release.wait(30)
-
-    script.on_embed = hold
-    task = asyncio.create_task(aclient.embed(["a"]))
-    await entered.wait()
-    await aclient.close()
-    with pytest.raises(CallCancelledError):
-        await task
-    release.set()
+    with server.hold("Embed") as gate:
+        task = asyncio.create_task(aclient.embed(["a"]))
+        await asyncio.to_thread(gate.wait_until_held)
+        await aclient.close()
+        with pytest.raises(CallCancelledError):
+            await task
 
 
 async def test_calls_on_a_closed_client_raise_failed_precondition(aclient: AsyncClient) -> None:
@@ -157,12 +139,11 @@ async def test_calls_on_a_closed_client_raise_failed_precondition(aclient: Async
     assert raised.value.reason == "CLIENT_CLOSED"
 
 
-async def test_errors_of_split_calls_have_the_callers_rows(aclient: AsyncClient, script: Script) -> None:
+async def test_errors_of_split_calls_have_the_callers_rows(aclient: AsyncClient, server: FakeServer) -> None:
     """Violations of a split call have the rows of the whole call, as from the blocking client."""
-    script.limits["max_texts"] = 2
-    script.bad_texts = {"bad"}
+    server.max_texts = 2
     with pytest.raises(InvalidArgumentError) as raised:
-        await aclient.embed(["a", "b", "c", "bad"])
+        await aclient.embed(["a", "b", "c", " "])
     assert [violation.field for violation in raised.value.violations] == ["texts[3]"]
 
 
@@ -173,9 +154,9 @@ async def test_a_refused_connection_raises_unavailable_error() -> None:
             await client.models()
 
 
-def test_a_client_can_be_created_before_the_loop(scripted: Running) -> None:
+def test_a_client_can_be_created_before_the_loop(server: FakeServer) -> None:
     """The constructor needs no running event loop."""
-    client = AsyncClient(scripted.address)
+    client = AsyncClient(server.target)
 
     async def use() -> int:
         """Makes one call in a loop created after the client."""

@@ -2,25 +2,18 @@
 
 from collections.abc import Iterator
 from itertools import count, islice
+from typing import Any
 
-import grpc
 import numpy as np
 import pytest
-from google.protobuf import duration_pb2
-from google.rpc import error_details_pb2
-from isogloss import (
-    UnavailableError,
-)
+from isogloss import UnavailableError
 from isogloss._bulk import BulkTiming
+from isogloss.testing import FakeServer, Received
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.bulk import Found, Many, asynchronous, blocking, check_rows, check_whole, numbered
-from tests.support.scripted_faults import Fault, refusal
-from tests.support.scripted_server import SPACE, Running
-from tests.support.scripted_stream import ends_after, pairs_swapped
-
-UNAVAILABLE = Fault(grpc.StatusCode.UNAVAILABLE)
-DRAINING = refusal("DRAINING", code=grpc.StatusCode.UNAVAILABLE)
+from tests.support.fake import SPACE, messages, methods, received, set_limits
+from tests.support.lying_server import embed_response, lying_server
 
 
 def sizes(found: Found) -> list[int]:
@@ -28,50 +21,57 @@ def sizes(found: Found) -> list[int]:
     return [len(chunk) for chunk in found[0]]
 
 
-def test_chunks_are_yielded_in_the_order_of_the_texts(many: Many, scripted: Running) -> None:
+def test_chunks_are_yielded_in_the_order_of_the_texts(many: Many, server: FakeServer) -> None:
     """Responses out of order are yielded in order, each text with its own vector."""
-    scripted.script.streams = [pairs_swapped]
+    gate = server.hold("Embed", times=1)
+
+    def open_gate(_received: Received) -> None:
+        """Releases the first request when the whole window has arrived."""
+        if len(received(server, "EmbedStream")) == 4:
+            gate.open()
+
+    server.on_request = open_gate
     check_whole(many(numbered(80), chunk_texts=10, window_chunks=4), numbered(80))
-    assert scripted.script.methods().count("EmbedStream") == 1
+    assert server.streams == 1
 
 
-def test_requests_carry_every_argument_and_a_timeout(many: Many, scripted: Running) -> None:
+def test_requests_carry_every_argument_and_a_timeout(many: Many, server: FakeServer) -> None:
     """Every request has all arguments, the priority BULK, and its own timeout."""
     arguments = {"model": "default", "input_type": "query", "truncation": "start", "space_id": SPACE}
     chunks, error = many(numbered(4), chunk_texts=2, dimensions=8, normalize=False, allow_partial=True, **arguments)
     assert error is None
-    for call in (call for call in scripted.script.calls if call.method == "Embed"):
-        request = call.request
+    for message in messages(server, "EmbedStream"):
+        request = message.request
         assert (request.priority, request.input_type, request.truncation) == (pb.PRIORITY_BULK, 2, pb.TRUNCATION_START)
         assert (request.model, request.dimensions, request.space_id) == ("default", 8, SPACE)
         assert request.allow_partial
         assert not request.normalize
-        assert call.time_remaining in (60, 120)  # the second waits for the first
+        assert message.timeout.ToSeconds() in (60, 120)  # the second waits for the first
     assert chunks[0].embeddings.dimensions == 8
 
 
 @pytest.mark.parametrize(("arguments", "sent"), [({}, 0), ({"truncation": "end"}, pb.TRUNCATION_END)])
 def test_an_absent_truncation_stays_absent_in_requests(
-    many: Many, scripted: Running, arguments: dict[str, str], sent: int
+    many: Many, server: FakeServer, arguments: dict[str, str], sent: int
 ) -> None:
     """A request has the truncation of the caller, or none."""
     _, error = many(numbered(4), chunk_texts=2, **arguments)
     assert error is None
-    assert [request.truncation for request in scripted.script.requests("Embed")] == [sent] * 2
+    assert [message.request.truncation for message in messages(server, "EmbedStream")] == [sent] * 2
 
 
 @pytest.mark.parametrize("limits", [{"max_texts": 3}, {"max_response_bytes": 3 * 84}])
-def test_chunks_keep_the_limits_of_texts_and_responses(many: Many, scripted: Running, limits: dict[str, int]) -> None:
+def test_chunks_keep_the_limits_of_texts_and_responses(many: Many, server: FakeServer, limits: dict[str, int]) -> None:
     """A chunk has no more texts than the limits of requests and responses allow, for any chunk_texts."""
-    scripted.script.limits.update(limits)
+    set_limits(server, **limits)
     found = many(numbered(10))
     check_whole(found, numbered(10))
     assert sizes(found) == [3, 3, 3, 1]
 
 
-def test_chunks_keep_the_limit_of_request_bytes(many: Many, scripted: Running) -> None:
+def test_chunks_keep_the_limit_of_request_bytes(many: Many, server: FakeServer) -> None:
     """A chunk has no more bytes of UTF-8 than the limit; a text of the whole limit is sent alone."""
-    scripted.script.limits["max_request_bytes"] = 8
+    server.max_request_bytes = 8
     texts = ["aaaa", "bbbb", "é" * 3, "ccc", "dddddddd", "e"]
     found = many(iter(texts))
     check_whole(found, texts)
@@ -96,53 +96,64 @@ def test_reading_ahead_is_bounded_by_the_window(many: Many) -> None:
     assert max(ahead) <= 3 * 5
 
 
-def test_an_empty_source_opens_no_stream(many: Many, scripted: Running) -> None:
+def test_an_empty_source_opens_no_stream(many: Many, server: FakeServer) -> None:
     """An empty source yields nothing, and opens no stream."""
     assert many(iter(())) == ([], None)
-    assert scripted.script.methods() == ["ListModels"]
+    assert methods(server) == ["ListModels"]
 
 
-def test_transient_refusals_are_sent_again(many: Many, scripted: Running) -> None:
+def test_transient_refusals_are_sent_again(many: Many, server: FakeServer) -> None:
     """Requests refused with UNAVAILABLE or RESOURCE_EXHAUSTED, with a delay or not, are repeated until they succeed."""
-    wait = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=1_000_000))
-    overload = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, details=[wait])
-    scripted.script.faults = [UNAVAILABLE, overload, UNAVAILABLE, overload, overload]
+    for code, delay_s, times in [("UNAVAILABLE", None, 2), ("RESOURCE_EXHAUSTED", 0.001, 3)]:
+        server.fail_next("Embed", code=code, reason="", retry_after_s=delay_s, times=times)
     check_whole(many(numbered(40), chunk_texts=5), numbered(40))
-    assert scripted.script.methods().count("EmbedStream") == 1
-    assert scripted.script.methods().count("Embed") == 8 + 5
+    assert server.streams == 1
+    assert methods(server).count("EmbedStream") == 8 + 5
 
 
-def test_row_errors_count_from_the_start_of_the_chunk(many: Many, scripted: Running) -> None:
+def test_row_errors_count_from_the_start_of_the_chunk(many: Many, server: FakeServer) -> None:
     """With allow_partial a text that fails is a row error of its chunk."""
-    scripted.script.bad_texts = {"text 3"}
-    chunks, error = many(numbered(4), chunk_texts=2, allow_partial=True)
+    chunks, error = many([*numbered(3), " "], chunk_texts=2, allow_partial=True)
     assert error is None
     assert [[row.row for row in chunk.embeddings.row_errors] for chunk in chunks] == [[], [1]]
 
 
-def test_a_stream_that_ends_is_replaced_without_losing_vectors(many: Many, scripted: Running) -> None:
+def test_a_stream_that_ends_is_replaced_without_losing_vectors(many: Many, server: FakeServer) -> None:
     """Streams that end early for any reason lose, repeat and exchange no vectors."""
-    cancelled, internal = Fault(grpc.StatusCode.CANCELLED), Fault(grpc.StatusCode.INTERNAL)
-    scripted.script.streams = [
-        ends_after(answers, fault)
-        for answers, fault in [(2, UNAVAILABLE), (0, DRAINING), (0, cancelled), (3, DRAINING), (1, internal)]
-    ]
-    scripted.script.streams.append(lambda requests, answer, _context: islice(map(answer, requests), 2))  # ends with OK
+    ends = [(2, "UNAVAILABLE", ""), (0, "UNAVAILABLE", "DRAINING"), (0, "CANCELLED", "")]
+    for after, code, reason in [*ends, (3, "UNAVAILABLE", "DRAINING"), (1, "INTERNAL", "")]:
+        server.fail_next("EmbedStream", code=code, reason=reason, after=after)
     check_whole(many(numbered(60), chunk_texts=3), numbered(60))
-    assert scripted.script.methods().count("EmbedStream") == 7
+    assert server.streams == 6
 
 
-def test_old_streams_are_replaced(many: Many, scripted: Running) -> None:
+@pytest.mark.parametrize("client", [blocking, asynchronous])
+def test_a_stream_that_ends_with_ok_too_early_is_replaced(client: Any) -> None:
+    """Requests that a stream ended without answering are sent again on another stream."""
+    streams = []
+
+    def embed_stream(requests: Iterator[Any], _context: Any) -> Iterator[Any]:
+        """Answers two requests, and ends with OK although more are sent."""
+        streams.append(requests)
+        for message in islice(requests, 2):
+            yield pb.EmbedStreamResponse(id=message.id, response=embed_response(message.request.texts))
+
+    with lying_server(EmbedStream=embed_stream) as target:
+        check_whole(client(target, numbered(12), chunk_texts=3), numbered(12))
+    assert len(streams) >= 2
+
+
+def test_old_streams_are_replaced(many: Many, server: FakeServer) -> None:
     """A stream beyond its maximum age is half-closed and replaced; vectors are neither lost nor repeated."""
     found = many(numbered(60), chunk_texts=3, window_chunks=4, timing=BulkTiming(max_stream_age_s=0.0))
     check_whole(found, numbered(60))
-    assert scripted.script.methods().count("EmbedStream") > 5
-    assert scripted.script.methods().count("Embed") == 20
+    assert server.streams > 5
+    assert methods(server).count("EmbedStream") == 20
 
 
-def test_an_exhausted_retry_budget_raises_unavailable_error(many: Many, scripted: Running) -> None:
+def test_an_exhausted_retry_budget_raises_unavailable_error(many: Many, server: FakeServer) -> None:
     """patience_s without a response raises UnavailableError, after the chunks that were answered."""
-    scripted.script.streams = [ends_after(1, UNAVAILABLE), *[ends_after(0, UNAVAILABLE)] * 1000]
+    server.fail_next("EmbedStream", reason="", after=1, times=1000)
     moments = count(step=5)
     timing = BulkTiming(clock=lambda: next(moments), first_delay_s=0.001, max_delay_s=0.001)
     chunks, error = many(numbered(20), chunk_texts=10, timing=timing)
@@ -161,9 +172,9 @@ def test_an_unreachable_server_raises_unavailable_error() -> None:
         assert isinstance(error, UnavailableError)
 
 
-def test_both_clients_yield_equal_chunks(scripted: Running) -> None:
+def test_both_clients_yield_equal_chunks(server: FakeServer) -> None:
     """Starts, texts, vectors and spaces of the chunks are equal."""
-    one, other = (client(scripted.address, numbered(25), chunk_texts=10)[0] for client in (blocking, asynchronous))
+    one, other = (client(server.target, numbered(25), chunk_texts=10)[0] for client in (blocking, asynchronous))
     assert [(c.start, c.texts) for c in one] == [(c.start, c.texts) for c in other]
     for mine, theirs in zip(one, other, strict=True):
         assert np.array_equal(mine.embeddings.vectors, theirs.embeddings.vectors)

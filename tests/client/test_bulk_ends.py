@@ -4,33 +4,15 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 import pytest
 from isogloss import AsyncClient, CallCancelledError, Client, FailedPreconditionError, InvalidArgumentError
 from isogloss.client import THREAD_NAME
+from isogloss.testing import FakeServer
 
 from tests.support.bulk import check_rows, numbered
-from tests.support.scripted_server import Running, Script
-
-
-class Watched:
-    """Stream behaviour: answers a number of requests, then holds the stream until it has ended."""
-
-    def __init__(self, answers: int) -> None:
-        self.answers = answers
-        self.holding, self.gone = threading.Event(), threading.Event()
-
-    def __call__(self, requests: Iterator[Any], answer: Callable[[Any], Any], context: Any) -> Iterator[Any]:
-        """Answers the first requests and holds the stream."""
-        context.add_callback(self.gone.set)
-        for _ in range(self.answers):
-            yield answer(next(requests))
-        self.holding.set()
-        self.gone.wait(30)
-
 
 LEFT = """
 from isogloss import Client
@@ -49,10 +31,9 @@ def join_threads() -> None:
 
 
 @pytest.mark.parametrize("leave", ["break", "close", "forget"])
-def test_leaving_the_iterator_early_cancels_the_stream(client: Client, script: Script, leave: str) -> None:
+def test_leaving_the_iterator_early_cancels_the_stream(client: Client, server: FakeServer, leave: str) -> None:
     """Breaking out, closing the iterator and dropping it each cancel the stream; no thread remains."""
-    watched = Watched(1)
-    script.streams = [watched]
+    gate = server.hold("Embed", after=1)
     chunks = client.embed_many(numbered(100), chunk_texts=5)
     if leave == "break":
         for _ in chunks:
@@ -63,57 +44,55 @@ def test_leaving_the_iterator_early_cancels_the_stream(client: Client, script: S
     if leave == "close":
         chunks.close()
     del chunks
-    assert watched.gone.wait(30)
+    server.wait_until_idle()
     join_threads()
+    gate.open()
     assert len(client.embed(["and on"])) == 1
 
 
-def test_an_unfinished_iterator_does_not_block_the_exit_of_the_program(scripted: Running) -> None:
+def test_an_unfinished_iterator_does_not_block_the_exit_of_the_program(server: FakeServer) -> None:
     """An iterator that exists at the interpreter's shutdown does not delay it."""
-    program = LEFT.replace("{address}", scripted.address)
+    program = LEFT.replace("{address}", server.target)
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
-async def test_closing_the_asynchronous_iterator_leaves_no_task(scripted: Running) -> None:
+async def test_closing_the_asynchronous_iterator_leaves_no_task(server: FakeServer) -> None:
     """Closing the asynchronous iterator cancels the stream; no task remains."""
-    watched = Watched(1)
-    scripted.script.streams = [watched]
-    async with AsyncClient(scripted.address) as client:
+    server.hold("Embed", after=1)
+    async with AsyncClient(server.target) as client:
         async with aclosing(client.embed_many(numbered(100), chunk_texts=5)) as chunks:
             async for _ in chunks:
                 break
-        assert await asyncio.to_thread(watched.gone.wait, 30)
+        await asyncio.to_thread(server.wait_until_idle)
         await client.health()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not [task for task in others if "isogloss" in repr(task)]
 
 
-async def test_cancelling_the_task_cancels_the_stream(scripted: Running) -> None:
+async def test_cancelling_the_task_cancels_the_stream(server: FakeServer) -> None:
     """asyncio.CancelledError is raised unchanged, and the stream ends."""
-    watched = Watched(0)
-    scripted.script.streams = [watched]
+    gate = server.hold("Embed")
 
     async def iterate(client: AsyncClient) -> None:
         """Waits for a response that does not arrive."""
         async for _ in client.embed_many(["a"]):
             pass
 
-    async with AsyncClient(scripted.address) as client:
+    async with AsyncClient(server.target) as client:
         task = asyncio.create_task(iterate(client))
-        assert await asyncio.to_thread(watched.holding.wait, 30)
+        await asyncio.to_thread(gate.wait_until_held)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(watched.gone.wait, 30)
+        await asyncio.to_thread(server.wait_until_idle)
 
 
-def test_closing_the_client_ends_a_waiting_iteration(client: Client, script: Script) -> None:
+def test_closing_the_client_ends_a_waiting_iteration(client: Client, server: FakeServer) -> None:
     """A thread that waits for a chunk receives CallCancelledError when another thread closes the client."""
-    watched = Watched(1)
-    script.streams = [watched]
+    gate = server.hold("Embed", after=1)
     chunks = client.embed_many(numbered(20), chunk_texts=10)
     found = [next(chunks)]
-    closer = threading.Thread(target=lambda: (watched.holding.wait(30), client.close()))
+    closer = threading.Thread(target=lambda: (gate.wait_until_held(), client.close()))
     closer.start()
     with pytest.raises(CallCancelledError) as raised:
         found.extend(chunks)
@@ -123,17 +102,16 @@ def test_closing_the_client_ends_a_waiting_iteration(client: Client, script: Scr
     join_threads()
 
 
-async def test_closing_the_asyncio_client_ends_a_waiting_iteration(scripted: Running) -> None:
+async def test_closing_the_asyncio_client_ends_a_waiting_iteration(server: FakeServer) -> None:
     """A task that waits for a chunk receives CallCancelledError when another task closes the client."""
-    watched = Watched(1)
-    scripted.script.streams = [watched]
-    client = AsyncClient(scripted.address)
+    gate = server.hold("Embed", after=1)
+    client = AsyncClient(server.target)
     chunks = client.embed_many(numbered(20), chunk_texts=10)
     check_rows([await anext(chunks)], numbered(10))
 
     async def close() -> None:
         """Closes the client while the iteration waits."""
-        await asyncio.to_thread(watched.holding.wait, 30)
+        await asyncio.to_thread(gate.wait_until_held)
         await client.close()
 
     closing = asyncio.create_task(close())
@@ -143,10 +121,10 @@ async def test_closing_the_asyncio_client_ends_a_waiting_iteration(scripted: Run
     assert raised.value.reason == "CLIENT_CLOSED"
 
 
-async def test_embed_many_of_a_closed_client_raises_at_once(client: Client, scripted: Running) -> None:
+async def test_embed_many_of_a_closed_client_raises_at_once(client: Client, server: FakeServer) -> None:
     """A call after close raises before the source is read."""
     client.close()
-    other = AsyncClient(scripted.address)
+    other = AsyncClient(server.target)
     await other.close()
     for closed in (client, other):
         with pytest.raises(FailedPreconditionError) as raised:
@@ -154,7 +132,7 @@ async def test_embed_many_of_a_closed_client_raises_at_once(client: Client, scri
         assert raised.value.reason == "CLIENT_CLOSED"
 
 
-async def test_embed_many_in_a_second_event_loop_is_refused(scripted: Running) -> None:
+async def test_embed_many_in_a_second_event_loop_is_refused(server: FakeServer) -> None:
     """An asyncio client belongs to the loop of its first call."""
 
     async def iterate(client: AsyncClient) -> None:
@@ -162,14 +140,14 @@ async def test_embed_many_in_a_second_event_loop_is_refused(scripted: Running) -
         async for _ in client.embed_many(["a"]):
             pass
 
-    async with AsyncClient(scripted.address) as client:
+    async with AsyncClient(server.target) as client:
         await iterate(client)
         with pytest.raises(FailedPreconditionError) as raised:
             await asyncio.to_thread(asyncio.run, iterate(client))
         assert raised.value.reason == "OTHER_EVENT_LOOP"
 
 
-async def test_only_the_asyncio_client_reads_asynchronous_sources(scripted: Running, client: Client) -> None:
+async def test_only_the_asyncio_client_reads_asynchronous_sources(server: FakeServer, client: Client) -> None:
     """The asyncio client reads an asynchronous source; the blocking one raises an error that names `texts`."""
 
     async def source() -> AsyncIterator[str]:
@@ -178,7 +156,7 @@ async def test_only_the_asyncio_client_reads_asynchronous_sources(scripted: Runn
             await asyncio.sleep(0)
             yield text
 
-    async with AsyncClient(scripted.address) as other:
+    async with AsyncClient(server.target) as other:
         check_rows([chunk async for chunk in other.embed_many(source(), chunk_texts=4)], numbered(25))
     with pytest.raises(InvalidArgumentError, match="texts"):
         client.embed_many(source())  # type: ignore[arg-type]

@@ -1,10 +1,8 @@
 """embed_many of both clients: errors, the rows they name, and the chunks yielded before them."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 from isogloss import (
     InternalError,
@@ -14,18 +12,18 @@ from isogloss import (
     SpaceMismatchError,
     UnimplementedError,
 )
+from isogloss.testing import FakeServer, Received
 from isogloss.v1 import embedding_pb2 as pb
 
-from tests.support.bulk import Many, check_rows, check_whole, numbered
-from tests.support.scripted_faults import Fault, refusal
-from tests.support.scripted_server import SPACE, Running
-from tests.support.scripted_stream import ends_after
+from tests.support.bulk import Many, asynchronous, blocking, check_rows, check_whole, numbered
+from tests.support.fake import received
+from tests.support.lying_server import embed_response, lying_server
 
 
-def test_an_invalid_text_is_named_by_its_row_among_all_texts(many: Many, scripted: Running) -> None:
+def test_an_invalid_text_is_named_by_its_row_among_all_texts(many: Many, server: FakeServer) -> None:
     """A final error is raised after the chunks before it, with the row among all texts."""
-    scripted.script.bad_texts = {"text 37"}
-    chunks, error = many(numbered(100), chunk_texts=10)
+    texts = [" " if row == 37 else text for row, text in enumerate(numbered(100))]
+    chunks, error = many(texts, chunk_texts=10)
     assert isinstance(error, InvalidArgumentError)
     assert [violation.field for violation in error.violations] == ["texts[37]"]
     assert (error.reason, error.metadata["index"]) == ("EMPTY_TEXT", "37")
@@ -41,100 +39,99 @@ def test_an_item_that_is_not_a_str_is_named_by_its_row(many: Many) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind"),
+    ("code", "reason", "kind"),
     [
-        (refusal("NO_ACCESS", code=grpc.StatusCode.PERMISSION_DENIED), PermissionDeniedError),
-        (refusal("DUPLICATE_ID", code=grpc.StatusCode.INVALID_ARGUMENT), InvalidArgumentError),
-        (refusal("FAULT", code=grpc.StatusCode.INTERNAL), InternalError),
-        (
-            Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, trailers=[("grpc-retry-pushback-ms", "-1")]),
-            ResourceExhaustedError,
-        ),
+        ("PERMISSION_DENIED", "NO_ACCESS", PermissionDeniedError),
+        ("INVALID_ARGUMENT", "DUPLICATE_ID", InvalidArgumentError),
+        ("INTERNAL", "INTERNAL", InternalError),
+        ("RESOURCE_EXHAUSTED", "", ResourceExhaustedError),
     ],
 )
-def test_final_errors_of_the_service_are_not_retried(many: Many, scripted: Running, fault: Fault, kind: type) -> None:
+def test_final_errors_of_the_service_are_not_retried(
+    many: Many, server: FakeServer, code: str, reason: str, kind: type
+) -> None:
     """A stream that the service ends with a reason of its own is not opened again."""
-    scripted.script.streams = [ends_after(1, fault)]
+    server.fail_next("EmbedStream", code=code, reason=reason, retryable=False, after=1)
     # One request at a time: grpc.aio hides a status that arrives during a write, and then the stream is opened again.
     chunks, error = many(numbered(40), chunk_texts=10, window_chunks=1)
     assert type(error) is kind
     check_rows(chunks, numbered(10))
-    assert scripted.script.methods().count("EmbedStream") == 1
+    assert server.streams == 1
 
 
-def test_a_server_without_embed_stream_raises_unimplemented(many: Many, scripted: Running) -> None:
+def test_a_server_without_embed_stream_raises_unimplemented(many: Many, server: FakeServer) -> None:
     """The UnimplementedError names EmbedStream."""
-    scripted.script.streams = [ends_after(0, Fault(grpc.StatusCode.UNIMPLEMENTED))]
+    server.fail_next("EmbedStream", code="UNIMPLEMENTED", reason="")
     _, error = many(["a"])
     assert isinstance(error, UnimplementedError)
     assert "EmbedStream" in error.message
 
 
 @pytest.mark.parametrize("window_chunks", [1, 8])
-def test_vectors_of_two_spaces_are_refused(many: Many, scripted: Running, window_chunks: int) -> None:
+def test_vectors_of_two_spaces_are_refused(many: Many, server: FakeServer, window_chunks: int) -> None:
     """If the model changes, the server refuses requests with the old space_id, and the client the other responses."""
-    scripted.script.spaces = [SPACE, SPACE, "space-2", "space-2"]
+
+    def change_model(_received: Received) -> None:
+        """Changes the space at the third request."""
+        if len(received(server, "EmbedStream")) == 3:
+            server.space_id = "space-2"
+
+    server.on_request = change_model
     chunks, error = many(numbered(20), chunk_texts=5, window_chunks=window_chunks)
     assert isinstance(error, SpaceMismatchError)
     assert error.reason == "SPACE_MISMATCH"
     check_rows(chunks, numbered(10))
 
 
-def test_limits_that_shrink_during_the_call_are_kept(many: Many, scripted: Running) -> None:
+def test_limits_that_shrink_during_the_call_are_kept(many: Many, server: FakeServer) -> None:
     """A server restarted with smaller limits receives smaller requests."""
 
-    def shrink(requests: Iterator[Any], answer: Callable[[Any], Any], _context: Any) -> Iterator[Any]:
-        """Accepts fewer texts than the limits that were reported."""
-        scripted.script.limits["max_texts"] = 3
-        return map(answer, requests)
+    def shrink(received: Received) -> None:
+        """Lowers the limit of texts after the client has fetched it."""
+        if received.method == "EmbedStream":
+            server.max_texts = 3
 
-    scripted.script.streams = [shrink]
+    server.on_request = shrink
     found = many(numbered(100), chunk_texts=10)
     check_whole(found, numbered(100))
     assert max(map(len, found[0])) <= 3
 
 
-def test_unexpected_responses_are_ignored_and_invalid_ones_raise(many: Many, scripted: Running) -> None:
+@pytest.mark.parametrize("client", [blocking, asynchronous])
+def test_unexpected_responses_are_ignored_and_invalid_ones_raise(client: Any) -> None:
     """Responses for unknown requests are ignored; one with too few rows raises InternalError."""
 
-    def confused(requests: Iterator[Any], answer: Callable[[Any], Any], _context: Any) -> Iterator[Any]:
+    def embed_stream(requests: Iterator[Any], _context: Any) -> Iterator[Any]:
         """Sends a response for an unknown request, one response twice, and one without rows."""
-        first = answer(next(requests))
-        yield pb.EmbedStreamResponse(id=999, response=first.response)
-        yield first
-        yield first
-        next(requests)
-        yield pb.EmbedStreamResponse(id=2, response=pb.EmbedResponse())
+        message = next(requests)
+        response = embed_response(message.request.texts)
+        for number in (999, message.id, message.id):
+            yield pb.EmbedStreamResponse(id=number, response=response)
+        yield pb.EmbedStreamResponse(id=next(requests).id, response=pb.EmbedResponse())
         next(requests, None)
 
-    scripted.script.streams = [confused]
-    chunks, error = many(numbered(4), chunk_texts=2)
+    with lying_server(EmbedStream=embed_stream) as target:
+        chunks, error = client(target, numbered(4), chunk_texts=2)
     assert isinstance(error, InternalError)
     assert error.reason == "BAD_ANSWER"
     check_rows(chunks, numbered(2))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the file is gone"), KeyboardInterrupt()])
-def test_an_error_of_the_source_ends_the_stream(many: Many, scripted: Running, error: BaseException) -> None:
+def test_an_error_of_the_source_ends_the_stream(many: Many, server: FakeServer, error: BaseException) -> None:
     """The error is raised after the vectors of the texts before it, KeyboardInterrupt at once; the stream ends."""
-    gone = threading.Event()
-
-    def watched(requests: Iterator[Any], answer: Callable[[Any], Any], context: Any) -> Iterator[Any]:
-        """Sets `gone` when the stream has ended."""
-        context.add_callback(gone.set)
-        return map(answer, requests)
 
     def source() -> Iterator[str]:
         """Yields texts, then raises."""
         yield from numbered(8)
         raise error
 
-    scripted.script.streams = [watched]
     chunks, found = many(source(), chunk_texts=3, window_chunks=2)  # the last texts are read after the first response
     assert found is error
     if isinstance(error, Exception):
         check_rows(chunks, numbered(8))
-    assert gone.wait(30)
+    server.wait_until_idle()
+    assert server.streams == 1
 
 
 @pytest.mark.parametrize(
@@ -150,10 +147,10 @@ def test_an_error_of_the_source_ends_the_stream(many: Many, scripted: Running, e
     ],
 )
 def test_invalid_arguments_are_named_before_a_request_is_sent(
-    many: Many, scripted: Running, wrong: dict[str, Any]
+    many: Many, server: FakeServer, wrong: dict[str, Any]
 ) -> None:
     """The error names the argument, and no request is sent."""
     _, error = many(**{"texts": ["a"], **wrong})
     assert isinstance(error, InvalidArgumentError)
     assert error.violations[0].field == next(iter(wrong))
-    assert not scripted.script.calls
+    assert not server.requests

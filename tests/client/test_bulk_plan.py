@@ -14,7 +14,7 @@ from isogloss._embed import Call, KnownLimits
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.bulk import numbered
-from tests.support.scripted_server import vector
+from tests.support.fake import vector
 
 
 class Simulation:

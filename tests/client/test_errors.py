@@ -5,8 +5,6 @@ import traceback
 
 import grpc
 import pytest
-from google.protobuf import duration_pb2
-from google.rpc import error_details_pb2
 from isogloss import (
     Client,
     DeadlineExceededError,
@@ -19,14 +17,13 @@ from isogloss import (
     UnavailableError,
     errors,
 )
+from isogloss.testing import FakeServer
 
-from tests.support.scripted_server import Fault, Script, refusal
-
-NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+from tests.support.lying_server import failing, lying_server
 
 
 def failure(client: Client) -> IsoglossError:
-    """Returns the error of a call that fails by the script."""
+    """Returns the error of a call for which the server has a scripted error."""
     with pytest.raises(IsoglossError) as raised:
         client.embed(["a"])
     return raised.value
@@ -45,34 +42,35 @@ def test_every_exception_is_documented_and_reachable() -> None:
 
 
 @pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
-def test_a_status_raises_its_exception(client: Client, script: Script, status: grpc.StatusCode) -> None:
+def test_a_status_raises_its_exception(client: Client, server: FakeServer, status: grpc.StatusCode) -> None:
     """Each status becomes the exception of the table, with its code and message."""
-    script.faults = [Fault(status, "what happened", trailers=[NO_RETRY])]
+    server.fail_next("Embed", code=status.name, reason="", message="what happened", retryable=False)
     error = failure(client)
     assert type(error) is errors.BY_CODE[status.name]
     assert (error.code, error.message) == (status.name, "what happened")
 
 
-def test_details_become_attributes(client: Client, script: Script) -> None:
+def test_details_become_attributes(client: Client, server: FakeServer) -> None:
     """Reason, metadata, violations, delay and request id become attributes of the exception."""
-    details = [
-        error_details_pb2.ErrorInfo(reason="QUOTA", domain="isogloss", metadata={"limit": "3"}),
-        error_details_pb2.BadRequest(
-            field_violations=[error_details_pb2.BadRequest.FieldViolation(field="texts[1]", description="too much")]
-        ),
-        error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000)),
-    ]
-    script.faults = [Fault(grpc.StatusCode.INVALID_ARGUMENT, "no", details, [("x-request-id", "r-1")])]
+    server.fail_next(
+        "Embed",
+        code="INVALID_ARGUMENT",
+        reason="QUOTA",
+        message="no",
+        fields=["texts[1]"],
+        metadata={"limit": "3"},
+        retry_after_s=1.5,
+    )
     error = failure(client)
     assert (error.reason, error.metadata, error.retry_after_s) == ("QUOTA", {"limit": "3"}, 1.5)
-    assert error.violations == (FieldViolation("texts[1]", "too much"),)
-    assert error.request_id == "r-1"
-    assert str(error) == "no [QUOTA, texts[1], request r-1]"
+    assert error.violations == (FieldViolation("texts[1]", "no"),)
+    assert error.request_id
+    assert str(error) == f"no [QUOTA, texts[1], request {error.request_id}]"
 
 
-def test_space_mismatch_has_its_own_class(client: Client, script: Script) -> None:
+def test_space_mismatch_has_its_own_class(client: Client, server: FakeServer) -> None:
     """The reason SPACE_MISMATCH selects a subclass of the status' class."""
-    script.faults = [refusal("SPACE_MISMATCH", code=grpc.StatusCode.FAILED_PRECONDITION)]
+    server.fail_next("Embed", code="FAILED_PRECONDITION", reason="SPACE_MISMATCH")
     assert type(failure(client)) is SpaceMismatchError
 
 
@@ -82,27 +80,31 @@ def test_a_reason_of_another_status_does_not_change_the_class() -> None:
     assert errors.error_class("A_NEWER_CODE", "") is InternalError
 
 
-def test_the_message_does_not_affect_the_class(client: Client, script: Script) -> None:
+def test_the_message_does_not_affect_the_class(client: Client, server: FakeServer) -> None:
     """Words in the message do not select another class."""
-    script.faults = [Fault(grpc.StatusCode.INVALID_ARGUMENT, "SPACE_MISMATCH: deadline exceeded")]
+    server.fail_next("Embed", code="INVALID_ARGUMENT", reason="", message="SPACE_MISMATCH: deadline exceeded")
     assert type(failure(client)) is InvalidArgumentError
 
 
 @pytest.mark.parametrize("damaged", [b"\xff\xff\xff", b"\x1a\x04\x0a\x02\xff\xff"])
-def test_damaged_details_do_not_hide_the_error(client: Client, script: Script, damaged: bytes) -> None:
+def test_damaged_details_do_not_hide_the_error(damaged: bytes) -> None:
     """Details that cannot be decoded are left out; code, message and request id remain."""
     trailers = [("grpc-status-details-bin", damaged), ("x-request-id", "r-2")]
-    script.faults = [Fault(grpc.StatusCode.NOT_FOUND, "gone", trailers=trailers)]
-    error = failure(client)
+    with (
+        lying_server(Embed=failing(grpc.StatusCode.NOT_FOUND, "gone", trailers)) as target,
+        Client(target) as client,
+    ):
+        error = failure(client)
     assert (error.code, error.message, error.reason, error.request_id) == ("NOT_FOUND", "gone", "", "r-2")
 
 
-def test_a_damaged_detail_does_not_hide_the_others(client: Client, script: Script) -> None:
+def test_a_damaged_detail_does_not_hide_the_others() -> None:
     """The details are decoded one by one."""
     packed = b"\x08\x05\x1a\x2d\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x01\xff"
     good = b"\x1a\x33\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x07\x0a\x03WHY\x12\x00"
-    script.faults = [Fault(grpc.StatusCode.NOT_FOUND, "gone", trailers=[("grpc-status-details-bin", packed + good)])]
-    assert failure(client).reason == "WHY"
+    embed = failing(grpc.StatusCode.NOT_FOUND, "gone", [("grpc-status-details-bin", packed + good)])
+    with lying_server(Embed=embed) as target, Client(target) as client:
+        assert failure(client).reason == "WHY"
 
 
 @pytest.mark.parametrize(
@@ -114,9 +116,9 @@ def test_retryable_follows_the_status(code: str, retryable: bool) -> None:
     assert errors.BY_CODE[code]("x").retryable is retryable
 
 
-def test_a_pushback_of_minus_one_is_not_retryable(client: Client, script: Script) -> None:
+def test_a_pushback_of_minus_one_is_not_retryable(client: Client, server: FakeServer) -> None:
     """If the server sends the pushback -1, the error is not retryable, for all statuses."""
-    script.faults = [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, trailers=[NO_RETRY])]
+    server.fail_next("Embed", code="RESOURCE_EXHAUSTED", retryable=False)
     error = failure(client)
     assert isinstance(error, ResourceExhaustedError)
     assert not error.retryable
@@ -137,9 +139,9 @@ def test_errors_can_be_pickled(kind: type[IsoglossError]) -> None:
     assert (str(copy), copy._attributes()) == (str(error), error._attributes())
 
 
-def test_tracebacks_hide_exceptions_of_grpc(client: Client, script: Script) -> None:
+def test_tracebacks_hide_exceptions_of_grpc(client: Client, server: FakeServer) -> None:
     """A traceback has this package's exception alone; that of grpc remains as __context__."""
-    script.faults = [Fault(grpc.StatusCode.INTERNAL)]
+    server.fail_next("Embed", code="INTERNAL", reason="")
     error = failure(client)
     shown = "".join(traceback.format_exception(error))
     assert "_InactiveRpcError" not in shown

@@ -20,7 +20,7 @@ def embed(stub: Any, *lines: str, **fields: Any) -> pb.EmbedResponse:
 
 
 def test_rows_belong_to_texts_and_have_unit_length(stub: Any) -> None:
-    """Row i is texts[i]'s, of unit length, and every number about the answer agrees with it."""
+    """Row i is that of texts[i], with unit length, and every figure of the response agrees with it."""
     response = embed(stub, *TEXTS)
     rows = array_of(response.embeddings)
     model = stub.ListModels(pb.ListModelsRequest()).models[0]
@@ -35,7 +35,7 @@ def test_rows_belong_to_texts_and_have_unit_length(stub: Any) -> None:
     assert response.timings.total.nanos > 0
 
 
-def test_dimensions_shorten_and_rescale(stub: Any) -> None:
+def test_dimensions_truncate_and_rescale(stub: Any) -> None:
     """Each offered number of dimensions keeps the leading columns, rescaled unless normalize is off."""
     raw = array_of(embed(stub, *TEXTS, normalize=False).embeddings)
     for dimensions in stub.ListModels(pb.ListModelsRequest()).models[0].dimensions:
@@ -46,8 +46,8 @@ def test_dimensions_shorten_and_rescale(stub: Any) -> None:
         np.testing.assert_allclose(short, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
 
 
-def test_element_types_are_of_the_same_rows(stub: Any) -> None:
-    """Every element type is made from the rows that FLOAT32 gives."""
+def test_element_types_are_converted_from_the_same_rows(stub: Any) -> None:
+    """Every element type is converted from the rows of FLOAT32."""
     rows = array_of(embed(stub, *TEXTS).embeddings)
     half = embed(stub, *TEXTS, element_type=pb.ELEMENT_TYPE_FLOAT16).embeddings
     np.testing.assert_array_equal(array_of(half), rows.astype(np.float16))
@@ -63,7 +63,7 @@ def test_element_types_are_of_the_same_rows(stub: Any) -> None:
 
 
 def test_truncation_reports_rows_and_counts(stub: Any) -> None:
-    """A text over the limit is cut at the asked end, its row reported and its tokens counted after the cut."""
+    """A text over the limit is truncated at the requested end; its row is reported, and the kept tokens are counted."""
     limit = stub.ListModels(pb.ListModelsRequest()).models[0].max_tokens
     long = "1 " * limit + "2 " * limit
     ending = embed(stub, "a", long, truncation=pb.TRUNCATION_START)
@@ -74,8 +74,8 @@ def test_truncation_reports_rows_and_counts(stub: Any) -> None:
     assert not np.array_equal(array_of(ending.embeddings)[1], array_of(beginning.embeddings)[1])
 
 
-def test_partial_answers(stub: Any) -> None:
-    """With allow_partial an empty text is a zero row with a RowError that carries the reason."""
+def test_partial_responses(stub: Any) -> None:
+    """With allow_partial, an empty text is a row of zeros with a RowError that has the reason."""
     response = embed(stub, "fine", " ", allow_partial=True, element_type=pb.ELEMENT_TYPE_INT8)
     assert [error.row for error in response.row_errors] == [1]
     assert response.row_errors[0].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -84,25 +84,25 @@ def test_partial_answers(stub: Any) -> None:
     assert response.embeddings.row_scales[1] == 0
 
 
-def test_an_expected_space_is_kept_or_refused(stub: Any) -> None:
-    """A request that expects the model's space is answered, one that expects another is refused."""
+def test_an_expected_space_is_checked(stub: Any) -> None:
+    """A request that expects the model's space succeeds; one that expects another fails."""
     space = embed(stub, "a").space_id
     assert embed(stub, "a", space_id=space).space_id == space
     assert error_of(lambda: embed(stub, "a", space_id="other")).reason == "SPACE_MISMATCH"
 
 
-def test_roles_lanes_and_defaults_are_accepted(stub: Any) -> None:
-    """The bundled model has no roles: every input type and priority gives the same row."""
+def test_input_types_and_priorities_do_not_change_the_bundled_models_vectors(stub: Any) -> None:
+    """The bundled model has no prompts: every input type and priority has the same row."""
     expected = array_of(embed(stub, "a").embeddings)
     for number in pb.InputType.values():
-        for lane in pb.Priority.values():
-            got = embed(stub, "a", input_type=number, priority=lane)
-            np.testing.assert_array_equal(array_of(got.embeddings), expected)
+        for priority in pb.Priority.values():
+            response = embed(stub, "a", input_type=number, priority=priority)
+            np.testing.assert_array_equal(array_of(response.embeddings), expected)
 
 
 @pytest.mark.parametrize("metric", [1, 2, 3, 4])
 def test_similarity_of_texts_is_that_of_their_vectors(stub: Any, metric: int) -> None:
-    """Texts and the vectors that Embed gave for them score alike, on either side and in every shape."""
+    """Texts and their vectors from Embed have the same scores, on either side and in every shape."""
     embedded = embed(stub, *TEXTS)
     given = vectors(embedded.embeddings, embedded.space_id)
     expected = array_of(stub.Similarity(pb.SimilarityRequest(queries=given, metric=metric)).scores)
@@ -119,19 +119,21 @@ def test_similarity_of_texts_is_that_of_their_vectors(stub: Any, metric: int) ->
             assert everything.space_id == embedded.space_id
 
 
-def test_nearest_with_min_score_and_more_k_than_candidates(stub: Any) -> None:
-    """K beyond the candidates gives all of them, best first; min_score leaves the lower ones out."""
+def test_nearest_with_min_score_and_k_beyond_the_candidates(stub: Any) -> None:
+    """With k beyond the candidates all are returned, best first; min_score omits the lower ones."""
     sides = {"queries": texts("Good morning"), "candidates": texts(*TEXTS)}
     everything = stub.Similarity(pb.SimilarityRequest(**sides, nearest=pb.Nearest(k=100))).nearest.queries[0]
     assert sorted(everything.rows) == [0, 1, 2, 3, 4]
     assert list(everything.scores) == sorted(everything.scores, reverse=True)
-    least = everything.scores[2]
-    some = stub.Similarity(pb.SimilarityRequest(**sides, nearest=pb.Nearest(k=100, min_score=least))).nearest.queries[0]
+    lowest = everything.scores[2]
+    some = stub.Similarity(pb.SimilarityRequest(**sides, nearest=pb.Nearest(k=100, min_score=lowest))).nearest.queries[
+        0
+    ]
     assert list(some.rows) == list(everything.rows)[:3]
 
 
 def test_dimensions_of_texts_follow_the_vectors(stub: Any) -> None:
-    """Texts compared with short vectors are embedded as short; both sides may be asked short."""
+    """Texts compared with truncated vectors are embedded with the same dimensions; so are two sides of texts."""
     short = embed(stub, *TEXTS, dimensions=64)
     given = vectors(short.embeddings, short.space_id)
     mixed = stub.Similarity(pb.SimilarityRequest(queries=texts(*TEXTS), candidates=given))
@@ -140,7 +142,7 @@ def test_dimensions_of_texts_follow_the_vectors(stub: Any) -> None:
 
 
 def test_quantised_vectors_are_compared_by_value(stub: Any) -> None:
-    """INT8, UINT8 and FLOAT16 vectors score as the numbers that they stand for."""
+    """INT8, UINT8 and FLOAT16 vectors are scored by the numbers that they represent."""
     exact = array_of(stub.Similarity(pb.SimilarityRequest(queries=texts(*TEXTS))).scores)
     for element_type in (pb.ELEMENT_TYPE_FLOAT16, pb.ELEMENT_TYPE_INT8, pb.ELEMENT_TYPE_UINT8):
         embedded = embed(stub, *TEXTS, element_type=element_type)
@@ -148,8 +150,8 @@ def test_quantised_vectors_are_compared_by_value(stub: Any) -> None:
         np.testing.assert_allclose(array_of(scores), exact, atol=0.01)
 
 
-def test_vectors_are_taken_as_they_are(stub: Any) -> None:
-    """Dot products of vectors that are not of unit length are those of the given numbers; zeros have cosine 0."""
+def test_vectors_are_not_normalized(stub: Any) -> None:
+    """Dot products are those of the given numbers, also without unit length; zeros have cosine 0."""
     space = embed(stub, "a").space_id
     rows = matrix_of([[3.0, 4.0], [0.0, 0.0]])
     request = {"queries": vectors(rows, space), "candidates": vectors(rows, space)}
@@ -159,7 +161,7 @@ def test_vectors_are_taken_as_they_are(stub: Any) -> None:
     np.testing.assert_array_equal(array_of(cosines.scores), [[1, 0], [0, 0]])
 
 
-STRANGE = {
+UNUSUAL = {
     "emoji": "👩‍👩‍👧‍👦🏳️‍🌈🇺🇳",
     "right to left": "שלום \u202eעולם\u202c مرحبا",
     "combining marks": "e" + "\u0301" * 5000,
@@ -176,10 +178,10 @@ STRANGE = {
 }
 
 
-@pytest.mark.parametrize("kind", STRANGE)
-def test_strange_text_is_embedded_or_clearly_refused(stub: Any, kind: str) -> None:
-    """Whatever the text: finite numbers of unit length, or an error with a reason; never a crash, never NaN."""
-    text = STRANGE[kind]
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_text_is_embedded_or_an_error(stub: Any, kind: str) -> None:
+    """Every text has a finite vector of unit length, or an error with a reason."""
+    text = UNUSUAL[kind]
     try:
         response = embed(stub, text, "and a plain one")
     except grpc.RpcError:
@@ -190,17 +192,17 @@ def test_strange_text_is_embedded_or_clearly_refused(stub: Any, kind: str) -> No
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
 
 
-def test_every_script_of_unicode_gives_finite_vectors(stub: Any) -> None:
-    """A letter of each block of the code space, assigned or not, is embedded or refused by its row alone."""
-    points = [chr(point) for point in range(0x21, 0x2FFFF, 89) if unicodedata.category(chr(point)) != "Cs"]
-    wanted = [point for point in points if not point.isspace()]
-    response = embed(stub, *wanted, allow_partial=True)
+def test_every_script_of_unicode_has_finite_vectors(stub: Any) -> None:
+    """A character of each block of Unicode, assigned or not, is embedded or a row error."""
+    characters = [chr(point) for point in range(0x21, 0x2FFFF, 89) if unicodedata.category(chr(point)) != "Cs"]
+    letters = [character for character in characters if not character.isspace()]
+    response = embed(stub, *letters, allow_partial=True)
     assert np.isfinite(array_of(response.embeddings)).all()
-    assert len(response.row_errors) < len(wanted)
+    assert len(response.row_errors) < len(letters)
 
 
-def test_a_text_without_tokens_is_refused(static_folder: Any) -> None:
-    """A text that the tokenizer leaves nothing of is INVALID_ARGUMENT, reason TEXT_WITHOUT_TOKENS."""
+def test_a_text_without_tokens_is_an_error(static_folder: Any) -> None:
+    """A text without tokens is INVALID_ARGUMENT with reason TEXT_WITHOUT_TOKENS."""
     from isogloss.v1 import embedding_pb2_grpc
 
     with (
@@ -213,8 +215,8 @@ def test_a_text_without_tokens_is_refused(static_folder: Any) -> None:
         assert array_of(embed(stub, "one").embeddings).shape == (1, 3)
 
 
-def test_a_full_request_fits_the_announced_limits(stub: Any, server: ServerProcess) -> None:
-    """max_texts texts, and max_request_bytes of text, are answered within what a plain gRPC client receives."""
+def test_a_request_of_the_maximum_size(stub: Any, server: ServerProcess) -> None:
+    """Requests with max_texts texts, and with max_request_bytes of text, fit what a plain gRPC client receives."""
     model = stub.ListModels(pb.ListModelsRequest()).models[0]
     assert embed(stub, *["word"] * model.max_texts).embeddings.rows == model.max_texts
     line = "é" * 2000 + " "
@@ -224,9 +226,9 @@ def test_a_full_request_fits_the_announced_limits(stub: Any, server: ServerProce
 
 
 def test_reflection_lists_the_services(server: ServerProcess) -> None:
-    """Server reflection names the services, as grpcurl asks for them."""
+    """Server reflection lists the services, as grpcurl requests them."""
     with grpc.insecure_channel(server.address) as channel:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
-        services = {service.name for service in next(iter(answers)).list_services_response.service}
+        responses = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+        services = {service.name for service in next(iter(responses)).list_services_response.service}
     assert {"isogloss.v1.EmbeddingService", "grpc.health.v1.Health"} <= services

@@ -1,4 +1,4 @@
-"""A server process from start to stop: ready, drained, killed, refused."""
+"""The lifecycle of a server process: start, drain, stop, and errors at the start."""
 
 import signal
 import socket
@@ -20,7 +20,7 @@ SERVICE = "isogloss.v1.EmbeddingService"
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_ends_with_status_0(number: signal.Signals) -> None:
-    """SIGTERM and SIGINT end an idle server with exit status 0."""
+    """SIGTERM and SIGINT stop an idle server with exit status 0."""
     process = ServerProcess()
     assert process.address
     process.signal(number)
@@ -28,8 +28,8 @@ def test_a_signal_drains_and_ends_with_status_0(number: signal.Signals) -> None:
     assert any('"stopped"' in line for line in process.lines)
 
 
-def test_the_port_file_holds_the_port_while_calls_are_taken(tmp_path: Path) -> None:
-    """--port 0 takes a free port, --port-file tells it once ready, and the file is gone at the end."""
+def test_the_port_file_has_the_port_while_the_server_accepts_calls(tmp_path: Path) -> None:
+    """With --port 0 the server uses a free port; --port-file has it when ready, and is removed at the end."""
     file = tmp_path / "port"
     file.write_text("left by a server that was killed")
     with ServerProcess("--port-file", str(file)) as process:
@@ -38,8 +38,8 @@ def test_the_port_file_holds_the_port_while_calls_are_taken(tmp_path: Path) -> N
     assert not file.exists()
 
 
-def test_while_draining_readiness_is_off_and_calls_are_answered() -> None:
-    """After the signal health says NOT_SERVING, liveness SERVING, and calls are still taken for --drain-delay-s."""
+def test_during_the_drain_delay_the_server_is_not_ready_but_accepts_calls() -> None:
+    """After the signal health is NOT_SERVING, liveness SERVING, and calls succeed for --drain-delay-s."""
     with ServerProcess("--drain-delay-s", "3600") as process, grpc.insecure_channel(process.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
@@ -49,18 +49,18 @@ def test_while_draining_readiness_is_off_and_calls_are_answered() -> None:
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         live = health.Check(health_pb2.HealthCheckRequest())
         model = health.Check(health_pb2.HealthCheckRequest(service="isogloss-static"))
-        told = stub.Health(pb.HealthRequest())
-        answered = stub.Embed(pb.EmbedRequest(texts=["still here"]))
+        health_of_models = stub.Health(pb.HealthRequest())
+        response = stub.Embed(pb.EmbedRequest(texts=["still here"]))
         process.signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
     assert live.status == health_pb2.HealthCheckResponse.SERVING
     assert model.status == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert told.status == pb.SERVING_STATUS_NOT_SERVING
-    assert answered.embeddings.rows == 1
+    assert health_of_models.status == pb.SERVING_STATUS_NOT_SERVING
+    assert response.embeddings.rows == 1
 
 
-def test_an_open_watch_does_not_hold_the_stop() -> None:
-    """A Watch is ended when the server stops taking calls, so that the drain is not held by it."""
+def test_an_open_watch_does_not_delay_the_stop() -> None:
+    """A Watch ends when the server rejects new calls, so that the drain does not wait for it."""
     process = ServerProcess("--drain-s", "3600")
     with grpc.insecure_channel(process.address) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -72,8 +72,8 @@ def test_an_open_watch_does_not_hold_the_stop() -> None:
         assert process.wait() == 0
 
 
-def test_a_call_in_flight_at_the_signal_is_answered() -> None:
-    """A call that was accepted before the signal gets its answer, and the status is 0."""
+def test_a_call_in_flight_at_the_signal_succeeds() -> None:
+    """A call that was accepted before the signal succeeds, and the exit status is 0."""
     process = ServerProcess()
     with grpc.insecure_channel(process.address) as channel:
         stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
@@ -81,15 +81,15 @@ def test_a_call_in_flight_at_the_signal_is_answered() -> None:
         many = [f"sentence number {row} of a long list" for row in range(model.max_texts)]
         future = stub.Embed.future(pb.EmbedRequest(texts=many))
         began = threading.Event()
-        threading.Thread(target=lambda: (_until_embedding(stub), began.set()), daemon=True).start()
+        threading.Thread(target=lambda: (_wait_for_embedding(stub), began.set()), daemon=True).start()
         assert began.wait(60)
         process.signal(signal.SIGTERM)
         assert future.result(timeout=60).embeddings.rows == len(many)
     assert process.wait() == 0
 
 
-def _until_embedding(stub: Any) -> None:
-    """Returns once the server has begun on the texts, or has them done."""
+def _wait_for_embedding(stub: Any) -> None:
+    """Returns when the server has started or finished the texts."""
     while True:
         model = stub.Health(pb.HealthRequest()).models[0]
         if model.queued_texts or model.embedded_texts:
@@ -97,14 +97,14 @@ def _until_embedding(stub: Any) -> None:
 
 
 def test_a_taken_port_is_one_line_and_status_1(server: ServerProcess) -> None:
-    """A port that is in use is refused, though grpc would share it."""
+    """A port in use is an error, though grpc would share it."""
     second = ServerProcess("--port", server.address.rpartition(":")[2])
     assert second.wait() == 1
     assert second.lines == [f"isogloss-server: cannot listen on {server.address}: the port is in use\n"]
 
 
 def test_a_port_file_that_cannot_be_written_is_one_line_and_status_1(tmp_path: Path) -> None:
-    """A port file in a folder that does not exist is one clear line."""
+    """A port file in a folder that does not exist is one line."""
     file = tmp_path / "nowhere" / "port"
     process = ServerProcess("--port-file", str(file))
     assert process.wait() == 1
@@ -113,8 +113,8 @@ def test_a_port_file_that_cannot_be_written_is_one_line_and_status_1(tmp_path: P
     ]
 
 
-def test_a_server_that_cannot_start_leaves_anothers_port_file(tmp_path: Path) -> None:
-    """A second server on a taken port, told the same port file, leaves the first one's as it is."""
+def test_a_server_that_cannot_start_keeps_the_port_file_of_another(tmp_path: Path) -> None:
+    """A second server on a used port, with the same port file, does not change the file."""
     file = tmp_path / "port"
     with ServerProcess("--port-file", str(file)) as first:
         port = first.address.rpartition(":")[2]
@@ -124,29 +124,29 @@ def test_a_server_that_cannot_start_leaves_anothers_port_file(tmp_path: Path) ->
 
 
 def test_a_signal_while_loading_ends_with_status_0() -> None:
-    """A server that is told to stop before it is ready stops, with status 0."""
+    """A signal before the server is ready stops it with status 0."""
     process = ServerProcess("--log-level", "debug")
     process.wait_for("listening")
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
 
 
-def test_a_host_that_is_none_is_one_line_and_status_1() -> None:
-    """A name that no host can have is one clear line."""
+def test_an_invalid_host_is_one_line_and_status_1() -> None:
+    """An invalid host name is one line."""
     process = ServerProcess("--host", "a" * 70)
     assert process.wait() == 1
     assert process.lines == [f"isogloss-server: cannot listen on {'a' * 70}:0: that is no host name\n"]
 
 
 def test_a_missing_model_is_one_line_and_status_1(tmp_path: Path) -> None:
-    """Missing model files are one clear line."""
+    """Missing model files are one line."""
     process = ServerProcess("--model", f"mine={tmp_path}")
     assert process.wait() == 1
     assert process.lines == [f"isogloss-server: model folder {tmp_path} has no file modules.json\n"]
 
 
 def test_two_models_are_served_under_their_names(static_folder: Path) -> None:
-    """--model twice serves both, the first as the default, each with its own readiness and space."""
+    """Two --model flags serve both models, the first as the default, each with its own readiness and space."""
     with (
         ServerProcess("--model", f"small={static_folder}", "--model", "isogloss-static") as process,
         grpc.insecure_channel(process.address) as channel,
@@ -161,8 +161,8 @@ def test_two_models_are_served_under_their_names(static_folder: Path) -> None:
         assert set(listed) == {"", SERVICE, "small", "isogloss-static"}
 
 
-def test_garbage_on_the_port_harms_nobody(server: ServerProcess, stub: Any) -> None:
-    """Bytes that are no HTTP/2 and messages that are no messages leave the server serving."""
+def test_invalid_bytes_on_the_port(server: ServerProcess, stub: Any) -> None:
+    """The server still serves after bytes that are not HTTP/2 and messages that are malformed."""
     host, _, port = server.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)))
@@ -171,11 +171,11 @@ def test_garbage_on_the_port_harms_nobody(server: ServerProcess, stub: Any) -> N
             pass
     with grpc.insecure_channel(server.address) as channel:
         call = channel.unary_unary(f"/{SERVICE}/Embed")
-        for malformed in (b"\xff\xff\xff", b"\n\x02\xc3\x28"):  # the second is a text that is no UTF-8
+        for malformed in (b"\xff\xff\xff", b"\n\x02\xc3\x28"):  # the second has a text that is not UTF-8
             error = error_of(lambda malformed=malformed: call(malformed))
             assert (error.code, error.reason) == ("INVALID_ARGUMENT", "MALFORMED_REQUEST")
         unknown = channel.unary_unary(f"/{SERVICE}/Nothing")
         with pytest.raises(grpc.RpcError) as raised:
             unknown(b"")
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert stub.Embed(pb.EmbedRequest(texts=["well"])).embeddings.rows == 1
+    assert stub.Embed(pb.EmbedRequest(texts=["still serving"])).embeddings.rows == 1

@@ -1,4 +1,4 @@
-"""`isogloss-server models ...`, as a process, with a hub on this machine."""
+"""`isogloss-server models`, as a process, with a hub on this machine."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.support.fake_hub import COMMIT, FakeHub
 from tests.support.server_process import ServerProcess
 
 SPACE_ID = re.compile(r"space id +s1-[0-9a-f]{32}")
-# A sentence-transformers with another opinion.
+# A sentence-transformers with other vectors.
 OTHER_VECTORS = """
 import numpy as np
 
@@ -35,7 +35,7 @@ def fake(static_folder: Path) -> Iterator[FakeHub]:
 
 
 class Command:
-    """Runs the command with a cache and a hub of its own."""
+    """Runs the command with its own cache and hub."""
 
     def __init__(self, home: Path, endpoint: str) -> None:
         self.home = home
@@ -53,12 +53,12 @@ class Command:
 
 @pytest.fixture
 def command(fake: FakeHub, tmp_path: Path) -> Command:
-    """The command, on the hub of the test and an empty cache."""
+    """The command, with the hub of the test and an empty cache."""
     return Command(tmp_path / "home", fake.address)
 
 
-def test_list_has_every_name(command: Command) -> None:
-    """A line for the bundled model and for each of the catalogue, and whether it is on this disk."""
+def test_list_has_every_model(command: Command) -> None:
+    """There is a line for the bundled model and each one in the catalog, which says whether it is on this disk."""
     status, out, err = command("list")
     assert (status, err) == (0, "")
     headings, bundled, *lines = out.splitlines()
@@ -69,8 +69,8 @@ def test_list_has_every_name(command: Command) -> None:
     assert {line.split()[-1] for line in lines} == {"no"}
 
 
-def test_list_as_json_has_every_fact(command: Command) -> None:
-    """As JSON, each model comes with all that the catalogue knows."""
+def test_list_as_json_has_every_property(command: Command) -> None:
+    """As JSON, each model has all properties in the catalog."""
     status, out, _ = command("list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert status == 0
@@ -82,7 +82,7 @@ def test_list_as_json_has_every_fact(command: Command) -> None:
 
 
 def test_pull_then_show(command: Command, fake: FakeHub) -> None:
-    """A model is pulled once, with nothing on stderr where no terminal is, and then shown with its digests."""
+    """A model is downloaded once, with nothing on stderr without a terminal, and then shown with its digests."""
     assert "not on this disk" in command("show", "owner/model")[1]
     assert not fake.agents
     status, out, err = command("pull", "owner/model", "owner/model")
@@ -97,7 +97,7 @@ def test_pull_then_show(command: Command, fake: FakeHub) -> None:
 
 
 def test_a_pulled_model_serves_without_a_hub(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `models pull` fetched is served by its name where the hub is out of reach, and nobody is asked for it."""
+    """A model that `models pull` downloaded is served by its name offline, without a request."""
     assert command("pull", f"owner/model@{COMMIT}")[0] == 0
     monkeypatch.setenv("HF_HOME", str(command.home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -105,49 +105,49 @@ def test_a_pulled_model_serves_without_a_hub(command: Command, monkeypatch: pyte
         assert process.wait_for("model ready")["model"] == "pulled"
 
 
-def test_a_model_that_cannot_be_had_is_one_line_and_status_1(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is told a model which the hub does not have ends with the line that says so."""
+def test_a_model_that_the_hub_does_not_have_ends_the_start(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server with a model that the hub does not have ends with one line and status 1."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", fake.address)
     monkeypatch.setenv("NO_PROXY", "*")
     process = ServerProcess("--model", "owner/none")
     assert process.wait() == 1
     (line,) = process.lines
-    assert line.startswith("isogloss-server: there is no folder owner/none, and no such model on http://127.0.0.1")
+    assert line.startswith("isogloss-server: owner/none is neither a folder nor a public model on http://127.0.0.1")
 
 
 def test_show_ends_with_the_space(command: Command) -> None:
-    """What is on this disk is shown with the space that a server would answer in."""
+    """A model on this disk is shown with the id of its space."""
     status, out, _ = command("show", "isogloss-static")
     assert status == 0
     assert SPACE_ID.fullmatch(out.splitlines()[-1])
 
 
-def test_verify_says_what_was_not_compared(command: Command, tmp_path: Path) -> None:
-    """Without sentence-transformers, the server's own checks are made, and the command says that it made no others."""
+def test_verify_without_sentence_transformers(command: Command, tmp_path: Path) -> None:
+    """Without sentence-transformers, the self-test runs, and the command says that vectors were not compared."""
     (tmp_path / "sitecustomize.py").write_text('import sys; sys.modules["sentence_transformers"] = None')
     command.environment["PYTHONPATH"] = str(tmp_path)
     status, out, err = command("verify", "isogloss-static")
     assert (status, err) == (0, "")
     own, other = out.splitlines()
-    assert own.endswith(": the server's own checks passed")
-    assert other == "sentence-transformers is not installed: its vectors were not compared"
+    assert own.endswith(": passed the self-test")
+    assert other == "sentence-transformers is not installed: vectors not compared"
 
 
-def test_verify_tells_a_model_that_is_off(command: Command, tmp_path: Path) -> None:
-    """Vectors that are not those of sentence-transformers end with one line and status 1."""
+def test_verify_reports_vectors_that_differ(command: Command, tmp_path: Path) -> None:
+    """Vectors that differ from those of sentence-transformers end with one line and status 1."""
     for name, text in {"sentence_transformers.py": OTHER_VECTORS, "transformers/utils/logging.py": NO_BARS}.items():
         (tmp_path / "other" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "other" / name).write_text(text)
     command.environment["PYTHONPATH"] = str(tmp_path / "other")
     status, out, err = command("verify", "isogloss-static")
     assert status == 1
-    assert "OFF by more than its precision" in out
-    assert err == "isogloss-server: isogloss-static: its vectors are not those of sentence-transformers\n"
+    assert "NOT within its precision" in out
+    assert err == "isogloss-server: isogloss-static: its vectors differ from those of sentence-transformers\n"
 
 
-def test_verify_finds_damage(command: Command, static_folder: Path) -> None:
-    """A model that fails the start-up checks is one line and status 1."""
+def test_verify_reports_damage(command: Command, static_folder: Path) -> None:
+    """A model that fails its self-test is one line and status 1."""
     card = {"probes": [{"text": "one", "vector": [1.0, 2.0, 3.0]}]}
     (static_folder / "isogloss.json").write_text(json.dumps(card))
     status, out, err = command("verify", str(static_folder))
@@ -155,12 +155,15 @@ def test_verify_finds_damage(command: Command, static_folder: Path) -> None:
     assert err == "isogloss-server: the model is damaged: its vectors differ from the known vectors\n"
 
 
-def test_what_cannot_be_had_is_one_line_and_status_1(command: Command) -> None:
-    """A model that the hub does not have, and a name that is none, end with one line and status 1."""
+def test_an_unknown_model_is_one_line_and_status_1(command: Command) -> None:
+    """A model that the hub does not have, and an unknown name, end with one line and status 1."""
     for words, begin in {
-        ("pull", "owner/none"): "isogloss-server: there is no folder owner/none, and no such model on http://127.0.0.1",
-        ("show", "labse"): "isogloss-server: model 'labse' is neither",
-        ("verify", "/no/such/folder"): "isogloss-server: model '/no/such/folder' is neither",
+        (
+            "pull",
+            "owner/none",
+        ): "isogloss-server: owner/none is neither a folder nor a public model on http://127.0.0.1",
+        ("show", "labse"): "isogloss-server: unknown model 'labse': neither",
+        ("verify", "/no/such/folder"): "isogloss-server: unknown model '/no/such/folder': neither",
     }.items():
         status, out, err = command(*words)
         assert (status, out) == (1, "")
@@ -168,15 +171,15 @@ def test_what_cannot_be_had_is_one_line_and_status_1(command: Command) -> None:
         assert err.count("\n") == 1
 
 
-def test_a_wrong_setting_is_one_line_and_status_2(command: Command) -> None:
-    """Models are loaded with the settings of the environment; a wrong one ends as it does for the server."""
+def test_an_invalid_setting_is_one_line_and_status_2(command: Command) -> None:
+    """Models are loaded with the settings in the environment; an invalid one ends as it does for the server."""
     command.environment["ISOGLOSS_PORT"] = "many"
     status, out, err = command("verify", "isogloss-static")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("isogloss-server: ISOGLOSS_PORT must be")
 
 
-def test_wrong_words_are_one_line_and_status_2(command: Command) -> None:
+def test_a_missing_argument_is_one_line_and_status_2(command: Command) -> None:
     """A verb without its model ends with one line and status 2."""
     status, _, err = command("pull")
     assert (status, err.count("\n")) == (2, 1)
@@ -184,7 +187,7 @@ def test_wrong_words_are_one_line_and_status_2(command: Command) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_shells_complete_the_verbs(shell: str) -> None:
-    """The script for a shell knows the verbs of `models`."""
+    """The script for a shell has the verbs of `models`."""
     command = [sys.executable, "-m", "isogloss_server", "completion", shell]
     script = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
     assert all(verb in script for verb in ("models", "pull", "verify"))

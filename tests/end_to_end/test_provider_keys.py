@@ -1,4 +1,4 @@
-"""The key is nowhere: not in logs, statuses, trailers, metrics or health, whatever a provider does with it."""
+"""The API key never leaks into logs, statuses, trailers, metrics or health, whatever the provider does."""
 
 import json
 import re
@@ -20,9 +20,9 @@ from tests.support.server_process import ServerProcess
 
 KEY = "sk-SENTINEL-4f0e9b1c7a2d8e6f5b3a-Zq"
 PART_CHARACTERS = 12
-TEXT = "the caller's own words, which nobody else reads"
+TEXT = "the caller's own words, which are private"
 LIGHT, SMALL = "embed-multilingual-light-v3.0", "text-embedding-3-small"
-SOON = {"Retry-After": "1"}  # later than the caller waits, so that the error leaves at once
+SOON = {"Retry-After": "1"}  # after the caller's deadline, so that the error is immediate
 QUOTED = json.dumps(
     {
         "message": f"invalid: Bearer {KEY} for {TEXT}",
@@ -31,21 +31,21 @@ QUOTED = json.dumps(
 ).encode()
 QUOTING = {"X-Api-Key": KEY, "Set-Cookie": f"key={KEY}", **SOON}
 SCENES = {
-    "well": Scripted(headers=QUOTING),
+    "success": Scripted(headers=QUOTING),
     **{
         f"{status} that quotes the key": Scripted(status=status, headers=QUOTING, body=QUOTED)
         for status in (400, 401, 403, 404, 418, 422, 429, 498, 500, 503)
     },
     "401": Scripted(status=401),
     "a page that quotes the key": Scripted(headers={"Content-Type": "text/html"}, body=f"<p>{KEY}".encode()),
-    "an answer that quotes the key": Scripted(body=QUOTED),
+    "a response that quotes the key": Scripted(body=QUOTED),
     "malformed": Scripted(body=f'{{"data": "{KEY}'.encode()),
     "absurd": Scripted(body=json.dumps([KEY, {"embeddings": KEY}]).encode()),
     "absurd within": Scripted(
         body=json.dumps({"data": [{"index": {KEY: 1}}], "embeddings": {"base64": KEY}, "meta": KEY}).encode()
     ),
-    "no compression after all": Scripted(headers={"Content-Encoding": "gzip"}, body=KEY.encode()),
-    "no character set": Scripted(headers={"Content-Type": f"application/json; charset={KEY}"}, body=QUOTED),
+    "not compressed": Scripted(headers={"Content-Encoding": "gzip"}, body=KEY.encode()),
+    "invalid character set": Scripted(headers={"Content-Type": f"application/json; charset={KEY}"}, body=QUOTED),
     "a redirect": Scripted(status=307, headers={"Location": f"http://127.0.0.1:1/?key={KEY}"}, body=b""),
     "reset": Scripted(ending=Ending.RESET),
     "too few": changed(lambda rows: rows[:0]),
@@ -53,18 +53,18 @@ SCENES = {
 
 
 def parts_of(key: str) -> Iterator[str]:
-    """Yields every part of the key that is long enough to be of use."""
+    """Yields every part of the key that is long enough to be useful."""
     for first in range(len(key) - PART_CHARACTERS + 1):
         yield key[first : first + PART_CHARACTERS]
 
 
-def leaks(told: str) -> list[str]:
-    """Returns the parts of the key that stand in what was told."""
-    return [part for part in parts_of(KEY) if part in told]
+def leaks(text: str) -> list[str]:
+    """Returns the parts of the key in a text."""
+    return [part for part in parts_of(KEY) if part in text]
 
 
 def everything_of(error: Any) -> str:
-    """Returns all that a caller can see of a failed call."""
+    """Returns everything that a caller receives of a failed call."""
     metadata = *error.trailing_metadata(), *(error.initial_metadata() or ())
     words = str(error), repr(error), error.code().name, error.details(), error.debug_error_string()
     return "\n".join([*words, *(f"{name}={value!r}" for name, value in metadata)])
@@ -74,8 +74,8 @@ def health_of(stub: Any) -> str:
     return str(stub.Health(pb.HealthRequest())) + str(stub.ListModels(pb.ListModelsRequest()))
 
 
-def test_neither_key_nor_text_is_told_whatever_the_provider_does(tmp_path: Path) -> None:
-    """At log level debug, over every fault and from variable and file, no 12 characters of the key come out."""
+def test_neither_key_nor_text_leaks(tmp_path: Path) -> None:
+    """At log level debug, with every failure, and with the key in variable and file, no 12 characters of it leak."""
     file = tmp_path / "key"
     file.write_text(KEY)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -89,44 +89,44 @@ def test_neither_key_nor_text_is_told_whatever_the_provider_does(tmp_path: Path)
         ]
         flags = [part for source in sources for part in ("--model", source)]
         flags += ["--log-level", "debug", "--metrics-port", "0", "--openai-key-file", str(file), "--cache-bytes", "0"]
-        # What the SDKs themselves would write of requests, were they let.
+        # Makes the SDKs log requests.
         noisy = {"CO_API_KEY": KEY, "OPENAI_API_KEY": None, "OPENAI_LOG": "debug", "HTTPX_LOG_LEVEL": "trace"}
         with ServerProcess(*flags, env=noisy) as process, grpc.insecure_channel(process.address) as channel:
             stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-            told = [health_of(stub)]
-            ends = {}
+            visible = [health_of(stub)]
+            codes_by_scene = {}
             for name, scene in SCENES.items():
                 fake.always = scene
-                ends[name], said = _asked(stub, (LIGHT, SMALL), 20.0 if name == "well" else 0.3)
-                told += [*said, health_of(stub)]
-                fake.always = None  # and well in between, so that the breaker stays closed
-                assert _asked(stub, (LIGHT, SMALL), 20.0)[0] == ["OK"] * 2
-            told += _asked(stub, ("tls", "tls2"), 0.3)[1]
+                codes_by_scene[name], messages = _call_both(stub, (LIGHT, SMALL), 20.0 if name == "success" else 0.3)
+                visible += [*messages, health_of(stub)]
+                fake.always = None  # a success in between, so that the breaker stays closed
+                assert _call_both(stub, (LIGHT, SMALL), 20.0)[0] == ["OK"] * 2
+            visible += _call_both(stub, ("tls", "tls2"), 0.3)[1]
             url = re.search(r'"(http://[^"]*/metrics)"', "".join(process.lines))
             assert url is not None
-            with urllib.request.urlopen(url[1], timeout=60) as answer:
-                told.append(answer.read().decode())
+            with urllib.request.urlopen(url[1], timeout=60) as response:
+                visible.append(response.read().decode())
         lines = "".join(process.lines)
     assert {request.headers["authorization"] for request in fake.requests} == {f"Bearer {KEY}"}
-    assert [name for name, codes in ends.items() if "OK" in codes] == ["well"]
-    assert not [name for name, codes in ends.items() if {"INTERNAL", "UNKNOWN"} & set(codes)]
+    assert [name for name, codes in codes_by_scene.items() if "OK" in codes] == ["success"]
+    assert not [name for name, codes in codes_by_scene.items() if {"INTERNAL", "UNKNOWN"} & set(codes)]
     assert not leaks(lines)
-    assert not leaks("\n".join(told))
+    assert not leaks("\n".join(visible))
     assert TEXT not in lines
 
 
-def _asked(stub: Any, models: tuple[str, str], timeout_s: float) -> tuple[list[str], list[str]]:
-    """Returns the codes that a call to each model ends in, and all that the callers can see of failures."""
-    codes, said = [], []
+def _call_both(stub: Any, models: tuple[str, str], timeout_s: float) -> tuple[list[str], list[str]]:
+    """Returns the codes of a call to each model, and everything that the callers receive of failures."""
+    codes, messages = [], []
     for call in [stub.Embed.future(pb.EmbedRequest(texts=[TEXT], model=m), timeout=timeout_s) for m in models]:
         codes.append(call.code().name)
-        said += [] if call.code() is grpc.StatusCode.OK else [everything_of(call.exception())]
-    return codes, said
+        messages += [] if call.code() is grpc.StatusCode.OK else [everything_of(call.exception())]
+    return codes, messages
 
 
 @pytest.mark.parametrize("kind", ["cohere", "openai"])
-def test_a_start_that_fails_does_not_tell_the_key(kind: str) -> None:
-    """A provider that quotes the key while it refuses it ends the start with a line that has none of it."""
+def test_a_failed_start_does_not_leak_the_key(kind: str) -> None:
+    """If a provider rejects the key and quotes it, the start fails with a line without it."""
     source = {"cohere": f"cohere:{LIGHT}@{{}}", "openai": f"openai:{SMALL}@{{}}/v1"}[kind]
     with FakeProvider() as fake:
         fake.always = Scripted(status=401, headers=QUOTING, body=QUOTED)

@@ -1,4 +1,4 @@
-"""A server process in front of a provider: what callers, operators and Prometheus see of it."""
+"""A server process with models of a provider: the responses, statuses and metrics."""
 
 import re
 import threading
@@ -28,7 +28,7 @@ KEYS: dict[str, str | None] = {"CO_API_KEY": KEY, "OPENAI_API_KEY": KEY}
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[tuple[FakeProvider, ServerProcess]]:
-    """A server with a model of each kind, and the provider behind it."""
+    """A server with a model of each kind, and its provider."""
     with FakeProvider(key=KEY) as fake:
         sources = [
             f"cohere:{LIGHT}@{fake.address}",
@@ -42,7 +42,7 @@ def shared() -> Iterator[tuple[FakeProvider, ServerProcess]]:
 
 @pytest.fixture
 def fake(shared: tuple[FakeProvider, ServerProcess]) -> FakeProvider:
-    """The provider, with nothing of earlier tests."""
+    """The provider, without the requests of earlier tests."""
     shared[0].script.clear()
     shared[0].requests.clear()
     return shared[0]
@@ -50,7 +50,7 @@ def fake(shared: tuple[FakeProvider, ServerProcess]) -> FakeProvider:
 
 @pytest.fixture(scope="module")
 def metrics_url(shared: tuple[FakeProvider, ServerProcess]) -> str:
-    """Where the metrics are."""
+    """The URL of the metrics."""
     lines = "".join([shared[1].address, *shared[1].lines])
     found = re.search(r'"(http://[^"]*/metrics)"', lines)
     assert found is not None
@@ -74,8 +74,8 @@ def failure(call: Callable[[], Any]) -> grpc.RpcError:
     ("model", "name", "kind"),
     [("", LIGHT, "search_document"), (LIGHT, LIGHT, "search_document"), (SMALL, SMALL, ""), ("mine", LOCAL, "")],
 )
-def test_callers_see_the_contract_only(fake: FakeProvider, stub: Any, model: str, name: str, kind: str) -> None:
-    """Whichever provider computes them, vectors come as they come from any model, in the texts' order."""
+def test_responses_are_those_of_any_model(fake: FakeProvider, stub: Any, model: str, name: str, kind: str) -> None:
+    """Whichever the provider, the vectors are those of the contract, in the texts' order."""
     texts = [f"line {row}" for row in range(70)]
     answer = stub.Embed(pb.EmbedRequest(texts=texts, model=model))
     np.testing.assert_allclose(array_of(answer.embeddings), vectors_of(name, kind, texts, fake.widths[name]), atol=1e-7)
@@ -83,8 +83,8 @@ def test_callers_see_the_contract_only(fake: FakeProvider, stub: Any, model: str
     assert max(len(request.texts) for request in fake.requests) == {LIGHT: 70, SMALL: 32, LOCAL: 32}[name]
 
 
-def test_list_models_tells_what_each_offers(stub: Any) -> None:
-    """Names, backends, widths and truncations are the provider's models' own, and no two share a space."""
+def test_list_models_has_the_properties_of_each(stub: Any) -> None:
+    """Names, backends, dimensions and truncations are those of the provider's models, and no two share a space."""
     models = stub.ListModels(pb.ListModelsRequest()).models
     assert [(m.name, m.backend, m.dimensions[0], m.has_roles) for m in models] == [
         (LIGHT, "cohere", 384, True),
@@ -96,16 +96,16 @@ def test_list_models_tells_what_each_offers(stub: Any) -> None:
     assert len({m.space_id for m in models}) == 3
 
 
-def test_vectors_of_another_model_of_the_same_width_are_refused(stub: Any) -> None:
-    """light-v3.0 and MiniLM are both 384 wide; the one's space is not the other's."""
+def test_the_space_of_another_model_with_equal_dimensions_is_rejected(stub: Any) -> None:
+    """light-v3.0 and MiniLM both have 384 dimensions, but different spaces."""
     light, _, mine = stub.ListModels(pb.ListModelsRequest()).models
     request = pb.EmbedRequest(texts=["one"], model="mine", space_id=light.space_id)
     assert error_of(lambda: stub.Embed(request)).reason == "SPACE_MISMATCH"
     assert mine.dimensions[0] == light.dimensions[0] == 384
 
 
-def test_a_rate_limit_that_outlasts_the_caller(fake: FakeProvider, stub: Any) -> None:
-    """The status, RetryInfo and the trailer that gRPC clients obey reach the caller, at once."""
+def test_a_rate_limit_beyond_the_deadline(fake: FakeProvider, stub: Any) -> None:
+    """Status, RetryInfo and the trailer that gRPC clients obey reach the caller at once."""
     fake.script.append(Scripted(status=429, headers={"Retry-After": "100"}))
     request = pb.EmbedRequest(texts=["one"], model="mine")
     seen = told(failure(lambda: stub.Embed(request, timeout=50)))
@@ -114,8 +114,8 @@ def test_a_rate_limit_that_outlasts_the_caller(fake: FakeProvider, stub: Any) ->
     assert len(fake.requests) == 1
 
 
-def test_a_cancelled_rpc_hangs_up_on_the_provider(fake: FakeProvider, stub: Any) -> None:
-    """When the caller cancels, the provider sees the connection close."""
+def test_a_cancelled_rpc_cancels_the_providers_call(fake: FakeProvider, stub: Any) -> None:
+    """If the caller cancels, the connection to the provider is closed."""
     fake.script.append(Scripted(gate=fake.gate()))
     future = stub.Embed.future(pb.EmbedRequest(texts=["one"]))
     request = fake.wait_for(1)
@@ -123,8 +123,8 @@ def test_a_cancelled_rpc_hangs_up_on_the_provider(fake: FakeProvider, stub: Any)
     assert request.cut.wait(60)
 
 
-def test_metrics_tell_what_the_provider_was_asked_and_bills(fake: FakeProvider, stub: Any, metrics_url: str) -> None:
-    """Calls by outcome, texts, billed tokens and retries are counted for each model, and no text is in them."""
+def test_metrics_count_calls_texts_and_billed_tokens(fake: FakeProvider, stub: Any, metrics_url: str) -> None:
+    """Calls by outcome, texts, billed tokens and retries are counted for each model; no text is in them."""
     before = _metrics(metrics_url)
     fake.script.append(Scripted(status=500))
     stub.Embed(pb.EmbedRequest(texts=["secret words", "secret words", "more"], model=SMALL))
@@ -147,8 +147,8 @@ def _metrics(url: str) -> Counter[str]:
     return Counter({name: float(value) for name, value in counted if "isogloss_provider" in name})
 
 
-def said(*flags: str, env: dict[str, str | None]) -> str:
-    """Returns the one line with which a server refuses to start."""
+def startup_error(*flags: str, env: dict[str, str | None]) -> str:
+    """Returns the line that the server's start fails with."""
     process = ServerProcess(*flags, env=env)
     assert process.wait() == 1
     [line] = [line for line in process.lines if not line.startswith("{")]
@@ -156,34 +156,37 @@ def said(*flags: str, env: dict[str, str | None]) -> str:
     return line
 
 
-def test_without_a_key_it_does_not_start() -> None:
+def test_a_missing_key_ends_the_start() -> None:
     """A provider's model without a key is one line that names the variable and the flag."""
-    line = said("--model", "cohere:embed-v4.0", env=NO_KEYS)
+    line = startup_error("--model", "cohere:embed-v4.0", env=NO_KEYS)
     assert "CO_API_KEY" in line
     assert "--cohere-key-file" in line
 
 
-def test_a_retired_model_names_its_successors() -> None:
-    """embed-multilingual-v2.0 is refused, with what took its place."""
-    line = said("--model", "cohere:embed-multilingual-v2.0", env=KEYS)
+def test_the_error_of_a_retired_model_names_its_successors() -> None:
+    """embed-multilingual-v2.0 is rejected with its successors."""
+    line = startup_error("--model", "cohere:embed-multilingual-v2.0", env=KEYS)
     assert "embed-v4.0" in line
     assert "embed-multilingual-v3.0" in line
 
 
 @pytest.mark.parametrize(
     ("source", "key", "word"),
-    [("cohere:embed-v4.0@{}", "wrong-0123456789-wrong", "key"), ("openai:nothing@{}/v1", KEY, "no such model")],
+    [
+        ("cohere:embed-v4.0@{}", "wrong-0123456789-wrong", "key"),
+        ("openai:nothing@{}/v1", KEY, "does not have the model"),
+    ],
 )
-def test_what_the_provider_refuses_at_start_up_is_one_line(source: str, key: str, word: str) -> None:
-    """A key or model that the provider does not know ends the start, without the key being told."""
+def test_a_rejection_by_the_provider_ends_the_start(source: str, key: str, word: str) -> None:
+    """A key or model that the provider rejects ends the start with one line, which does not quote the key."""
     with FakeProvider(key=KEY) as fake:
-        line = said("--model", source.format(fake.address), env={"CO_API_KEY": key, "OPENAI_API_KEY": key})
+        line = startup_error("--model", source.format(fake.address), env={"CO_API_KEY": key, "OPENAI_API_KEY": key})
     assert word in line
     assert key[:12] not in line
 
 
-def test_a_drain_lets_a_call_at_the_provider_finish(tmp_path: Path) -> None:
-    """A call that is at the provider when the signal comes gets its answer."""
+def test_a_drain_waits_for_calls_to_the_provider(tmp_path: Path) -> None:
+    """A call to the provider that is in flight at the signal succeeds."""
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
     with FakeProvider(key=KEY) as fake:

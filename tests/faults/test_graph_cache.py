@@ -11,7 +11,7 @@ from isogloss import Client
 from tests.support import shapes
 from tests.support.server_process import ServerProcess, python_with_limits
 
-NOT_KEPT = "the compiled graph is not kept"
+NOT_KEPT = "cannot cache the compiled graph"
 
 
 @contextlib.contextmanager
@@ -24,13 +24,13 @@ def serving(tmp_path: Path, cache: Path, *limits: str) -> Iterator[ServerProcess
 
 
 def check_served_with_one_warning(server: ServerProcess) -> str:
-    """Asserts that the server answers and has warned once; returns why."""
+    """Asserts that the server answers and has warned once; returns the cause."""
     with Client(server.address) as client:
         assert client.embed(["one text", "and another"]).vectors.shape[0] == 2
     assert server.stop() == 0
     warnings = [json.loads(line) for line in server.lines if NOT_KEPT in line]
     assert len(warnings) == 1
-    return str(warnings[0]["why"])
+    return str(warnings[0]["cause"])
 
 
 def test_a_model_is_served_if_the_disk_is_full(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss_server.engine import local_embedder
-from isogloss_server.engine.monitoring import CHECKS, FAILURES
-from isogloss_server.models.interfaces import Rows, State
+from isogloss_server.engine.monitoring import CHECKS, FAILURES, State
+from isogloss_server.models.interfaces import Rows
 
 from tests.support.gated_model import GatedModel
 from tests.support.injected_faults import Outcome, rows_of, serving_model
@@ -132,6 +132,7 @@ async def test_a_clock_that_jumps_does_not_stall_a_batch(static_folder: Path) ->
         assert succeeded(await call, "one")
 
 
+@pytest.mark.usefixtures("untraced")
 async def test_a_worker_thread_that_dies_is_restarted(static_folder: Path) -> None:
     """Its callers get UNAVAILABLE at once, other calls succeed; the model is DEGRADED until a batch succeeds."""
     model = GatedModel(gated=True)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import shapes
 
-# Whose import needs the library; their tests are of an environment that has it.
+# These tests need the library to be imported, and run in an environment that has it.
 collect_ignore_glob = [] if importlib.util.find_spec("sentence_transformers") else ["test_sentence_transformers_*.py"]
 
 
@@ -23,6 +23,6 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def multilingual() -> Iterator[Path]:
-    """paraphrase-multilingual-MiniLM-L12-v2 in all but the values of its weights."""
-    with tempfile.TemporaryDirectory() as folder:  # half a gigabyte, which pytest would keep
+    """The exact shape of paraphrase-multilingual-MiniLM-L12-v2, with random weights."""
+    with tempfile.TemporaryDirectory() as folder:  # half a gigabyte, which pytest's tmp_path would keep
         yield shapes.write(Path(folder))

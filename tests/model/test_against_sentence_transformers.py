@@ -1,4 +1,4 @@
-"""The bundled model gives what sentence-transformers gives for the same folder."""
+"""The bundled model has the vectors of sentence-transformers for the same folder."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ TEXTS = [
 
 
 def test_vectors_are_those_of_sentence_transformers() -> None:
-    """With the table widened to float32 the difference is at most 1e-6, raw and of unit length."""
+    """With the table converted to float32 the difference is at most 1e-6, with and without unit length."""
     from sentence_transformers import SentenceTransformer
 
     folder = model_folder.locate(model_folder.BUNDLED)

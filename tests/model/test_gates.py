@@ -1,4 +1,4 @@
-"""The packed engine gives what sentence-transformers gives: real weights, and the multilingual model's exact shape."""
+"""The openvino backend has the vectors of sentence-transformers: real weights, and the multilingual model's shape."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from tests.support import texts
 
 pytestmark = [pytest.mark.sentence_transformers, pytest.mark.timeout(600)]
 
-AWKWARD = [
+UNUSUAL = [
     "x",
     "👩‍👩‍👧‍👦 🏳️‍🌈",
     "ﬁne ＦＵＬＬ ｗｉｄｔｈ İstanbul naïve Straße",
@@ -27,12 +27,12 @@ AWKWARD = [
     "[CLS] [SEP] [PAD] <s> </s> <pad>",
     "é" * 10 + " " + "e\u0301" * 10,
 ]
-TEXTS = [*texts.mixed(500 - len(AWKWARD)), *AWKWARD]
-GATES = {"f32": (0.99999, 0.99999), "bf16": (0.9999, 0.9995)}  # mean and least cosine
+TEXTS = [*texts.mixed(500 - len(UNUSUAL)), *UNUSUAL]
+GATES = {"f32": (0.99999, 0.99999), "bf16": (0.9999, 0.9995)}  # lowest mean and minimum cosine
 
 
 class Pair:
-    """A folder in both: the library, with its vectors of TEXTS, and the packed engine in each precision."""
+    """A folder in both: the library, with its vectors of TEXTS, and the openvino backend in each precision."""
 
     def __init__(self, folder: Path) -> None:
         from sentence_transformers import SentenceTransformer
@@ -42,7 +42,7 @@ class Pair:
         self.expected: Rows = self.library.encode(TEXTS, batch_size=16, normalize_embeddings=True)
 
     def packed(self, precision: Literal["f32", "bf16"]) -> LoadedModel:
-        """Returns the packed model."""
+        """Returns the model in the openvino backend."""
         runtime = packed.Runtime(precision=precision, threads=1, graph_cache=None)
         return packed.load(model_folder.locate(str(self.folder)), runtime)
 
@@ -55,7 +55,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 @pytest.mark.parametrize("precision", GATES)
 def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", "bf16"]) -> None:
-    """On 500 texts of many scripts and lengths the cosine to sentence-transformers in float32 is past the gates."""
+    """On 500 texts of many scripts and lengths the cosines to sentence-transformers in float32 pass the gates."""
     parts = pair.packed(precision)
     rows = np.concatenate(
         [
@@ -65,15 +65,15 @@ def test_vectors_are_those_of_the_library(pair: Pair, precision: Literal["f32", 
     ).astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = (rows * pair.expected).sum(axis=1)
-    mean, least = GATES[precision]
-    assert cosines.mean() >= mean
-    assert cosines.min() >= least
+    lowest_mean, lowest_min = GATES[precision]
+    assert cosines.mean() >= lowest_mean
+    assert cosines.min() >= lowest_min
     if precision == "f32":
         assert np.abs(rows - pair.expected).max() <= 1e-6
 
 
 def test_tokens_are_those_of_the_library(pair: Pair) -> None:
-    """Each text has the library's tokens: its limit, its special tokens, its truncation."""
+    """Each text has the library's tokens: limit, special tokens and truncation."""
     parts = pair.packed("f32")
     assert parts.tokenizer.max_tokens == pair.library.max_seq_length
     batch = parts.tokenizer.encode(TEXTS, Truncation.END).batch

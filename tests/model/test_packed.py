@@ -1,4 +1,4 @@
-"""The packed engine: the same vector in any company, the encoders that it knows, what it holds and reports."""
+"""The openvino backend: batch invariance, architectures, memory, and the absence of telemetry."""
 
 import dataclasses
 import shutil
@@ -20,12 +20,12 @@ from tests.support.packed import Precision, forward, load, tokenized
 pytestmark = pytest.mark.timeout(300)
 
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
-COMPANY_LIMITS = {"f32": 1e-6, "bf16": 2e-3}  # where the processor has other registers than those tried
+BATCH_INVARIANCE = {"f32": 1e-6, "bf16": 2e-3}  # without AVX-512
 
 
 @pytest.fixture(params=["f32", "bf16"])
 def precision(request: pytest.FixtureRequest) -> Precision:
-    """Each precision that this processor has."""
+    """Each precision that this processor supports."""
     import openvino as ov
 
     if request.param == "bf16" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -35,30 +35,30 @@ def precision(request: pytest.FixtureRequest) -> Precision:
 
 
 @pytest.mark.parametrize("folder", ["minilm", "multilingual"])
-def test_a_text_has_one_vector_in_any_company(
+def test_a_vector_does_not_depend_on_the_batch(
     folder: str, precision: Precision, request: pytest.FixtureRequest
 ) -> None:
     """A text alone and in 200 batches of mixed lengths, scripts and sizes has the same vector, bit for bit."""
     parts = load(request.getfixturevalue(folder), precision)
-    watched = tokenized(
+    tested = tokenized(
         parts, ["Good morning", "おはようございます。今日は天気がいいですね。", " ".join(texts.sentences()[:9])]
     )
-    company = tokenized(parts, texts.mixed(300, seed=1))
-    alone = np.concatenate([forward(parts, [ids]) for ids in watched])
+    others = tokenized(parts, texts.mixed(300, seed=1))
+    alone = np.concatenate([forward(parts, [ids]) for ids in tested])
     rng = np.random.default_rng(2)
     worst = 0.0
     for _ in range(200):
-        batch = [company[at] for at in rng.choice(len(company), int(rng.integers(0, 9)), replace=False)] + watched
+        batch = [others[at] for at in rng.choice(len(others), int(rng.integers(0, 9)), replace=False)] + tested
         order = rng.permutation(len(batch))
-        rows = forward(parts, [batch[at] for at in order])[np.argsort(order)][-len(watched) :]
+        rows = forward(parts, [batch[at] for at in order])[np.argsort(order)][-len(tested) :]
         worst = max(worst, float(np.abs(rows - alone).max()))
-    assert worst <= (0 if HAS_AVX512 else COMPANY_LIMITS[precision])
+    assert worst <= (0 if HAS_AVX512 else BATCH_INVARIANCE[precision])
 
 
 @pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "distilbert"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-def test_each_family_gives_what_plain_numpy_gives(model_type: str, pooling: str, tmp_path: Path) -> None:
-    """The vectors of the packed graph are those of an encoder written out in numpy, and its probes say so."""
+def test_each_family_has_the_vectors_of_the_numpy_reference(model_type: str, pooling: str, tmp_path: Path) -> None:
+    """The vectors of the packed graph are those of the numpy reference, which are its probes."""
     shape = dataclasses.replace(shapes.SMALL, model_type=model_type, pooling=pooling, dense=24, normalize=True)
     parts = load(shapes.write(tmp_path / "model", shape), "f32")
     assert len(parts.probes) == len(packed.PROBE_TEXTS)
@@ -67,8 +67,8 @@ def test_each_family_gives_what_plain_numpy_gives(model_type: str, pooling: str,
     assert parts.card.dimensions == (24,)
 
 
-def test_a_text_that_spells_the_padding_token_has_the_positions_that_xlm_roberta_gives_it(tmp_path: Path) -> None:
-    """Positions count from behind the padding token's id, and pass over padding tokens that a text spells."""
+def test_positions_of_xlm_roberta_skip_padding_tokens_in_the_text(tmp_path: Path) -> None:
+    """Positions start after the padding token's id, and skip padding tokens in the text."""
     parts = load(shapes.write(tmp_path / "model", dataclasses.replace(shapes.SMALL, model_type="xlm-roberta")), "f32")
     embeddings = parts.model._embeddings  # type: ignore[attr-defined]
     plain = np.array([0, 7, 1, 8, 2, 0, 9, 2], np.int32)
@@ -78,8 +78,8 @@ def test_a_text_that_spells_the_padding_token_has_the_positions_that_xlm_roberta
     np.testing.assert_array_equal(rows, words + embeddings._positions[positions])
 
 
-def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
-    """A file of float16 or bfloat16 numbers gives the vectors of the same numbers in float32."""
+def test_half_precision_weights_are_converted_to_float32(tmp_path: Path) -> None:
+    """A file of float16 numbers has the vectors of the same numbers in float32."""
     folder = shapes.write(tmp_path / "model", shapes.SMALL)
     file = folder / "model.safetensors"
     halves = {name: tensor.astype(np.float16) for name, tensor in load_file(file).items()}
@@ -90,21 +90,21 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
 
 
 def test_truncation_keeps_the_special_tokens(minilm: Path) -> None:
-    """A long text keeps its first tokens, or its last, between [CLS] and [SEP], as many as the model reads."""
-    tokens = load(minilm).tokenizer
+    """A long text keeps its first tokens, or its last, between [CLS] and [SEP], up to the model's limit."""
+    tokenizer = load(minilm).tokenizer
     long = " ".join(str(number) for number in range(1000))
-    end = tokens.encode([long], Truncation.END)
-    start = tokens.encode([long], Truncation.START)
+    end = tokenizer.encode([long], Truncation.END)
+    start = tokenizer.encode([long], Truncation.START)
     assert end.truncated_rows == start.truncated_rows == (0,)
     for tokenized_text in (end, start):
         ids = tokenized_text.batch.ids
         assert (len(ids), ids[0], ids[-1]) == (256, 101, 102)
     assert end.batch.ids[1] != start.batch.ids[1]
-    assert not tokens.encode([long], Truncation.ERROR).batch.lengths[0]
+    assert not tokenizer.encode([long], Truncation.ERROR).batch.lengths[0]
 
 
-def test_the_start_up_check_sees_a_graph_that_is_wrong(tmp_path: Path) -> None:
-    """Where the compiled graph gives other vectors than the files, the known vectors tell."""
+def test_known_vectors_detect_a_wrong_graph(tmp_path: Path) -> None:
+    """A compiled graph with other weights fails the comparison with the known vectors."""
     folder = shapes.write(tmp_path / "model", shapes.SMALL)
     parts = load(folder, "f32")
     other = load(shapes.write(tmp_path / "other", shapes.SMALL, seed=1), "f32")
@@ -113,18 +113,19 @@ def test_the_start_up_check_sees_a_graph_that_is_wrong(tmp_path: Path) -> None:
     assert (np.abs(rows - known).max(axis=1) > parts.tolerance.known * np.linalg.norm(known, axis=1)).all()
 
 
-def test_precision_is_no_part_of_the_space(minilm: Path) -> None:
-    """One folder in f32 and bf16 is one space."""
+def test_precision_does_not_change_the_space(minilm: Path) -> None:
+    """A folder in f32 and bf16 has one space."""
     assert load(minilm, "f32").card.space_id == load(minilm, "auto").card.space_id
 
 
-def test_openvino_reports_nothing_home(minilm: Path) -> None:
-    """Loading a model forks no process, starts none, and opens no socket."""
+def test_openvino_sends_no_telemetry(minilm: Path) -> None:
+    """Loading a model starts no process, and opens no socket."""
     program = (
         "import sys; from pathlib import Path; seen = []\n"
         "sys.addaudithook(lambda event, _: seen.append(event))\n"
-        "from isogloss_server.models import weights; from isogloss_server.models.openvino import load\n"
-        f"load.load(weights.locate({str(minilm)!r}), load.Runtime(precision='auto', threads=1, graph_cache=None))\n"
+        "from isogloss_server.models import model_folder; from isogloss_server.models.openvino import loader\n"
+        "runtime = loader.Runtime(precision='auto', threads=1, graph_cache=None)\n"
+        f"loader.load(model_folder.locate({str(minilm)!r}), runtime)\n"
         "wrong = [e for e in seen if e.startswith(('socket.', 'os.fork', 'subprocess', 'os.posix_spawn'))]\n"
         "sys.exit(f'{wrong}' if wrong else 0)"
     )
@@ -132,7 +133,7 @@ def test_openvino_reports_nothing_home(minilm: Path) -> None:
 
 
 def test_memory_stays_flat_over_ten_thousand_shapes(tmp_path: Path) -> None:
-    """10,000 batches of random sizes and lengths leave no more memory behind than the first thousand."""
+    """10,000 batches of random sizes and lengths use no more memory than the first thousand."""
     import psutil  # not in the environment of sentence-transformers, which collects this file too
 
     parts = load(shapes.write(tmp_path / "model", shapes.SMALL), "auto")
@@ -151,13 +152,13 @@ def test_memory_stays_flat_over_ten_thousand_shapes(tmp_path: Path) -> None:
     assert after[1] - after[0] < 30
 
 
-def test_numpys_encoder_reads_nothing_of_the_graph() -> None:
-    """What the graph is held against has nothing in common with it but the tensors and their names."""
+def test_the_numpy_reference_is_independent_of_the_graph() -> None:
+    """The numpy reference shares only the tensors and their names with the graph."""
     imported = set(vars(numpy_reference))
     assert not imported & {"ov", "op", "openvino", "pack", "graph"}
 
 
-def test_a_copy_without_a_graph_cache_is_the_same_space(minilm: Path, tmp_path: Path) -> None:
-    """Where a folder lies is no part of its space."""
+def test_a_copy_of_a_folder_has_the_same_space(minilm: Path, tmp_path: Path) -> None:
+    """The path of a folder does not change its space."""
     copy = shutil.copytree(minilm, tmp_path / "copy")
     assert load(copy).card.space_id == load(minilm).card.space_id

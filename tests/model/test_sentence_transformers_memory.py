@@ -1,4 +1,4 @@
-"""Where torch runs out of a device's memory."""
+"""Torch runs out of the device's memory."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,8 +12,8 @@ from tests.support.library_folders import bert
 pytestmark = pytest.mark.sentence_transformers
 
 
-def test_memory_that_does_not_suffice_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch raises where a device's memory is full leaves the model as MemoryError, whose batches are halved."""
+def test_an_exhausted_device_raises_memory_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.OutOfMemoryError becomes MemoryError, after which the batcher halves the batch."""
     import torch
 
     parts = sentence_transformers.load(model_folder.locate(str(bert(tmp_path / "model"))), "cpu")

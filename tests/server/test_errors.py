@@ -22,7 +22,7 @@ LEAVES = list(leaves(DomainError))
 
 @pytest.mark.parametrize("kind", LEAVES)
 def test_every_error_has_a_reason_and_a_status(kind: type[DomainError]) -> None:
-    """Each error has an upper-case reason of its own and the status of its kind."""
+    """Each error has an upper-case reason of its own, and the status of its kind."""
     error = kind("what happened", field="texts", limit=3)
     assert error.reason.isupper()
     assert [other for other in LEAVES if other.reason == error.reason] == [kind]
@@ -31,7 +31,7 @@ def test_every_error_has_a_reason_and_a_status(kind: type[DomainError]) -> None:
 
 
 def test_details_stay_under_4_kib() -> None:
-    """However long figures, messages and fields are, the details stay under 4 KiB and 16 violations."""
+    """However long figures, messages and fields are, the details have at most 4 KiB and 16 violations."""
     faults = [errors.EmptyTextError("ä" * 5000, **{f"figure{i}": "x" * 5000 for i in range(3)}) for _ in range(40)]
     status = to_status(merge_row_errors("queries.texts.texts", dict(enumerate(faults))))
     assert status.proto.ByteSize() <= 4096
@@ -39,7 +39,7 @@ def test_details_stay_under_4_kib() -> None:
 
 
 def test_merge_keeps_errors_of_one_reason_together() -> None:
-    """The first fault is told, with the rows of all that are like it."""
+    """The merged error is the first one, with the rows of all errors of the same reason."""
     empty, long = errors.EmptyTextError("empty"), errors.TextTooLongError("long")
     merged = merge_row_errors("texts", {1: empty, 2: long, 5: empty})
     assert [violation.field for violation in merged.violations] == ["texts[1]", "texts[5]"]

@@ -1,4 +1,4 @@
-"""From a model's name or folder to what answers requests."""
+"""Loading a local model, and its self-test."""
 
 import dataclasses
 import json
@@ -25,13 +25,13 @@ SETTINGS = Settings(graph_cache=Path("off"), inference_threads=2, precision="f32
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A small transformer with a Dense module, to be changed."""
+    """A small transformer with a Dense module, to be modified."""
     return shapes.write(tmp_path / "model", dataclasses.replace(shapes.SMALL, dense=24))
 
 
 @pytest.fixture
 def ready(path: Path) -> Iterator[ReadyModel]:
-    """The same, loaded."""
+    """The model of `path`, loaded."""
     workers = Executor(1)
     loaded = factory.load("m", str(path), SETTINGS, workers, SystemClock())
     yield loaded
@@ -40,8 +40,8 @@ def ready(path: Path) -> Iterator[ReadyModel]:
 
 
 @pytest.mark.parametrize("priority", Priority)
-async def test_a_folder_is_loaded_checked_and_answers(ready: ReadyModel, priority: Priority) -> None:
-    """What is loaded gives each text its vector, in order, whatever else is asked with it."""
+async def test_a_folder_is_loaded_and_embeds(ready: ReadyModel, priority: Priority) -> None:
+    """A loaded model returns the vector of each text, in order, whatever the other texts."""
     texts = ["Good morning", "Buenos días", "Good morning", "x " * 300]
     embedded = await ready.embedder.embed(texts, InputType.QUERY, Truncation.END, Urgency(priority))
     alone = await ready.embedder.embed(texts[1:2], InputType.QUERY, Truncation.END, Urgency())
@@ -51,16 +51,16 @@ async def test_a_folder_is_loaded_checked_and_answers(ready: ReadyModel, priorit
     np.testing.assert_array_equal(embedded.rows[1], alone.rows[0])
 
 
-def test_what_a_library_raises_is_one_line(path: Path) -> None:
-    """An error that nobody foresaw is told with the model and its kind, and ends no program with a traceback."""
+def test_an_unexpected_exception_is_one_line(path: Path) -> None:
+    """An unexpected exception of a library is an error with the model and the exception's type, in one line."""
     config = path / "2_Dense" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"out_features": "many"}))
-    with pytest.raises(ModelFilesError, match=r"cannot be loaded: ValueError: invalid literal"):
+    with pytest.raises(ModelFilesError, match=r"cannot load model .*: ValueError: invalid literal"):
         factory.load("m", str(path), SETTINGS, Executor(1), SystemClock())
 
 
-def test_damaged_weights_are_not_served(path: Path) -> None:
-    """Weights that are not numbers are found before anybody is answered."""
+def test_damaged_weights_fail_the_self_test(path: Path) -> None:
+    """Weights that are not finite are detected before the model serves."""
     tensors = load_file(path / "model.safetensors")
     tensors["encoder.layer.1.output.dense.bias"][3] = np.nan
     save_file(tensors, path / "model.safetensors")
@@ -68,8 +68,8 @@ def test_damaged_weights_are_not_served(path: Path) -> None:
         factory.load("m", str(path), SETTINGS, Executor(1), SystemClock())
 
 
-def test_known_vectors_find_a_wrong_pooling(path: Path) -> None:
-    """Where a folder tells a text's vector, a pooling that is not the one it was made with is found."""
+def test_known_vectors_detect_a_wrong_pooling(path: Path) -> None:
+    """If a folder has a known vector, a pooling other than the one that it was computed with is detected."""
     parts = factory.read(model_folder.locate(str(path)), SETTINGS)
     text = "Where is the station?"
     vector = parts.model.forward(parts.tokenizer.encode([text], Truncation.END).batch)[0].tolist()
@@ -80,8 +80,8 @@ def test_known_vectors_find_a_wrong_pooling(path: Path) -> None:
         factory.load("m", str(path), SETTINGS, Executor(1), SystemClock())
 
 
-def test_the_backend_that_was_asked_for_is_the_only_one_tried(path: Path) -> None:
-    """With --backend openvino what it has no graph of is refused, though another runtime might have."""
+def test_only_the_backend_of_the_setting_is_tried(path: Path) -> None:
+    """With --backend openvino, an unsupported architecture is rejected, even if another backend may support it."""
     config = path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mpnet"}))
     with pytest.raises(UnsupportedModelError, match="model_type 'mpnet'"):

@@ -1,4 +1,4 @@
-"""Every knob from every source, and complaints of one line."""
+"""Settings: sources, their precedence, help, and one-line errors of invalid settings and command lines."""
 
 import argparse
 import subprocess
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from isogloss_server.cli import PROGRAM, main, parser
 from isogloss_server.cli.serve import add_flags
-from isogloss_server.settings.declarations import Settings, SettingsError
+from isogloss_server.errors import SettingsError
+from isogloss_server.settings.declarations import Settings
 from isogloss_server.settings.sources import load, unknown_variables
 
 
@@ -23,8 +24,8 @@ def parse(*arguments: str) -> Settings:
     return load(vars(parser.parse_args(arguments)))
 
 
-def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nearest source wins, knob by knob."""
+def test_flags_win_over_variables_over_the_file_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting comes from the first source that has it: flag, variable, file, default."""
     file = tmp_path / "isogloss.toml"
     file.write_text("port = 1\nmax_texts = 2\ndrain_s = 3\nmodel = ['a', 'b=c']\n")
     monkeypatch.setenv("ISOGLOSS_PORT", "4")
@@ -34,23 +35,23 @@ def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path, monkeypatc
     assert loaded.host == "127.0.0.1"
 
 
-def test_the_file_may_be_named_by_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_names_the_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ISOGLOSS_CONFIG names the file as --config does."""
     (tmp_path / "c.toml").write_text("port = 7\n")
     monkeypatch.setenv("ISOGLOSS_CONFIG", str(tmp_path / "c.toml"))
     assert parse().port == 7
 
 
-def test_models_may_be_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are a repeated flag, or parted by commas in the environment."""
+def test_several_models_are_repeated_flags_or_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several models are a repeated flag, or separated by commas in the environment."""
     monkeypatch.setenv("ISOGLOSS_MODEL", "x, y=/z")
     assert parse().model == ("x", "y=/z")
     assert parse("--model", "p", "--model", "q=r").model == ("p", "q=r")
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_knob_is_a_flag_with_help_that_names_its_variable(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The help tells each knob's flag, variable, and range or choice."""
+def test_the_help_has_the_flag_and_the_variable_of_each_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`serve --help` lists the flag and the variable of each setting."""
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--help"])
     help_text = " ".join(capsys.readouterr().out.split())
@@ -66,17 +67,19 @@ def test_every_knob_is_a_flag_with_help_that_names_its_variable(name: str, capsy
         (["--port", "x"], {}, "", "--port must be a valid integer"),
         (["--log-format", "xml"], {}, "", "--log-format must be 'text' or 'json'"),
         (["--drain-s", "-1"], {}, "", "--drain-s must be greater than or equal to 0"),
-        (["--model", "a", "--model", "a"], {}, "", "--model must be one model or more, with distinct names"),
-        (["--prot", "1"], {}, "", "unrecognized arguments: --prot 1"),
-        (["--config", "/no/such/file"], {}, "", "cannot read /no/such/file"),
+        (["--model", "a", "--model", "a"], {}, "", "--model must be one or more models with distinct, non-empty names"),
+        (["--prot", "1"], {}, "", "unknown flag '--prot'; did you mean '--port'?"),
+        (["--prot=1"], {}, "", "unknown flag '--prot'; did you mean '--port'?"),
+        (["zzz"], {}, "", "unknown argument 'zzz'; see isogloss-server serve --help"),
+        (["--config", "/no/such/file"], {}, "", "cannot read the config file /no/such/file: No such file"),
         ([], {"ISOGLOSS_MAX_PAIRS": "0"}, "", "ISOGLOSS_MAX_PAIRS must be greater than or equal to 1"),
-        ([], {"ISOGLOSS_PORT": "tcp://10.0.0.1:50051"}, "", "switch enableServiceLinks off"),
-        ([], {}, "prot = 1", "prot is no setting; did you mean port?"),
-        ([], {}, "port = 'x'", "port in the config file must be a valid integer"),
-        ([], {}, "port =", "is not TOML"),
-        ([], {}, "model = []", "model in the config file must be one model or more"),
-        ([], {}, "config = 'other.toml'", "cannot name another config file"),
-        (["--config", ""], {}, "", "cannot read .: Is a directory"),
+        ([], {"ISOGLOSS_PORT": "tcp://10.0.0.1:50051"}, "", "`enableServiceLinks: false` in the Pod prevents it"),
+        ([], {}, "prot = 1", "config file {file}: unknown setting 'prot'; did you mean 'port'?"),
+        ([], {}, "port = 'x'", "config file {file}: port must be a valid integer"),
+        ([], {}, "port =", "config file {file} is not valid TOML"),
+        ([], {}, "model = []", "config file {file}: model must be one or more models"),
+        ([], {}, "config = 'other.toml'", "config file {file} cannot name another config file"),
+        (["--config", ""], {}, "", "cannot read the config file .: Is a directory"),
         (["--drain-s", "nan"], {}, "", "--drain-s must be a finite number"),
     ],
 )
@@ -89,7 +92,7 @@ def test_a_wrong_setting_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An unknown key, a value out of range or a bad file is one clear line that names it, exit status 2."""
+    """An unknown flag or key, an invalid value or an unreadable file is one line that names it, exit status 2."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     if content:
@@ -102,34 +105,63 @@ def test_a_wrong_setting_is_one_line_and_status_2(
         status = ended.code
     written = capsys.readouterr()
     assert status == 2
-    assert expected in written.err
+    assert expected.format(file=tmp_path / "c.toml") in written.err
     assert written.err.startswith("isogloss-server: ")
     assert written.err.count("\n") == 1
     assert written.out == ""
 
 
-def test_unknown_variables_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable with our prefix that is no knob is told, with the knob it may have meant; the client's are not."""
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["serv"], "unknown VERB 'serv'; did you mean 'serve'?"),
+        (["zzz"], "unknown VERB 'zzz'; choose from serve, models, completion"),
+        (["models", "sho"], "unknown VERB 'sho'; did you mean 'show'?"),
+        (["models", "list", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
+        (["completion", "basj"], "unknown shell 'basj'; did you mean 'bash'?"),
+    ],
+)
+def test_a_mistyped_word_gets_a_suggestion(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown verb, flag or choice is one line with the known word that is closest, exit status 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"isogloss-server: {expected}\n"
+
+
+def test_unknown_variables_give_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable with the prefix that is not a setting gives a warning with the closest name; the client's do not."""
     monkeypatch.setenv("ISOGLOSS_PROT", "1")
     monkeypatch.setenv("ISOGLOSS_SERVER", "localhost:1")
-    assert list(unknown_variables()) == ["ISOGLOSS_PROT is no setting; did you mean ISOGLOSS_PORT?"]
+    assert list(unknown_variables()) == ["unknown variable 'ISOGLOSS_PROT'; did you mean 'ISOGLOSS_PORT'?"]
 
 
-def test_settings_cannot_change() -> None:
-    """Settings are a value."""
+def test_variables_of_kubernetes_give_one_warning_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables that Kubernetes sets for a Service give one warning, with the Pod's setting that prevents them."""
+    for name in ("SERVICE_HOST", "SERVICE_PORT_GRPC", "PORT_50051_TCP", "PORT_50051_TCP_ADDR"):
+        monkeypatch.setenv(f"ISOGLOSS_{name}", "10.0.0.1")
+    (line,) = unknown_variables()
+    assert line.startswith("ignored ISOGLOSS_PORT_50051_TCP, ISOGLOSS_PORT_50051_TCP_ADDR, ISOGLOSS_SERVICE_HOST, ")
+    assert "set by Kubernetes for a Service of that name; `enableServiceLinks: false`" in line
+
+
+def test_settings_are_immutable() -> None:
+    """Settings are immutable."""
     with pytest.raises(ValueError, match="frozen"):
         parse().port = 1  # type: ignore[misc]
 
 
 def test_config_error_is_a_settings_error() -> None:
-    """load() raises one kind of error whatever is wrong."""
+    """load() raises SettingsError for values that are invalid."""
     with pytest.raises(SettingsError):
         load({"port": -1})
 
 
 @pytest.mark.parametrize("verb", [[], ["serve"]])
 def test_help_ends_with_an_example_of_settings_that_exist(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """The last line of each help is a command line, and one that the parser takes."""
+    """The last line of each help is a command line that the parser accepts."""
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
     assert ended.value.code == 0
@@ -142,7 +174,7 @@ def test_help_ends_with_an_example_of_settings_that_exist(verb: list[str], capsy
 
 
 def test_bash_completes_flags_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
-    """The script that completion prints is bash's, and completes verbs and flags in a real bash."""
+    """The printed script completes verbs and flags in bash."""
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     ask = """
@@ -153,3 +185,12 @@ complete_line isogloss-server serve --drain
 """
     done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["serve", "--drain-delay-s --drain-s"]
+
+
+def test_the_help_begins_with_what_most_servers_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """`serve --help` lists the settings by section, those of address, models and limits first."""
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    sections = [line[:-1] for line in capsys.readouterr().out.splitlines() if line.endswith(":") and line[0].isalpha()]
+    expected = "options address models limits queue cache Redis providers metrics stopping logs example"
+    assert " ".join(sections) == expected

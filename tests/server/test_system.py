@@ -1,4 +1,4 @@
-"""How many cores the process may use."""
+"""The number of cores that the process may use."""
 
 import math
 import os
@@ -20,8 +20,8 @@ from isogloss_server.system import quota_cores, usable_cores
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
     ],
 )
-def test_the_least_quota_counts(files: dict[str, str], cores: float, tmp_path: Path) -> None:
-    """Of the cgroups from the process's own up to the root, in either version, the one that grants least counts."""
+def test_the_lowest_quota_counts(files: dict[str, str], cores: float, tmp_path: Path) -> None:
+    """The lowest quota of the process's cgroup and its ancestors counts, in either version of cgroups."""
     own = tmp_path / "own"
     own.write_text("0::/a/b\n")
     for name, text in files.items():
@@ -30,6 +30,6 @@ def test_the_least_quota_counts(files: dict[str, str], cores: float, tmp_path: P
     assert quota_cores(tmp_path / "cgroups", own) == cores
 
 
-def test_no_more_than_the_affinity_allows() -> None:
-    """There is at least one core, and no more than the process may run on."""
+def test_cores_are_limited_by_the_affinity() -> None:
+    """There is at least one core, and not more than in the process's affinity."""
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))

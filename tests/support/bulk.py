@@ -8,7 +8,7 @@ import numpy as np
 from isogloss import AsyncClient, Client, ClientOptions, EmbeddedChunk
 from isogloss._bulk import BulkTiming
 
-from tests.support.scripted_server import vector
+from tests.support.fake import vectors
 
 ONCE = ClientOptions(attempts=1)
 NO_BACKOFF = BulkTiming(first_delay_s=0.0)
@@ -70,7 +70,7 @@ def check_rows(chunks: list[EmbeddedChunk], texts: list[str]) -> None:
     assert [text for chunk in chunks for text in chunk.texts] == texts
     assert [chunk.start for chunk in chunks] == list(_starts(chunks))
     for chunk in chunks:
-        assert np.array_equal(chunk.embeddings.vectors, [vector(text) for text in chunk.texts])
+        assert np.array_equal(chunk.embeddings.vectors, vectors(chunk.texts))
 
 
 def _starts(chunks: Iterable[EmbeddedChunk]) -> Iterator[int]:

@@ -51,6 +51,6 @@ def serving(url: str, *flags: str, timeout_ms: str = PATIENT_MS) -> Iterator[Fac
     """Runs a server that keeps nothing itself, so that Redis is asked each time."""
     given = ["--cache-bytes", "0", "--cache-redis-timeout-ms", timeout_ms, "--metrics-port", "0", *flags]
     with ServerProcess(*given, env={"ISOGLOSS_CACHE_REDIS_URL": url}) as process:
-        metrics = str(process.wait_for("metrics")["url"])
+        metrics = str(process.wait_for("serving metrics")["url"])
         with grpc.insecure_channel(process.address) as channel:
             yield Face(process, embedding_pb2_grpc.EmbeddingServiceStub(channel), metrics)

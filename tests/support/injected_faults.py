@@ -15,10 +15,10 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.local_embedder import LocalEmbedder
-from isogloss_server.engine.monitoring import CHECKS
+from isogloss_server.engine.monitoring import CHECKS, State
 from isogloss_server.engine.registry import Registry
 from isogloss_server.models import model_folder, static
-from isogloss_server.models.interfaces import Model, State
+from isogloss_server.models.interfaces import Model
 
 from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
 from tests.support.in_process import ready, serving

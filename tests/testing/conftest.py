@@ -1,4 +1,4 @@
-"""A FakeServer, and a client on it."""
+"""Fixtures: a FakeServer and a client connected to it."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from isogloss.testing import FakeServer
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    """A running server."""
+    """Provides a running server."""
     with FakeServer() as running:
         yield running
 
 
 @pytest.fixture
 def client(server: FakeServer) -> Iterator[Client]:
-    """A client on it, which tries four times as by default."""
+    """Provides a client with default options connected to the server."""
     with Client(server.target) as opened:
         yield opened

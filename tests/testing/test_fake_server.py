@@ -1,4 +1,4 @@
-"""FakeServer: repeatable vectors, the contract's answers and refusals, and what it tells about itself."""
+"""FakeServer: reproducible vectors, responses and limits of the contract, health and recorded requests."""
 
 import hashlib
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ TRANSLATIONS = [("Good morning", "おはよう", "Guten Morgen"), ("Good night",
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    """A server with translations, and shorter vectors on demand."""
+    """Provides a server with translations and three lengths of vectors."""
     with FakeServer(translations=TRANSLATIONS, dimensions=(256, 64, 8)) as running:
         yield running
 
 
-def test_vectors_are_the_same_bit_for_bit_everywhere(client: Client) -> None:
-    """A vector is made of text and space alone: this one has been these bytes since the first release."""
+def test_vectors_are_equal_bit_for_bit_everywhere(client: Client) -> None:
+    """A vector depends on text and space only: these are its bytes since the first release."""
     found = client.embed(["Good morning"]).vectors
     assert found.dtype == np.dtype("<f4")
     assert hashlib.sha256(found.tobytes()).hexdigest() == (
@@ -35,8 +35,8 @@ def test_vectors_are_the_same_bit_for_bit_everywhere(client: Client) -> None:
 
 
 @pytest.mark.parametrize("dimensions", [256, 64, 8])
-def test_translations_lie_near_and_others_far(client: Client, dimensions: int) -> None:
-    """The cosine of translations is at least 0.9 at any number of dimensions; that of others is near 0 at many."""
+def test_translations_are_close_and_other_texts_are_not(client: Client, dimensions: int) -> None:
+    """The cosine of translations is at least 0.9 for all dimensions; that of other texts is near 0 for many."""
     texts = [text for group in TRANSLATIONS for text in group]
     vectors = client.embed(texts, dimensions=dimensions).vectors
     cosines = vectors @ vectors.T
@@ -48,7 +48,7 @@ def test_translations_lie_near_and_others_far(client: Client, dimensions: int) -
 
 
 def test_many_texts_stay_far_apart() -> None:
-    """Among hundreds of texts, no two that are not listed together come near."""
+    """Among hundreds of texts, no two have a high cosine."""
     with FakeServer() as server, Client(server.target) as client:
         vectors = client.embed([f"text {number}" for number in range(500)]).vectors
     cosines = vectors @ vectors.T - np.eye(500, dtype=np.float32)
@@ -56,8 +56,8 @@ def test_many_texts_stay_far_apart() -> None:
     assert abs(cosines.mean()) < 0.01
 
 
-def test_translations_may_be_added_and_join_groups(server: FakeServer, client: Client) -> None:
-    """What is added is near to all that its group already held, and moves no other text."""
+def test_added_translations_join_groups(server: FakeServer, client: Client) -> None:
+    """Added texts are close to all texts of the groups they join, whose vectors do not change."""
     before = client.embed(["Good morning"]).vectors
     server.add_translations("Bonjour", "Buenos días")
     server.add_translations("Bonjour", "Guten Morgen")
@@ -66,15 +66,15 @@ def test_translations_may_be_added_and_join_groups(server: FakeServer, client: C
     assert np.array_equal(client.embed(["Good morning"]).vectors, before)
 
 
-def test_a_single_text_is_no_group() -> None:
-    """A str where a group belongs would be taken for its characters."""
+def test_a_str_as_a_group_is_refused() -> None:
+    """A str in place of a group would be read as its characters."""
     with pytest.raises(TypeError, match="groups of texts"):
         FakeServer(translations=["Good morning"])
 
 
 @pytest.mark.parametrize("element_type", ElementType)
-def test_every_element_type(client: Client, element_type: ElementType) -> None:
-    """Vectors of every element type mean what the float32 ones do, as far as they can."""
+def test_element_types_agree_with_float32(client: Client, element_type: ElementType) -> None:
+    """Vectors of every element type equal the float32 ones within the precision of the type."""
     exact = client.embed(["a", "b"]).vectors
     found = client.embed(["a", "b"], element_type=element_type)
     assert found.element_type is element_type
@@ -82,8 +82,8 @@ def test_every_element_type(client: Client, element_type: ElementType) -> None:
     assert np.allclose(found.vectors, np.where(exact > 0, 1, -1) if packed else exact, atol=1e-3)
 
 
-def test_normalize_and_dimensions(client: Client) -> None:
-    """Shorter vectors are the first columns of longer ones, of unit length only where that was asked for."""
+def test_shorter_vectors_are_the_first_columns(client: Client) -> None:
+    """Shorter vectors are the first columns of longer ones, with unit length only if normalized."""
     long = client.embed(["a"], normalize=False).vectors[0]
     short = client.embed(["a"], normalize=False, dimensions=8).vectors[0]
     assert np.array_equal(short, long[:8])
@@ -92,8 +92,8 @@ def test_normalize_and_dimensions(client: Client) -> None:
     assert np.allclose(unit, short / np.linalg.norm(short))
 
 
-def test_similarity_in_every_shape_and_metric(client: Client) -> None:
-    """Scores are those of the vectors, whether a side is texts or vectors."""
+def test_scores_are_those_of_the_vectors(client: Client) -> None:
+    """For every shape, metric and form of the sides, scores are computed from the vectors."""
     texts, others = ["a", "b"], ["c", "a", "d"]
     one, other = client.embed(texts), client.embed(others)
     differences = one.vectors[:, None] - other.vectors[None]
@@ -112,8 +112,8 @@ def test_similarity_in_every_shape_and_metric(client: Client) -> None:
     assert np.allclose(client.similarity(texts).values, one.vectors @ one.vectors.T, atol=1e-6)
 
 
-def test_long_texts_are_cut(server: FakeServer, client: Client) -> None:
-    """A text of more words than the model reads is cut at the end that was asked for, or refused."""
+def test_long_texts_are_truncated_or_refused(server: FakeServer, client: Client) -> None:
+    """A text of more words than max_tokens is truncated at the requested side, or refused."""
     server.max_tokens = 2
     found = client.embed(["a b c", "a b", "a"])
     assert (found.truncated_rows, found.token_counts, found.total_tokens) == ((0,), (2, 2, 1), 5)
@@ -126,8 +126,8 @@ def test_long_texts_are_cut(server: FakeServer, client: Client) -> None:
     assert (raised.value.reason, raised.value.violations[0].field) == ("TEXT_TOO_LONG", "texts[1]")
 
 
-def test_partial_answers(client: Client) -> None:
-    """With allow_partial a bad text is a row of zeros and an entry that says why."""
+def test_partial_responses_have_row_errors(client: Client) -> None:
+    """With allow_partial an invalid text has a zero row and a row error."""
     found = client.embed(["a", " ", "b"], allow_partial=True)
     assert [(error.row, error.code, error.reason) for error in found.row_errors] == [
         (1, "INVALID_ARGUMENT", "EMPTY_TEXT")
@@ -136,8 +136,8 @@ def test_partial_answers(client: Client) -> None:
     assert found.vectors[2].any()
 
 
-def test_small_limits_show_how_calls_are_split(server: FakeServer, client: Client) -> None:
-    """Limits hold from the next call on, and the requests tell what a client makes of them."""
+def test_calls_are_split_by_the_limits(server: FakeServer, client: Client) -> None:
+    """Changed limits apply to the next call, and the recorded requests show how the client splits it."""
     server.max_texts, server.max_pairs = 2, 4
     found = client.embed(["a", "b", "c"])
     assert len(found) == 3
@@ -155,7 +155,7 @@ def test_small_limits_show_how_calls_are_split(server: FakeServer, client: Clien
 
 
 def test_another_space_has_other_vectors(server: FakeServer, client: Client) -> None:
-    """After a change of the space, what was stored is refused, and the same texts have other vectors."""
+    """After a change of the space, stored vectors are refused, and texts have other vectors."""
     stored = client.embed(["Good night"])
     server.space_id = "another-space"
     with pytest.raises(SpaceMismatchError):
@@ -165,8 +165,8 @@ def test_another_space_has_other_vectors(server: FakeServer, client: Client) -> 
     assert abs(float(moved.vectors[0] @ stored.vectors[0])) < 0.4
 
 
-def test_health_and_models(server: FakeServer, client: Client) -> None:
-    """The server tells its status, what it has embedded, and its limits."""
+def test_health_and_models_report_the_settings(server: FakeServer, client: Client) -> None:
+    """The server reports its status, the number of embedded texts, and its limits."""
     client.embed(["a", "b"])
     assert client.health().status is ServingStatus.SERVING
     assert client.health().models[0].embedded_texts == 2
@@ -178,7 +178,7 @@ def test_health_and_models(server: FakeServer, client: Client) -> None:
 
 
 def test_requests_are_recorded(server: FakeServer) -> None:
-    """A request is kept with its method, texts, metadata and the time that its caller allowed."""
+    """A request is recorded with its method, texts, metadata and timeout."""
     from isogloss import ClientOptions
 
     options = ClientOptions(target=server.target, api_key="secret", timeout_s=20)
@@ -208,3 +208,20 @@ async def test_asyncio(server: FakeServer) -> None:
     async with AsyncClient(server.target) as client:
         [best] = await client.nearest("Good night", ["Guten Morgen", "おやすみ"], k=1)
     assert best.text == "おやすみ"
+
+
+def test_vectors_can_be_computed_without_a_client(server: FakeServer, client: Client) -> None:
+    """`vectors` returns those of a response, for the settings of the moment."""
+    texts = ["Good night", "a"]
+    assert np.array_equal(server.vectors(texts), client.embed(texts).vectors)
+    server.space_id = "another-space"
+    assert np.array_equal(server.vectors(texts), client.embed(texts).vectors)
+
+
+def test_a_score_does_not_depend_on_the_other_rows(server: FakeServer, client: Client) -> None:
+    """Every score of a comparison equals, bit for bit, that of its pair alone."""
+    texts = [f"text {number}" for number in range(9)]
+    for metric in Metric:
+        whole = client.similarity(texts, metric=metric).values
+        alone = [[client.similarity([a], [b], metric=metric).values[0, 0] for b in texts] for a in texts]
+        assert np.array_equal(whole, alone)

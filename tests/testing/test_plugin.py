@@ -1,4 +1,4 @@
-"""The fixtures of pytest, and the examples of the module's documentation, in a pytest of their own."""
+"""The pytest fixtures and the examples of the module's docstring, run in a separate pytest."""
 
 import subprocess
 import sys
@@ -9,13 +9,13 @@ from isogloss import testing
 
 
 def examples() -> str:
-    """The indented blocks of the module's docstring, as one file."""
+    """Returns the indented blocks of the module's docstring as one file."""
     lines = (testing.__doc__ or "").splitlines()
     return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
 
 
 def pytest_of(folder: Path, content: str) -> str:
-    """Runs a test file in a folder of its own, warnings as errors; returns what pytest prints."""
+    """Runs a test file in its own folder with warnings as errors; returns the output of pytest."""
     (folder / "test_it.py").write_text(content)
     without = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:timeout"]  # other plugins of this environment
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", *without, "test_it.py"]
@@ -25,12 +25,12 @@ def pytest_of(folder: Path, content: str) -> str:
 
 
 def test_the_documented_examples_run(tmp_path: Path) -> None:
-    """What the documentation shows passes, fixtures included, without a plugin being named."""
+    """The documented examples pass, including fixtures, without naming the plugin."""
     assert "2 passed" in pytest_of(tmp_path, examples())
 
 
-def test_the_plugin_loads_nothing_itself(tmp_path: Path) -> None:
-    """A run that asks for no fixture loads neither this package nor grpc."""
+def test_the_plugin_does_not_import_the_client(tmp_path: Path) -> None:
+    """A run without the fixtures imports neither this package nor grpc."""
     content = """
 import sys
 

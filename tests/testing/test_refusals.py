@@ -1,4 +1,4 @@
-"""FakeServer's refusals: those of the contract, each with its status, reason and field."""
+"""FakeServer refuses invalid requests with the status, reason and field of the contract."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ from tests.support.wire import error_of
 def test_refusals_carry_reason_and_field(
     client: Client, call: Any, kind: type[IsoglossError], reason: str, field: str
 ) -> None:
-    """What the contract refuses is refused with its status, reason, field, and the call's request id."""
+    """An invalid argument raises an error with reason, field and request id."""
     with pytest.raises(kind) as raised:
         call(client)
     assert raised.value.reason == reason
@@ -49,7 +49,7 @@ def test_refusals_carry_reason_and_field(
 
 
 def test_refusals_of_raw_messages(server: FakeServer) -> None:
-    """What no client of ours sends is refused as well, each in its own word."""
+    """Invalid messages that the client never sends are refused with their own reasons."""
     texts = pb.Items(texts=pb.TextList(texts=["a"]))
     bad = pb.Items(vectors=pb.VectorList(vectors=pb.Matrix(rows=1, columns=2, data=b"1234"), space_id="fake-space"))
     nan = pb.Matrix(rows=1, columns=1, data=np.float32("nan").tobytes())

@@ -1,4 +1,4 @@
-"""The model that Infinity and our own engine serve side by side."""
+"""The model that Infinity and the server's own engine serve side by side."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +20,6 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="module")
 def infinity(minilm: Path) -> Iterator[Infinity]:
-    """Infinity with two models; with one alone it would answer to any model's name."""
+    """Infinity with two models; with only one it accepts every name."""
     with Infinity(minilm, MODEL, OTHER) as process:
         yield process

@@ -1,4 +1,4 @@
-"""Infinity, an embedding server by others that speaks OpenAI's API, in a process and an environment of its own."""
+"""Infinity, another embedding server with the API of OpenAI, in its own process and environment."""
 
 import os
 import queue
@@ -12,17 +12,17 @@ from typing import Self
 PROGRAM = Path(__file__).parents[2] / ".venv-upstream" / "bin" / "infinity_emb"
 RUNNING = re.compile(r"Uvicorn running on http://127\.0\.0\.1:(\d+)")
 ANSWERED = re.compile(r"POST /embeddings.* 200")
-LIMIT_S = 120.0  # of patience between two lines of its log
+LIMIT_S = 120.0  # between two lines of its log
 
 
 class Infinity:
-    """Serves a model's folder under each of `names`, on a port that the kernel gives or on one that is named."""
+    """Serves a folder's model under each of `names`, on a free port or on a given one."""
 
     def __init__(self, folder: Path, *names: str, port: int = 0) -> None:
-        assert PROGRAM.is_file(), "make test-upstream makes the environment that it runs in"
+        assert PROGRAM.is_file(), "make test-upstream installs it"
         models = [part for name in names for part in ("--model-id", str(folder), "--served-model-name", name)]
-        how = "--device cpu --engine torch --no-bettertransformer --no-model-warmup --log-level info"
-        command = [PROGRAM, "v2", *models, "--host", "127.0.0.1", "--port", str(port), *how.split()]
+        options = "--device cpu --engine torch --no-bettertransformer --no-model-warmup --log-level info"
+        command = [PROGRAM, "v2", *models, "--host", "127.0.0.1", "--port", str(port), *options.split()]
         quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
         self._process = subprocess.Popen(
             command,
@@ -43,27 +43,27 @@ class Infinity:
         self._lines.put("")
 
     def wait_for(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        """Returns what the next line of its log that matches says."""
-        said = []
+        """Returns the match of the next line of its log that matches."""
+        lines = []
         while line := self._lines.get(timeout=LIMIT_S):
             if match := pattern.search(line):
                 return match
-            said.append(line)
-        raise AssertionError(f"Infinity ended without {pattern.pattern!r}: {''.join(said)}")
+            lines.append(line)
+        raise AssertionError(f"Infinity ended without {pattern.pattern!r}: {''.join(lines)}")
 
     @property
     def port(self) -> int:
-        """Where it listens, once it does."""
+        """The port that it listens on; waits until it does."""
         if not hasattr(self, "_port"):
             self._port = int(self.wait_for(RUNNING)[1])
         return self._port
 
     def source(self, model: str) -> str:
-        """Returns what the server's --model takes for one of its models."""
+        """Returns the value of the server's --model for one of its models."""
         return f"openai:{model}@http://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
-        """Ends it by SIGKILL, whatever it is about."""
+        """Ends it by SIGKILL."""
         self._process.kill()
         self._process.wait(timeout=LIMIT_S)
 

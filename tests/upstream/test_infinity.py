@@ -1,4 +1,4 @@
-"""Infinity behind our contract: an upstream that is real, and by others."""
+"""Infinity behind the server: a real server with the API of OpenAI."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -20,24 +20,24 @@ from tests.upstream.infinity import ANSWERED, Infinity
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(400)]
 
-PER_CALL = 32  # what the server puts into one call to an address of one's own
-MAX_CHARS = 250  # a text of so many is within the model's 256 tokens in any script
+PER_CALL = 32  # texts of one call to another server than the provider's
+MAX_CHARS = 250  # within the model's 256 tokens in every script
 
 
-def of_all_scripts(count: int) -> list[str]:
-    """Returns texts of one sentence to several, all within the model's window, no two alike."""
+def many_scripts(count: int) -> list[str]:
+    """Returns distinct texts of one or several sentences, all within the model's limit."""
     found = dict.fromkeys(text for text in texts.mixed(3 * count) if len(text) <= MAX_CHARS)
     return list(found)[:count]
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Returns float64 [n]: row by row, whatever the rows' lengths."""
+    """Returns the cosine of each pair of rows, float64 [n]."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
 
 
 class Both(NamedTuple):
-    """A server with the model twice: at Infinity, and run by our own engine."""
+    """A server with the model twice: at Infinity, and in the server's own engine."""
 
     address: str
     metrics_url: str
@@ -45,23 +45,23 @@ class Both(NamedTuple):
 
 @pytest.fixture(scope="module")
 def both(infinity: Infinity, minilm: Path) -> Iterator[Both]:
-    """A server with both."""
+    """A server with both models."""
     models = ("--model", infinity.source(MODEL), "--model", f"own={minilm}", "--precision", "f32")
     with ServerProcess("--cache-bytes", "0", *models, "--metrics-port", "0") as process:
-        url = process.wait_for("metrics")["url"]
+        url = process.wait_for("serving metrics")["url"]
         yield Both(process.address, url)
 
 
-def test_vectors_are_those_of_our_own_engine(both: Both) -> None:
-    """Texts of many scripts and lengths have the same vectors from Infinity as from our engine, in their order."""
-    sentences = of_all_scripts(150)
+def test_vectors_are_those_of_the_servers_own_engine(both: Both) -> None:
+    """Texts of many scripts and lengths have the same vectors from both, in their order."""
+    sentences = many_scripts(150)
     letters = [next((char for char in text if char.isalpha()), " ") for text in sentences]
     assert len({unicodedata.name(letter).split()[0] for letter in letters}) >= 8  # scripts
     with Client(both.address) as client:
         before = calls_made(both.metrics_url)
         theirs = client.embed(sentences, model=MODEL)
         calls = calls_made(both.metrics_url) - before
-        ours = client.embed(sentences, model="own", truncation="error")  # which would tell of a text past the window
+        ours = client.embed(sentences, model="own", truncation="error")  # an error if a text is over the limit
     assert ours.token_counts is not None
     assert min(ours.token_counts) < 10
     assert max(ours.token_counts) > 100
@@ -72,34 +72,34 @@ def test_vectors_are_those_of_our_own_engine(both: Both) -> None:
 
 
 def calls_made(url: str) -> float:
-    """Returns how many calls to Infinity the server has counted."""
-    with urlopen(url, timeout=60) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
+    """Returns the number of calls to Infinity, by the server's metrics."""
+    with urlopen(url, timeout=60) as response:
+        families = text_string_to_metric_families(response.read().decode())
     samples = (sample for family in families for sample in family.samples)
     return sum(one.value for one in samples if one.name == "isogloss_provider_calls_total")
 
 
 def test_a_repeated_text_has_one_vector(both: Both) -> None:
-    """Equal texts, which are sent once, have equal vectors at each of their places."""
-    sentences = [*of_all_scripts(40), *of_all_scripts(40)]
+    """Equal texts, which are sent once, have equal vectors in each of their rows."""
+    sentences = [*many_scripts(40), *many_scripts(40)]
     with Client(both.address) as client:
         rows = client.embed(sentences, model=MODEL).vectors
     assert np.array_equal(rows[:40], rows[40:])
     assert len(np.unique(rows, axis=0)) == 40
 
 
-def test_a_model_that_it_does_not_have_is_one_line(infinity: Infinity) -> None:
-    """A server told to use a model that Infinity does not know ends with status 1 and a line that names the model."""
+def test_an_unknown_model_is_one_line(infinity: Infinity) -> None:
+    """A server with a model that Infinity does not have ends with status 1 and a line that names the model."""
     source = infinity.source("no-such-model")
     process = ServerProcess("--cache-bytes", "0", "--model", source)
     assert process.wait() == 1
     (line,) = [line for line in process.lines if not line.startswith("{")]
     assert source in line
-    assert OTHER in line  # Infinity says what it has
+    assert OTHER in line  # Infinity's message lists its models
 
 
-def test_killed_it_is_unavailable_and_comes_back(minilm: Path) -> None:
-    """Infinity, killed amid a call, makes it UNAVAILABLE and health DEGRADED; started again, it is used again."""
+def test_infinity_is_killed_and_restarted(minilm: Path) -> None:
+    """If Infinity is killed in a call, the call is UNAVAILABLE and health DEGRADED; when it restarts, calls succeed."""
     options = ClientOptions(attempts=1)
     with (
         Infinity(minilm, MODEL) as infinity,

@@ -16,7 +16,7 @@ from typing import Any
 
 from isogloss._arguments import MAX_PATIENCE_S, BulkArguments, EmbedArguments, utf8_bytes
 from isogloss._embed import LIMIT_REASONS, Call, KnownLimits, max_texts_per_request
-from isogloss._messages import read_embed, read_stream_answer, stream_request
+from isogloss._messages import read_embed, read_stream_response, stream_request
 from isogloss.errors import IsoglossError, SpaceMismatchError, UnavailableError, with_row_offset
 from isogloss.results import EmbeddedChunk, Embeddings
 
@@ -235,7 +235,7 @@ class BulkEmbed:
 
     def _handle(self, message: Any, chunker: Chunker) -> None:
         """Stores the response for a chunk, schedules a retry for a transient error, or fails the chunk."""
-        request_id, outcome = read_stream_answer(message)
+        request_id, outcome = read_stream_response(message)
         chunk = self._stream.in_flight.pop(request_id, None) if self._stream is not None else None
         if chunk is None:
             return

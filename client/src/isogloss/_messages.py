@@ -1,4 +1,4 @@
-"""Converts arguments to requests, and responses to results. No other module of the client reads or builds messages."""
+"""Converts arguments to requests, and responses to results. Other modules of the client handle no messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from isogloss.wire.status import code_name, read
 
 
 def from_matrix(message: pb.Matrix, rows: int) -> Elements:
-    """Returns the contents of a Matrix as read-only arrays, without a copy of its data.
+    """Returns the contents of a Matrix as read-only arrays.
 
     Raises:
         InternalError: The matrix is invalid, or the number of its rows is not `rows`; to join or index it would give
@@ -53,7 +53,7 @@ def bad_answer(found: str) -> InternalError:
 
 
 def embed_request(arguments: EmbedArguments, texts: Sequence[str]) -> pb.EmbedRequest:
-    """Returns the request for the vectors of `texts`."""
+    """Returns the request to embed `texts`."""
     return pb.EmbedRequest(
         texts=texts,
         model=arguments.model,
@@ -71,7 +71,7 @@ def embed_request(arguments: EmbedArguments, texts: Sequence[str]) -> pb.EmbedRe
 def stream_request(
     number: int, arguments: EmbedArguments, texts: Sequence[str], timeout_s: float
 ) -> pb.EmbedStreamRequest:
-    """Returns a request for the vectors of `texts` among others on a stream, to be answered within `timeout_s`."""
+    """Returns request `number` of a stream, to embed `texts` within `timeout_s`."""
     timeout = duration_pb2.Duration()
     timeout.FromMicroseconds(round(timeout_s * 1e6))
     return pb.EmbedStreamRequest(id=number, request=embed_request(arguments, texts), timeout=timeout)
@@ -80,7 +80,7 @@ def stream_request(
 def similarity_request(
     arguments: CompareArguments, shape: Shape, queries: TextSide | Vectors, candidates: TextSide | Vectors | None
 ) -> pb.SimilarityRequest:
-    """Returns the request that compares the sides; without candidates, the queries with themselves."""
+    """Returns the request to compare the sides; without candidates, the queries with each other."""
     return pb.SimilarityRequest(
         queries=_items(queries),
         candidates=None if candidates is None else _items(candidates),
@@ -96,12 +96,12 @@ def similarity_request(
 
 
 def health_request(model: str) -> pb.HealthRequest:
-    """Returns the request for the health of `model`, or of the whole server where it is empty."""
+    """Returns the request for the health of `model`, or of the whole server if `model` is empty."""
     return pb.HealthRequest(model=model)
 
 
 def models_request() -> pb.ListModelsRequest:
-    """Returns the request for what the server offers."""
+    """Returns the request for the list of models."""
     return pb.ListModelsRequest()
 
 
@@ -119,13 +119,13 @@ def _items(side: TextSide | Vectors) -> pb.Items:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NeighborLists(Comparison):
-    """The neighbours of each query, best first: lists of (candidate rows int64 [k], scores float32 [k])."""
+    """Neighbors of each query, best first, as pairs of candidate rows int64 [k] and scores float32 [k]."""
 
     lists: tuple[tuple[NDArray[np.int64], NDArray[np.float32]], ...]
 
 
 def read_embed(response: pb.EmbedResponse, texts: int) -> Embeddings:
-    """Returns the answer to an embed of so many texts; raises InternalError where it does not fit them."""
+    """Returns the result of an embed; raises InternalError if the response is not for `texts` texts."""
     if response.per_text_counts and len(response.token_counts) != texts:
         raise bad_answer(f"{len(response.token_counts)} token counts for {texts} texts")
     row_errors = tuple(_row_error(entry) for entry in response.row_errors)
@@ -146,31 +146,31 @@ def read_embed(response: pb.EmbedResponse, texts: int) -> Embeddings:
     )
 
 
-def read_stream_answer(answer: pb.EmbedStreamResponse) -> tuple[int, pb.EmbedResponse | IsoglossError]:
-    """Returns the number of the request that `answer` is for, and the response, or why there is none."""
-    failed = answer.WhichOneof("result") == "error"
-    return answer.id, from_status(answer.error) if failed else answer.response
+def read_stream_response(message: pb.EmbedStreamResponse) -> tuple[int, pb.EmbedResponse | IsoglossError]:
+    """Returns the number of the answered request, and its response or its error."""
+    failed = message.WhichOneof("result") == "error"
+    return message.id, from_status(message.error) if failed else message.response
 
 
 def read_scores(response: pb.SimilarityResponse, rows: int, columns: int) -> Scores:
-    """Returns the scores of a comparison, [rows, columns]; raises InternalError where there are others."""
+    """Returns the scores of a comparison; raises InternalError unless they are a matrix [rows, columns]."""
     if response.WhichOneof("result") != "scores" or response.scores.columns != columns:
-        raise bad_answer("other scores than were asked for")
+        raise bad_answer("scores of another shape than requested")
     values = from_matrix(response.scores, rows).array.astype(np.float32, copy=False)
     return Scores(values=values, **_comparison(response))
 
 
 def read_nearest(response: pb.SimilarityResponse, queries: int, candidates: int) -> NeighborLists:
-    """Returns the neighbours of each query; raises InternalError where they are others' or not candidates."""
+    """Returns the neighbors of each query; raises InternalError if their number or a candidate row is invalid."""
     lists = tuple((np.array(q.rows, np.int64), np.array(q.scores, np.float32)) for q in response.nearest.queries)
-    fits = all(len(rows) == len(scores) and (rows < candidates).all() for rows, scores in lists)
-    if len(lists) != queries or not fits:
-        raise bad_answer("other neighbours than were asked for")
+    valid = all(len(rows) == len(scores) and (rows < candidates).all() for rows, scores in lists)
+    if len(lists) != queries or not valid:
+        raise bad_answer("other neighbors than requested")
     return NeighborLists(lists=lists, **_comparison(response))
 
 
 def read_health(response: pb.HealthResponse) -> HealthReport:
-    """Returns how the server fares."""
+    """Returns the health of the server and its models."""
     models = tuple(
         ModelHealth(
             model=entry.model,
@@ -187,7 +187,7 @@ def read_health(response: pb.HealthResponse) -> HealthReport:
 
 
 def read_models(response: pb.ListModelsResponse) -> list[ModelInfo]:
-    """Returns the models that a server offers, the default first."""
+    """Returns the models of the server, the default first."""
     return [_model(entry) for entry in response.models]
 
 

@@ -1,4 +1,4 @@
-"""Entry point of `isogloss-server` and `python -m isogloss_server`."""
+"""Entry point of `python -m isogloss_server`."""
 
 from isogloss_server.cli import run
 

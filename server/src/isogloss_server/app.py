@@ -1,11 +1,11 @@
-"""The composition root: builds the parts, announces ready, waits for a signal, drains, stops."""
+"""The composition root: builds the parts, reports readiness, waits for a signal, drains, stops."""
 
 import asyncio
 import contextlib
 import gc
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,17 @@ from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.shared_cache import SharedCache
 from isogloss_server.errors import CacheSetupError, ListenError
 from isogloss_server.models.catalog import is_hosted
-from isogloss_server.models.interfaces import Report
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings.declarations import Settings, model_name_and_source
 
-# A thread that waits for the interpreter gets it after so long: with Python's own 5 ms, a batch's numpy work on another
-# thread would hold up every call, health's among them.
+# With Python's default of 5 ms, numpy work on another thread would delay every call, health checks included.
 SWITCH_INTERVAL_S = 0.0005
-
-
-YOUNG_OBJECTS = 20_000  # made before the collector looks at them: a call makes hundreds, and few of them in cycles
+# Allocations between garbage collections: a call allocates hundreds of objects, few of them in cycles.
+GC_THRESHOLD = 20_000
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks to drain, the second to stop at once."""
+    """SIGTERM and SIGINT: the first signal starts the drain, the second stops the server at once."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
@@ -46,36 +43,43 @@ class StopSignals:
 
 
 async def serve(settings: Settings, clock: Clock | None = None) -> int:
-    """Serves until a signal, and returns the exit status: 0 when drained, 128 + signal when stopped at once.
+    """Serves until a signal.
+
+    Args:
+        settings: The server's settings.
+        clock: Replaces the machine's clock in tests.
+
+    Returns:
+        The exit status: 0 after a drain, 128 + signal if stopped at once.
 
     Raises:
-        StartupError: the address cannot be listened on, or a model cannot be loaded.
+        StartupError: The server cannot listen, or a model cannot be loaded.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     clock = clock or SystemClock()
     began_s = clock.monotonic_s()
-    asyncio.get_running_loop().set_exception_handler(_log_stray_fault)
+    asyncio.get_running_loop().set_exception_handler(_log_unhandled_error)
     signals = StopSignals()
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
     executor = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, registry.report)
-    cache = _cache(settings, clock, partial(registry.report, "cache"))
+    cache = _cache(settings, clock, partial(registry.report_degraded, "cache"))
     server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock)
     port = await server.start()
     logs.debug("listening", address=f"{settings.host}:{port}")
     if settings.metrics_port is not None:
         metrics.watch_tasks(asyncio.get_running_loop())
         metrics_port = metrics.serve(settings.host, settings.metrics_port)
-        logs.info("metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
+        logs.info("serving metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
     cache.start()
     try:
         loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
-        if not await _first_done(loading, signals.first):
+        if not await _finished_before(loading, signals.first):
             logs.info("stopped while loading", signal=signals.received[0].name)
             return 0
         gc.collect()
-        gc.set_threshold(YOUNG_OBJECTS)
-        gc.freeze()  # what is loaded stays: the collector need not look through it again and again
+        gc.set_threshold(GC_THRESHOLD)
+        gc.freeze()  # loaded models stay: collections skip them
         with _port_file(settings.port_file, port):
             start_s = round(clock.monotonic_s() - began_s, 3)
             logs.info("serving", address=f"{settings.host}:{port}", start_s=start_s, memory_mb=system.resident_mb())
@@ -91,7 +95,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
 async def _load(
     registry: Registry, sources: Mapping[str, str], settings: Settings, executor: Executor, clock: Clock
 ) -> None:
-    with contextlib.closing(Executor(1)) as loader:  # the first models serve already while the last are loaded
+    with contextlib.closing(Executor(1)) as loader:  # models serve while later ones are still loading
         for model in registry.models:
             before_mb = system.anonymous_mb()
             source = sources[model.name]
@@ -113,11 +117,11 @@ async def _load(
             )
 
 
-def _cache(settings: Settings, clock: Clock, report: Report) -> Cache:
-    """Returns the cache, with Redis behind it where one is named; that package is an extra, and imported only then.
+def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -> Cache:
+    """Returns the cache, with Redis behind it if its URL is set. redis-py is an extra, imported only then.
 
     Raises:
-        CacheSetupError: the package is missing, or the URL is none.
+        CacheSetupError: The package is missing, or the URL is invalid.
     """
     shared = None
     if settings.cache_redis_url is not None:
@@ -127,15 +131,15 @@ def _cache(settings: Settings, clock: Clock, report: Report) -> Cache:
             if error.name is None or error.name.partition(".")[0] != "redis":
                 raise
             extra = "pip install 'isogloss-server[redis]'"
-            raise CacheSetupError(f"Redis is reached by a package that is not installed: {extra}") from None
+            raise CacheSetupError(f"cache_redis_url requires a package that is not installed: {extra}") from None
         url, ttl_s = settings.cache_redis_url.get_secret_value(), settings.cache_redis_ttl_s
         store = RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
-        shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, report=report)
+        shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, on_health=on_health)
     return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
 
 
-async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
-    """Returns whether `work` was done before the event; raises what it raised."""
+async def _finished_before(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
+    """Waits for `work` or `event`; returns True if `work` finished first, and raises its exception if it has one."""
     waiting = asyncio.ensure_future(event.wait())
     both: set[asyncio.Future[Any]] = {work, waiting}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -147,46 +151,46 @@ async def _first_done(work: "asyncio.Future[None]", event: asyncio.Event) -> boo
 
 
 async def _drain(server: Server, registry: Registry, settings: Settings, signals: StopSignals) -> int:
-    """Tells the balancers first, then takes no new calls, then lets calls in flight finish."""
+    """Drains: health is NOT_SERVING first, then new calls are rejected, then calls in flight finish."""
     logs.info("draining", signal=signals.received[0].name)
     registry.drain()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(signals.second.wait(), settings.drain_delay_s)
     stopping = asyncio.ensure_future(server.stop(settings.drain_s))
-    if not await _first_done(stopping, signals.second):
+    if not await _finished_before(stopping, signals.second):
         await server.stop(None)
-    cut = signals.second.is_set()
-    logs.info("stopped at once" if cut else "stopped")
-    return 128 + signals.received[-1] if cut else 0
+    at_once = signals.second.is_set()
+    logs.info("stopped at once" if at_once else "stopped")
+    return 128 + signals.received[-1] if at_once else 0
 
 
 @contextlib.contextmanager
 def _port_file(file: Path | None, port: int) -> Iterator[None]:
-    """Holds the port in a file, written whole, for as long as calls are taken.
+    """Keeps the port in a file, written atomically, while the server accepts calls.
 
     Raises:
-        ListenError: the file cannot be written.
+        ListenError: The file cannot be written.
     """
     if file is None:
         yield
         return
-    part, text = file.with_name(f"{file.name}.part"), f"{port}\n"
+    partial_file, text = file.with_name(f"{file.name}.part"), f"{port}\n"
     try:
-        part.write_text(text, encoding="ascii")
-        part.replace(file)
+        partial_file.write_text(text, encoding="ascii")
+        partial_file.replace(file)
     except OSError as error:
         raise ListenError(f"cannot write the port file {file}: {error.strerror}") from error
     try:
         yield
     finally:
         try:
-            if file.read_text(encoding="ascii") == text:  # else another server has taken the file over
+            if file.read_text(encoding="ascii") == text:  # else another server has replaced the file
                 file.unlink()
         except OSError as error:
-            logs.warning("the port file was not removed", file=file, why=error.strerror)
+            logs.warning("cannot remove the port file", file=file, cause=error.strerror)
 
 
-def _log_stray_fault(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _log_unhandled_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     if error is not None:
         logs.internal_error(error)

@@ -1,146 +1,120 @@
-"""Circuit breakers: stop calls to a dependency that fails, and probe it in the background until it recovers."""
+"""Circuit breaker: stops calls to a dependency that fails, and probes it in the background until it recovers.
+
+The pattern: Nygard, Release It!; https://martinfowler.com/bliki/CircuitBreaker.html. Instead of a half-open state, in
+which calls of users are the probes, a background task makes one small call at a time.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.errors import ProviderUnavailableError
-from isogloss_server.models.interfaces import Report, State
-from isogloss_server.models.providers.errors import ProviderCallError
-
-FAULTS_TO_BYPASS = 3  # one after the other; a single late answer is nothing
-FIRST_PAUSE_S = 0.5  # doubled after each probe in vain
-LAST_PAUSE_S = 8.0
-WHY = "the shared cache does not answer"
-FAULTS_TO_OPEN = 5  # one after the other
-FIRST_PROBE_S = 2.0
-LAST_PROBE_S = 60.0
 
 
-class Bypass:
-    """Counts faults; after some, nobody is to ask until a probe is answered."""
+class CircuitBreaker:
+    """Closed, it permits calls. Open, it forbids them; probes run instead, and the first that succeeds closes it.
 
-    def __init__(self, clock: Clock, probe: Callable[[], Awaitable[str]], report: Report) -> None:
-        """Takes `probe`, which returns why the shared cache does not answer, else nothing; tells health of changes."""
+    To be used on one event loop.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        probe: Callable[[], Awaitable[str]],
+        on_change: Callable[[str], None],
+        *,
+        failures_to_open: int,
+        first_pause_s: float,
+        max_pause_s: float,
+    ) -> None:
+        """Creates a closed breaker.
+
+        Args:
+            clock: Measures the pauses between probes.
+            probe: Makes one small call; returns why it failed, or an empty string if it succeeded.
+            on_change: Called with the reason when the breaker opens and when the reason changes, and with an empty
+                string when the breaker closes.
+            failures_to_open: Consecutive failures that open the breaker.
+            first_pause_s: Seconds from opening to the first probe; doubled after each failed probe.
+            max_pause_s: Limit of the pause between probes, in seconds.
+        """
         self._clock = clock
         self._probe = probe
-        self._report = report
-        self._faults = 0  # since the last answer
-        self._probing: asyncio.Task[None] | None = None
-        self._told = State.SERVING
-
-    @property
-    def is_open(self) -> bool:
-        """Whether nobody is to ask."""
-        return self._probing is not None
-
-    def start(self) -> None:
-        """Asks for the first time; until that is answered, nobody else is to ask."""
-        self._probing = asyncio.create_task(self._probe_until_answered(0.0))
-
-    def answered(self) -> None:
-        """Takes note of an answer in time."""
-        self._faults = 0
-
-    def failed(self, why: str) -> None:
-        """Takes note of an answer that did not come in time, or of an error."""
-        self._faults += 1
-        if self._faults >= FAULTS_TO_BYPASS and self._probing is None:
-            self._tell(State.DEGRADED, f"{WHY}: {why}")
-            self._probing = asyncio.create_task(self._probe_until_answered(FIRST_PAUSE_S))
-
-    def close(self) -> None:
-        """Ends the probes."""
-        if self._probing is not None:
-            self._probing.cancel()
-
-    async def _probe_until_answered(self, pause_s: float) -> None:
-        if pause_s:
-            await self._clock.sleep(pause_s)
-        while why := await self._probe():
-            self._tell(State.DEGRADED, f"{WHY}: {why}")
-            pause_s = min(2 * pause_s, LAST_PAUSE_S) or FIRST_PAUSE_S
-            await self._clock.sleep(pause_s)
-        self._faults = 0
-        self._probing = None
-        self._tell(State.SERVING, "")
-
-    def _tell(self, state: State, detail: str) -> None:
-        if state is not self._told:
-            self._told = state
-            self._report(state, detail)
-
-
-class Breaker:
-    """Open: no call goes out but probes, one after the other, in the background. Closed: all do."""
-
-    def __init__(self, clock: Clock, probe: Callable[[], Awaitable[None]], report: Report) -> None:
-        """Takes `probe`, which makes one small call or raises ProviderCallError."""
-        self._clock = clock
-        self._probe = probe
-        self._report = report
-        self._faults = 0  # since the last success
-        self._why = ""  # what health was told
+        self._on_change = on_change
+        self._failures_to_open = failures_to_open
+        self._first_pause_s = first_pause_s
+        self._max_pause_s = max_pause_s
+        self._failures = 0  # since the last success
         self._probing: asyncio.Task[None] | None = None
         self._next_probe_s = 0.0
+        self._detail = ""
 
     @property
     def is_open(self) -> bool:
-        """Whether no call may go out."""
+        """True if callers must not call the dependency."""
         return self._probing is not None
 
-    def check(self) -> None:
-        """Returns where calls may go out.
+    @property
+    def detail(self) -> str:
+        """The reason that the breaker is open; empty if it is closed, or open before its very first probe."""
+        return self._detail
 
-        Raises:
-            ProviderUnavailableError: the breaker is open.
-        """
-        if self.is_open:
-            wait_s = max(0.0, self._next_probe_s - self._clock.monotonic_s())
-            raise ProviderUnavailableError(self._why, retry_after_s=wait_s)
+    @property
+    def next_probe_in_s(self) -> float:
+        """Seconds until the next probe starts; 0 if it has started."""
+        return max(0.0, self._next_probe_s - self._clock.monotonic_s())
+
+    def start(self) -> None:
+        """Opens the breaker until an immediate first probe succeeds."""
+        if self._probing is None:
+            self._start_probing(0.0)
 
     def succeeded(self) -> None:
-        """Takes note of a call that gave vectors."""
-        self._faults = 0
+        """Records that a call succeeded: the count of consecutive failures restarts."""
+        self._failures = 0
+
+    def failed(self, detail: str) -> None:
+        """Records that a call failed, and opens the breaker after `failures_to_open` consecutive failures."""
+        self._failures += 1
+        if self._failures >= self._failures_to_open:
+            self.open(detail)
+
+    def open(self, detail: str) -> None:
+        """Opens the breaker if it is closed."""
         if self._probing is None:
-            self._tell("")
+            self._set_detail(detail)
+            self._start_probing(self._first_pause_s)
 
-    def failed(self, fault: ProviderCallError) -> None:
-        """Takes note of a fault; after some of the provider's, one after the other, the breaker opens."""
-        if fault.kind.misconfigured:
-            self._tell(str(fault))
-        if fault.kind.counts_as_failure:
-            self._faults += 1
-            if self._faults >= FAULTS_TO_OPEN:
-                self.open(fault)
-
-    def open(self, fault: ProviderCallError) -> None:
-        """Lets no call out until a probe succeeds."""
-        if self._probing is None:
-            self._tell(str(fault))
-            self._probing = asyncio.create_task(self._probe_until_well())
-
-    def close(self) -> None:
-        """Ends the probes."""
+    def stop(self) -> None:
+        """Cancels the probes."""
         if self._probing is not None:
             self._probing.cancel()
 
-    async def _probe_until_well(self) -> None:
-        wait_s = FIRST_PROBE_S
-        while True:
-            self._next_probe_s = self._clock.monotonic_s() + wait_s
-            await self._clock.sleep(wait_s)
-            try:
-                await self._probe()
-            except ProviderCallError as fault:
-                self._tell(str(fault))
-                wait_s = min(2 * wait_s, LAST_PROBE_S)
-            else:
-                self._probing = None
-                self.succeeded()
-                return
+    def _start_probing(self, pause_s: float) -> None:
+        self._next_probe_s = self._clock.monotonic_s() + pause_s
+        self._probing = asyncio.get_running_loop().create_task(self._probe_until_success(pause_s))
 
-    def _tell(self, why: str) -> None:
-        if why != self._why:
-            self._why = why
-            self._report(State.DEGRADED if why else State.SERVING, why)
+    async def _probe_until_success(self, pause_s: float) -> None:
+        if pause_s:
+            await self._clock.sleep(pause_s)
+        while detail := await self._failure_of_probe():
+            self._set_detail(detail)
+            pause_s = min(2 * pause_s, self._max_pause_s) or self._first_pause_s
+            self._next_probe_s = self._clock.monotonic_s() + pause_s
+            await self._clock.sleep(pause_s)
+        self._failures = 0
+        self._probing = None
+        self._set_detail("")
+
+    async def _failure_of_probe(self) -> str:
+        """Returns why the probe failed; a bug in the probe must not end the probing, and with it all calls."""
+        try:
+            return await self._probe()
+        except Exception as error:  # noqa: BLE001
+            logs.internal_error(error)
+            return "internal error in a probe; see the server log"
+
+    def _set_detail(self, detail: str) -> None:
+        if detail != self._detail:
+            self._detail = detail
+            self._on_change(detail)

@@ -1,32 +1,35 @@
-"""What can go wrong, each with its reason word. Knows no gRPC: rpc/status.py gives each kind its status.
+"""The server's errors. Each that a caller sees has a reason: a word that is stable across versions.
+
+This module is independent of gRPC; rpc/status.py maps each kind to a status.
 
 DomainError
-├── InvalidRequestError        the caller can mend the request
+├── InvalidRequestError        the request is invalid; the caller must change it
 │   ├── MalformedRequestError  DuplicateIdError
 │   ├── EmptyTextsError  EmptyTextError  TextWithoutTokensError  TextTooLongError
 │   ├── TooManyTextsError  RequestTooLargeError  ResponseTooLargeError
 │   ├── MissingFieldError  UnknownEnumError  UnsupportedDimensionsError  UnsupportedTruncationError
 │   ├── BadMatrixError  DimensionMismatchError  UnequalSidesError  BadKError  BadMinScoreError
 │   └── ProviderRefusedError
-├── NotFoundError
+├── NotFoundError              the request names something that the server does not have
 │   └── UnknownModelError
-├── PreconditionError          right in itself, wrong for this server
+├── PreconditionError          the request is valid, but the state of the server forbids it
 │   └── SpaceMismatchError  ProviderCredentialsError  ProviderModelError
-├── ExhaustedError             more is asked for than there is at the moment
+├── ExhaustedError             a resource is used up at the moment
 │   └── OverloadedError  OutOfMemoryError  ProviderRateLimitError
-├── UnavailableError           another moment or another server may answer
+├── UnavailableError           a retry, or another server, may succeed
 │   ├── ModelNotReadyError  DrainingError  ModelStalledError  WorkerDiedError
 │   └── ProviderUnavailableError  ProviderResponseError
-├── DeadlineExceededError                nobody waits for the answer any more
-└── InternalError            a fault of the server
+├── DeadlineExceededError      the caller's deadline has passed
+└── InternalError              a bug or an unexpected failure in the server
 
-StartupError                   the server cannot start; one line says why
-├── ModelFilesError
-│   └── UnsupportedModelError  no damage: another runtime may have what this one lacks
-├── ProviderSetupError          a provider's model cannot be served: no key, a key refused, a model retired
-├── CacheSetupError             the shared cache: no package, or no URL
-└── ListenError
+StartupError                   the server cannot start; the message is one line (exit status 1)
+├── ModelFilesError            a model's files are missing, damaged or unsupported
+│   └── UnsupportedModelError  the files are valid, but this runtime does not support the model; another one may
+├── ProviderSetupError         a provider's model cannot be served: missing or refused key, unknown or retired model
+├── CacheSetupError            the shared cache cannot be used: missing package or invalid URL
+└── ListenError                the server cannot listen on its address
 
+SettingsError                  a setting is invalid; the message is one line (exit status 2)
 """
 
 import copy
@@ -39,14 +42,22 @@ from isogloss.wire.sizes import MAX_VIOLATIONS
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field of the request that is at fault: its path, and what is wrong with it (never quoting a text)."""
+    """An invalid field of the request: its path, and a description that never quotes a text."""
 
     field: str
     description: str
 
 
 class DomainError(Exception):
-    """A failure with a stable reason, a sentence for people, and figures such as "limit" and "actual"."""
+    """An error that a caller sees.
+
+    Attributes:
+        reason: Stable word that programs decide by, such as "TEXT_TOO_LONG".
+        message: One sentence for people.
+        violations: The invalid fields of the request.
+        retry_after_s: Seconds after which a retry may succeed; inf if none will, None if unknown.
+        figures: Values such as "limit" and "actual", as text.
+    """
 
     reason: ClassVar[str]
 
@@ -54,7 +65,7 @@ class DomainError(Exception):
         super().__init__(message)
         self.message = message
         self.violations: tuple[Violation, ...] = (Violation(field, message),) if field else ()
-        self.retry_after_s = retry_after_s  # when another try may help, where that is known; inf: never
+        self.retry_after_s = retry_after_s
         self.figures = {name: str(value) for name, value in figures.items()}
 
     def at(self, path: str, row: int) -> "DomainError":
@@ -66,23 +77,23 @@ class DomainError(Exception):
 
 
 class InvalidRequestError(DomainError):
-    """The request cannot be answered by any server with these limits; the caller can mend it."""
+    """The request is invalid for every server with these limits; the caller must change it."""
 
 
 class NotFoundError(DomainError):
-    """What the request names does not exist here."""
+    """The request names something that the server does not have."""
 
 
 class PreconditionError(DomainError):
-    """The request is right in itself, and wrong for what this server is."""
+    """The request is valid, but the state or the settings of the server forbid it."""
 
 
 class UnavailableError(DomainError):
-    """The server cannot answer now; another moment or another server may."""
+    """The server cannot process the request now; a retry, or another server, may succeed."""
 
 
 class ExhaustedError(DomainError):
-    """More is asked for than there is at the moment."""
+    """The request needs more of a resource than is free at the moment."""
 
 
 class DeadlineExceededError(DomainError):
@@ -92,7 +103,7 @@ class DeadlineExceededError(DomainError):
 
 
 class InternalError(DomainError):
-    """A fault of the server; its id stands in the log."""
+    """The server failed unexpectedly; the details are in its log, under the id in the message."""
 
     reason = "INTERNAL"
 
@@ -110,216 +121,220 @@ def merge_row_errors(path: str, row_errors: Mapping[int, DomainError]) -> Domain
 
 
 class MalformedRequestError(InvalidRequestError):
-    """Bytes that are no message of the contract."""
+    """The request's bytes are not a valid message of the contract."""
 
     reason = "MALFORMED_REQUEST"
 
 
 class DuplicateIdError(InvalidRequestError):
-    """An id of a stream was used again while it was in flight."""
+    """A request of a stream has the id of another request in flight."""
 
     reason = "DUPLICATE_ID"
 
 
 class EmptyTextsError(InvalidRequestError):
-    """A list of texts has none."""
+    """The list of texts is empty."""
 
     reason = "EMPTY_TEXTS"
 
 
 class EmptyTextError(InvalidRequestError):
-    """A text has no character that is not white space."""
+    """A text is empty or has only white space."""
 
     reason = "EMPTY_TEXT"
 
 
 class TextWithoutTokensError(InvalidRequestError):
-    """A text of which the tokenizer leaves nothing."""
+    """The tokenizer removes all characters of a text."""
 
     reason = "TEXT_WITHOUT_TOKENS"
 
 
 class TextTooLongError(InvalidRequestError):
-    """A text is longer than the model reads, and the caller forbade to cut it."""
+    """A text has more tokens than the model's limit, and the request forbids truncation."""
 
     reason = "TEXT_TOO_LONG"
 
 
 class TooManyTextsError(InvalidRequestError):
-    """More texts than one request may have."""
+    """The request has more texts than the limit."""
 
     reason = "TOO_MANY_TEXTS"
 
 
 class RequestTooLargeError(InvalidRequestError):
-    """More bytes of text or vectors than one request may have."""
+    """The texts or vectors of the request have more bytes than the limit."""
 
     reason = "REQUEST_TOO_LARGE"
 
 
 class ResponseTooLargeError(InvalidRequestError):
-    """The answer would have more pairs or bytes than one response may have."""
+    """The response would have more pairs or bytes than the limit."""
 
     reason = "RESPONSE_TOO_LARGE"
 
 
 class MissingFieldError(InvalidRequestError):
-    """A message without the field that it is about."""
+    """A required field is missing."""
 
     reason = "MISSING_FIELD"
 
 
 class UnknownEnumError(InvalidRequestError):
-    """A number that the contract's enum does not have."""
+    """A field has a number that its enum does not define."""
 
     reason = "UNKNOWN_ENUM"
 
 
 class UnsupportedDimensionsError(InvalidRequestError):
-    """A number of dimensions that the model does not offer."""
+    """The model does not offer this number of dimensions."""
 
     reason = "UNSUPPORTED_DIMENSIONS"
 
 
 class UnsupportedTruncationError(InvalidRequestError):
-    """A truncation that the model does not offer."""
+    """The model does not offer this truncation."""
 
     reason = "UNSUPPORTED_TRUNCATION"
 
 
 class BadMatrixError(InvalidRequestError):
-    """A Matrix whose parts disagree, or whose numbers are none."""
+    """The parts of a Matrix disagree, or its values are not finite."""
 
     reason = "BAD_MATRIX"
 
 
 class DimensionMismatchError(InvalidRequestError):
-    """The two sides of a comparison differ in columns."""
+    """The two sides of a comparison have different numbers of columns."""
 
     reason = "DIMENSION_MISMATCH"
 
 
 class UnequalSidesError(InvalidRequestError):
-    """Pairwise scores were asked of sides that differ in rows."""
+    """A pairwise comparison has sides with different numbers of rows."""
 
     reason = "UNEQUAL_SIDES"
 
 
 class BadKError(InvalidRequestError):
-    """Fewer than one neighbour was asked for."""
+    """The number of neighbours, k, is less than 1."""
 
     reason = "BAD_K"
 
 
 class BadMinScoreError(InvalidRequestError):
-    """A least score that is not a number."""
+    """The minimum score is not a number."""
 
     reason = "BAD_MIN_SCORE"
 
 
 class UnknownModelError(NotFoundError):
-    """A model that is not served."""
+    """The server does not serve this model."""
 
     reason = "UNKNOWN_MODEL"
 
 
 class SpaceMismatchError(PreconditionError):
-    """Vectors or expectations of another space than the model's."""
+    """The vectors, or the expected space, belong to another space than the model's."""
 
     reason = "SPACE_MISMATCH"
 
 
 class ModelNotReadyError(UnavailableError):
-    """The model is loading, or failed to load."""
+    """The model is still loading, or failed to load."""
 
     reason = "NOT_READY"
 
 
 class DrainingError(UnavailableError):
-    """The server is about to stop; another one may answer."""
+    """The server is stopping; another server may process the request."""
 
     reason = "DRAINING"
 
 
 class ModelStalledError(UnavailableError):
-    """The model does not come to an end with what it computes."""
+    """Inference exceeded its time limit."""
 
     reason = "MODEL_STUCK"
 
 
 class WorkerDiedError(UnavailableError):
-    """The thread that computed ended, and a new one has taken its place."""
+    """The thread that processed the request died; a new one has replaced it."""
 
     reason = "WORKER_DIED"
 
 
 class OverloadedError(ExhaustedError):
-    """More work waits than there is room for, or than can be done before the deadline."""
+    """The queue is full, or the request cannot be processed before its deadline."""
 
     reason = "OVERLOADED"
 
 
 class OutOfMemoryError(ExhaustedError):
-    """The machine has not enough memory for even this text alone."""
+    """The machine does not have the memory to process even a single text."""
 
     reason = "OUT_OF_MEMORY"
 
 
 class ProviderRefusedError(InvalidRequestError):
-    """The provider says that the request is wrong."""
+    """The provider rejected the request as invalid."""
 
     reason = "PROVIDER_REFUSED"
 
 
 class ProviderCredentialsError(PreconditionError):
-    """The provider does not accept the server's key."""
+    """The provider rejected the server's API key."""
 
     reason = "PROVIDER_CREDENTIALS"
 
 
 class ProviderModelError(PreconditionError):
-    """The provider does not have the model, or not for the server's key."""
+    """The provider does not have the model, or the server's key has no access to it."""
 
     reason = "PROVIDER_MODEL"
 
 
 class ProviderRateLimitError(ExhaustedError):
-    """The provider takes no more at the moment, or the server keeps to the provider's limit."""
+    """The provider's rate limit is reached."""
 
     reason = "PROVIDER_RATE_LIMIT"
 
 
 class ProviderUnavailableError(UnavailableError):
-    """The provider cannot be reached, or fails."""
+    """The provider is unreachable or reports a failure."""
 
     reason = "PROVIDER_UNAVAILABLE"
 
 
 class ProviderResponseError(UnavailableError):
-    """The provider answered with what cannot be vectors of these texts."""
+    """The provider's response does not hold valid vectors of the texts."""
 
     reason = "PROVIDER_ANSWER"
 
 
 class StartupError(Exception):
-    """The server cannot start; the message is the one line that an operator reads."""
+    """The server cannot start; the message is one line for the operator."""
 
 
 class ModelFilesError(StartupError):
-    """A model's files are missing, damaged, or of a kind that is not served."""
+    """A model's files are missing, damaged or unsupported."""
 
 
 class UnsupportedModelError(ModelFilesError):
-    """A model is of a kind that the runtime does not compute."""
+    """The runtime does not support the model; another runtime may."""
 
 
 class ProviderSetupError(StartupError):
-    """A provider's model cannot be served: no key, a key that is refused, no such model, or a retired one."""
+    """A provider's model cannot be served: missing or refused key, unknown or retired model."""
 
 
 class CacheSetupError(StartupError):
-    """The shared cache cannot be used: its package is missing, or its URL is none."""
+    """The shared cache cannot be used: its package is missing, or its URL is invalid."""
 
 
 class ListenError(StartupError):
-    """The address cannot be listened on."""
+    """The server cannot listen on the address, or cannot write its port file."""
+
+
+class SettingsError(Exception):
+    """A setting is invalid; the message is one line for the operator."""

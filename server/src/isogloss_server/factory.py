@@ -47,55 +47,61 @@ TRANSIENT = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
 def load(
     name: str, source: str, settings: Settings, executor: Executor, clock: Clock, report: Report = ignore_report
 ) -> ReadyModel:
-    """Returns the model of `source`, to be served as `name`: loaded, run once, its vectors compared with known ones.
+    """Loads a local model and runs its self-test.
 
-    `report` is called from any thread.
+    Args:
+        name: The name that the model is served under.
+        source: A bundled name, a folder, a known name or a hub id.
+        settings: The server's settings.
+        executor: The threads for tokenization and inline inference.
+        clock: The server's clock.
+        report: Receives the health of parts of the model; called from any thread.
 
     Raises:
-        StartupError: it cannot be loaded, or does not compute the expected vectors.
+        StartupError: The model cannot be loaded, or fails its self-test.
     """
-    parts = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
+    loaded = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
     batcher = None
-    if parts.batched:
+    if loaded.batched:
         batcher = Batcher(
-            parts.model,
-            dimensions=parts.card.dimensions[0],
-            threads=parts.threads or inference_threads(settings),
+            loaded.model,
+            dimensions=loaded.card.dimensions[0],
+            threads=loaded.threads or inference_threads(settings),
             max_batch_tokens=settings.max_batch_tokens,
             clock=clock,
             watchdog_s=settings.watchdog_s,
             report=report,
         )
     embedder = LocalEmbedder(
-        parts.model,
-        parts.tokenizer,
-        parts.card,
-        parts.prompts,
+        loaded.model,
+        loaded.tokenizer,
+        loaded.card,
+        loaded.prompts,
         executor,
         clock,
         batcher=batcher,
-        tolerance=parts.tolerance,
+        tolerance=loaded.tolerance,
         report=report,
     )
     try:
-        _as_startup_error(source, lambda: embedder.verify(parts.probes))
+        _as_startup_error(source, lambda: embedder.verify(loaded.probes))
     except StartupError:
         embedder.close()
         raise
-    parts.release_pages()
+    loaded.release_pages()
     bulk_slots = BATCHED_BULK_SLOTS if batcher else 1
     return ReadyModel(
         embedder,
-        request_limits(settings, parts.card),
-        build_admission(name, parts.card, settings, clock, bulk_slots=bulk_slots),
+        request_limits(settings, loaded.card),
+        build_admission(name, loaded.card, settings, clock, bulk_slots=bulk_slots),
     )
 
 
 def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
-    """Returns a folder's model in the runtime that computes it: static, else what `backend` says.
+    """Loads a folder's model in the runtime that supports it: static, else the one of the setting `backend`.
 
     Raises:
-        StartupError: none does, or the files are damaged.
+        StartupError: No runtime supports the model, or its files are missing or damaged.
     """
     if layout.module_names(folder) in static.MODULES:
         return static.load(folder)
@@ -113,23 +119,23 @@ def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
 
 
 def _as_startup_error(source: str, work: Callable[[], T]) -> T:
-    """Returns what `work` returns; what a library raises about a model becomes the one line that an operator reads."""
+    """Returns the result of `work`; turns unexpected exceptions of libraries into an error of one line."""
     try:
         return work()
     except StartupError:
         raise
     except Exception as error:
         logs.internal_error(error, model=source)
-        first = str(error).partition("\n")[0]
-        raise ModelFilesError(f"model {source} cannot be loaded: {type(error).__name__}: {first}") from error
+        first_line = str(error).partition("\n")[0]
+        raise ModelFilesError(f"cannot load model {source}: {type(error).__name__}: {first_line}") from error
 
 
 def inference_threads(settings: Settings) -> int:
-    """Returns how many batches of one model are computed at a time."""
+    """Returns the number of batches of one model that run at the same time."""
     return settings.inference_threads or usable_cores()
 
 
-# Each runtime is imported only where it is wanted: they take longer to import than the server to start.
+# Runtimes are imported on first use: their imports take longer than the start of the server.
 def _openvino(folder: ModelFolder, settings: Settings) -> LoadedModel:
     from isogloss_server.models.openvino.loader import Runtime, load  # noqa: PLC0415
 
@@ -157,7 +163,7 @@ def build_admission(name: str, card: ModelCard, settings: Settings, clock: Clock
 
 
 def request_limits(settings: Settings, card: ModelCard) -> Limits:
-    """Returns what one request of a model may ask for."""
+    """Returns the limits of one request of a model."""
     return Limits(
         max_texts=settings.max_texts or default_max_texts(card.dimensions[0]),
         max_request_bytes=settings.max_request_bytes,
@@ -167,20 +173,27 @@ def request_limits(settings: Settings, card: ModelCard) -> Limits:
 
 
 async def connect(model: ServedModel, source: str, settings: Settings, loader: Executor, clock: Clock) -> ReadyModel:
-    """Returns a provider's model ready to be asked, after one small call.
+    """Connects a provider's model, after one small call that checks key, model and width.
 
-    A provider that cannot be reached at the moment does not keep a known model from being served: it starts degraded,
-    until a probe succeeds.
+    If the provider is unavailable at the moment, a model of known dimensions starts DEGRADED, with an open circuit
+    breaker; one of unknown dimensions is retried until `provider_timeout_s` has passed.
+
+    Args:
+        model: The model as the registry knows it; receives health reports.
+        source: `PROVIDER:MODEL` or `PROVIDER:MODEL@URL`.
+        settings: The server's settings.
+        loader: A thread to import the provider's SDK on.
+        clock: The server's clock.
 
     Raises:
-        ProviderSetupError: it cannot be served: no key, one that is refused, no such model, a wrong address.
+        ProviderSetupError: The key is missing or rejected, the model is unknown, or the address is wrong.
     """
     hosted = catalog.resolve(source)
     key = provider_key(hosted.kind, settings)
     _check_key(hosted, key)
     provider = await loader.run(_client, hosted, key)  # importing an SDK takes a second
     try:
-        dimensions, fault = await _first_call(source, hosted, provider, settings, clock)
+        dimensions, failure = await _first_call(source, hosted, provider, settings, clock)
     except BaseException:
         await provider.close()
         raise
@@ -191,10 +204,10 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: E
         card,
         _provider_limits(hosted, settings),
         clock,
-        report=partial(model.health.report, "provider"),
+        on_health=partial(model.health.report_degraded, "provider"),
     )
-    if fault is not None:
-        embedder.breaker.open(fault)
+    if failure is not None:
+        embedder.breaker.open(str(failure))
     admission = build_admission(model.name, card, settings, clock, bulk_slots=settings.provider_calls)
     return ReadyModel(embedder, request_limits(settings, card), admission)
 
@@ -202,18 +215,18 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: E
 async def _first_call(
     source: str, hosted: HostedModel, provider: Provider, settings: Settings, clock: Clock
 ) -> tuple[tuple[int, ...], ProviderCallError | None]:
-    """Returns the dimensions to offer, and what went wrong where that may pass; an unknown model is waited for."""
+    """Returns the dimensions that the model offers, and the failure if it is transient and the dimensions are known."""
     known = hosted.known.dimensions
     until_s = clock.monotonic_s() + settings.provider_timeout_s
     while True:
         remaining_s = until_s - clock.monotonic_s()
         try:
             width = await probe(provider, timeout_s=remaining_s, columns=known[0] if known else 0)
-        except ProviderCallError as fault:
-            if known and fault.kind in TRANSIENT:
-                return known, fault
-            if fault.kind not in TRANSIENT or clock.monotonic_s() + START_BACKOFF_S >= until_s:
-                raise ProviderSetupError(f"model {source} cannot be served: {fault}") from fault
+        except ProviderCallError as error:
+            if known and error.kind in TRANSIENT:
+                return known, error
+            if error.kind not in TRANSIENT or clock.monotonic_s() + START_BACKOFF_S >= until_s:
+                raise ProviderSetupError(f"cannot serve model {source}: {error}") from error
             await clock.sleep(START_BACKOFF_S)
         else:
             return known or (width,), None
@@ -232,15 +245,13 @@ def _provider_limits(hosted: HostedModel, settings: Settings) -> ProviderLimits:
 def _check_key(hosted: HostedModel, key: SecretStr | None) -> None:
     variable, flag = KEY_VARIABLES[hosted.kind], f"--{hosted.kind}-key-file"
     if key is None and not hosted.url:
-        raise ProviderSetupError(
-            f"{hosted.title} needs a key for {hosted.model}: set {variable}, or name a file by {flag}"
-        )
+        raise ProviderSetupError(f"{hosted.title} requires an API key for {hosted.model}: set {variable}, or {flag}")
     if key is not None and hosted.url and not _is_private(hosted.url):
-        logs.warning("the key goes over the network in clear text", url=hosted.url, key=variable)
+        logs.warning("API key sent over an unencrypted connection", url=hosted.url, key=variable)
 
 
 def _is_private(url: str) -> bool:
-    """Returns whether nobody between can read what goes to the address."""
+    """Returns True if traffic to the address is encrypted, or stays on this machine."""
     parts = urlsplit(url)
     try:
         return parts.scheme == "https" or ipaddress.ip_address(parts.hostname or "").is_loopback
@@ -248,18 +259,18 @@ def _is_private(url: str) -> bool:
         return parts.hostname == "localhost"
 
 
-# Each SDK is an extra, and imported only where it is wanted.
+# SDKs are extras, and imported on first use.
 def _client(hosted: HostedModel, key: SecretStr | None) -> Provider:
     try:
         if hosted.kind == "cohere":
             from isogloss_server.models.providers.cohere import Cohere  # noqa: PLC0415
 
-            several = len(hosted.known.dimensions) > 1
+            has_several = len(hosted.known.dimensions) > 1
             return Cohere(
                 hosted.model,
                 hosted.address,
                 key,
-                dimensions=hosted.known.dimensions[0] if several else None,
+                dimensions=hosted.known.dimensions[0] if has_several else None,
                 title=hosted.title,
             )
         from isogloss_server.models.providers.openai import OpenAI  # noqa: PLC0415
@@ -269,4 +280,4 @@ def _client(hosted: HostedModel, key: SecretStr | None) -> Provider:
         if error.name is None or error.name.partition(".")[0] != hosted.kind:
             raise
         extra = f"pip install 'isogloss-server[{hosted.kind}]'"
-        raise ProviderSetupError(f"{hosted.title} is reached by a package that is not installed: {extra}") from None
+        raise ProviderSetupError(f"{hosted.title} requires a package that is not installed: {extra}") from None

@@ -1,4 +1,4 @@
-"""Structured logs on stderr, JSON or readable: one line a call. Nothing of a caller's text ever reaches them."""
+"""Structured logs on stderr, as text or JSON: one line for each call and event. They never hold texts of callers."""
 
 import json
 import logging
@@ -7,15 +7,15 @@ import traceback
 from datetime import UTC, datetime
 from typing import Protocol
 
-# Libraries that tell more than they may at lower levels: OpenAI's SDK writes requests, and with them texts.
+# Libraries whose lower levels are not logged: OpenAI's SDK logs requests, and with them texts.
 QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "redis")
 _access = logging.getLogger("isogloss_server.access")
-_faults = logging.getLogger("isogloss_server.faults")
+_errors = logging.getLogger("isogloss_server.errors")
 _events = logging.getLogger("isogloss_server.events")
 
 
 class CallFields(Protocol):
-    """What a call's line tells of it."""
+    """The fields of a call's line."""
 
     method: str
     request_id: str
@@ -25,7 +25,12 @@ class CallFields(Protocol):
 
 
 def configure(level: str, log_format: str) -> None:
-    """Sends the logs to stderr from `level` on, as "json" or "text" lines."""
+    """Configures logging to stderr.
+
+    Args:
+        level: The lowest level that is logged: debug, info, warning or error.
+        log_format: "text" or "json".
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -34,7 +39,13 @@ def configure(level: str, log_format: str) -> None:
 
 
 def call(fields: CallFields, code: str, milliseconds: float) -> None:
-    """Writes the line of one finished call."""
+    """Logs a finished call.
+
+    Args:
+        fields: Properties of the call.
+        code: Name of the gRPC status.
+        milliseconds: Duration of the call.
+    """
     _access.info(
         "call",
         extra={
@@ -52,44 +63,44 @@ def call(fields: CallFields, code: str, milliseconds: float) -> None:
 
 
 def info(message: str, **fields: object) -> None:
-    """Writes a line about the server itself."""
+    """Logs an event of the server."""
     _events.info(message, extra={"fields": fields})
 
 
 def debug(message: str, **fields: object) -> None:
-    """Writes a line that only somebody looking closely wants."""
+    """Logs a detail for debugging."""
     _events.debug(message, extra={"fields": fields})
 
 
 def warning(message: str, **fields: object) -> None:
-    """Writes a line about what an operator should look at."""
+    """Logs a problem that an operator should look at."""
     _events.warning(message, extra={"fields": fields})
 
 
 def internal_error(error: BaseException, **fields: object) -> None:
-    """Writes where an unforeseen error came from: types and places alone, for its message may quote a text."""
+    """Logs an unexpected exception: only types and code lines, since messages may quote texts of callers."""
     chain: list[str] = []
     link: BaseException | None = error
     while link is not None:
-        places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(link.__traceback__)]
-        chain.append(" < ".join([type(link).__qualname__, *reversed(places)]))
+        lines = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(link.__traceback__)]
+        chain.append(" < ".join([type(link).__qualname__, *reversed(lines)]))
         link = link.__cause__ or link.__context__
-    _faults.error("unforeseen error", extra={"fields": {**fields, "error": " | from ".join(chain)}})
+    _errors.error("internal error", extra={"fields": {**fields, "error": " | from ".join(chain)}})
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the line's own fields."""
+    """Formats a record as one JSON object: time, level, logger, message, and the fields of the record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line."""
+        """Returns the line for a record."""
         return json.dumps(_fields(record), ensure_ascii=False, default=str)
 
 
 class TextFormatter(logging.Formatter):
-    """A readable line: time, level, message, then name=value pairs."""
+    """Formats a record as a line for people: time, level, message, then name=value pairs."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line."""
+        """Returns the line for a record."""
         fields = _fields(record)
         head = f"{fields.pop('time')} {fields.pop('level'):7} {fields.pop('message')}"
         fields.pop("logger")
@@ -97,7 +108,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _word(value: object) -> str:
-    """Returns a value as one word, quoted where it would read as several or as another field."""
+    """Returns a value, quoted if it has characters that separate fields."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if set(text) & set(' ="\\') else text
 

@@ -1,4 +1,4 @@
-"""Every metric: its name, unit and labels. No label ever holds anything of a text."""
+"""The metrics of the server, with names, units and labels. No label holds a text of a caller."""
 
 import asyncio
 
@@ -11,62 +11,65 @@ ProcessCollector(registry=REGISTRY)  # process_resident_memory_bytes, process_op
 
 PROVIDER_CALLS = Counter(
     "isogloss_provider_calls",
-    "HTTP calls to a provider, by what became of them: ok, or the reason of the error.",
+    "HTTP calls to a provider, by outcome: ok, or the reason of the error.",
     ["model", "outcome"],
     registry=REGISTRY,
 )
-PROVIDER_TEXTS = Counter("isogloss_provider_texts", "Texts that a provider embedded.", ["model"], registry=REGISTRY)
+PROVIDER_TEXTS = Counter("isogloss_provider_texts", "Texts embedded by a provider.", ["model"], registry=REGISTRY)
 PROVIDER_BILLED_TOKENS = Counter(
-    "isogloss_provider_billed_tokens", "Tokens that a provider bills, by its own figures.", ["model"], registry=REGISTRY
+    "isogloss_provider_billed_tokens", "Tokens billed by a provider, as it reports them.", ["model"], registry=REGISTRY
 )
-PROVIDER_RETRIES = Counter(
-    "isogloss_provider_retries", "Calls to a provider that were made again.", ["model"], registry=REGISTRY
-)
+PROVIDER_RETRIES = Counter("isogloss_provider_retries", "Retries of calls to a provider.", ["model"], registry=REGISTRY)
 REFUSED_CALLS = Counter(
     "isogloss_refused_calls",
-    "Calls and streams' requests for which there was no room or no time, by lane.",
+    "Calls, and requests of streams, refused because the queue was full or the deadline too near, by priority.",
     ["model", "priority"],
     registry=REGISTRY,
 )
 QUEUE_TOKENS = Gauge(
-    "isogloss_queue_tokens", "Work that waits or is being computed, in tokens, estimated.", ["model"], registry=REGISTRY
+    "isogloss_queue_tokens", "Estimated tokens of work that waits or is being computed.", ["model"], registry=REGISTRY
 )
 CACHE_ROWS = Counter(
     "isogloss_cache_rows",
-    "Rows that were looked for. memory: hit; joined, computed just then for another call or row of the same text; or "
-    "miss. shared: hit; miss; bad, no value of this version.",
+    "Rows looked up in the cache. memory: hit; joined (an in-flight request for the same text); miss. shared: hit; "
+    "miss; bad (a value that is damaged or of another version).",
     ["level", "outcome"],
     registry=REGISTRY,
 )
-CACHE_BYTES = Gauge("isogloss_cache_bytes", "Memory that cached rows take, in bytes.", registry=REGISTRY)
-CACHE_EVICTIONS = Counter(
-    "isogloss_cache_evictions", "Rows that left memory to make room for others.", registry=REGISTRY
-)
+CACHE_BYTES = Gauge("isogloss_cache_bytes", "Memory used by cached rows, in bytes.", registry=REGISTRY)
+CACHE_EVICTIONS = Counter("isogloss_cache_evictions", "Rows evicted from memory.", registry=REGISTRY)
 CACHE_SHARED_ERRORS = Counter(
     "isogloss_cache_shared_errors",
-    "What the shared cache did not do. get: answer in time; set: keep rows; ping: answer a probe; drop: it lagged, and "
-    "a call's rows were not written.",
+    "Failed operations of the shared cache. get: look-ups; set: rows not stored; ping: probes; drop: calls whose rows "
+    "were not written, because writing lagged.",
     ["operation"],
     registry=REGISTRY,
 )
 
 TASKS = Gauge(
     "isogloss_tasks",
-    "Tasks of the event loop that are not done; a quiet server has few, always as many.",
+    "Unfinished asyncio tasks; constant when the server is idle.",
     registry=REGISTRY,
 )
 
 
 def watch_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Lets isogloss_tasks tell the tasks of a loop, counted whenever somebody reads the metrics."""
+    """Makes isogloss_tasks count the unfinished tasks of a loop at each scrape."""
     TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
 
 
 def serve(host: str, port: int) -> int:
-    """Serves all metrics in Prometheus' text format at /metrics, on a thread of its own; returns the port.
+    """Serves all metrics at /metrics, in Prometheus' text format, on a thread of its own.
+
+    Args:
+        host: The address to listen on.
+        port: The port to listen on; 0 for any free port.
+
+    Returns:
+        The port.
 
     Raises:
-        ListenError: the address cannot be listened on.
+        ListenError: The server cannot listen on the address.
     """
     try:
         server, _ = start_http_server(port, addr=host, registry=REGISTRY)

@@ -3,8 +3,7 @@
 import asyncio
 import threading
 
-from isogloss_server.engine.monitoring import HealthReporter
-from isogloss_server.models.interfaces import State
+from isogloss_server.engine.monitoring import HealthReporter, State
 
 
 def ignore_change() -> None:

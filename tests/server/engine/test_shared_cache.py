@@ -10,11 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import metrics
-from isogloss_server.circuit_breaker import FAULTS_TO_BYPASS, FIRST_PAUSE_S, LAST_PAUSE_S, WHY
 from isogloss_server.engine import shared_cache as module
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.shared_cache import VERSION, Entry, SharedCache, StoreError, decode_entry, encode_entry
-from isogloss_server.models.interfaces import Embedded, State, Urgency
+from isogloss_server.engine.shared_cache import (
+    FAILURES_TO_OPEN,
+    FIRST_PAUSE_S,
+    MAX_PAUSE_S,
+    UNAVAILABLE,
+    VERSION,
+    Entry,
+    SharedCache,
+    StoreError,
+    decode_entry,
+    encode_entry,
+)
+from isogloss_server.models.interfaces import Embedded, Urgency
 
 from tests.support.cached_embedder import UniqueRowsEmbedder, settle
 from tests.support.manual_clock import ManualClock
@@ -79,8 +89,8 @@ class Server:
         self.store = store
         self.clock = ManualClock()
         self.embedder = UniqueRowsEmbedder()
-        self.reports: list[tuple[State, str]] = []
-        shared = SharedCache(store, self.clock, timeout_s=timeout_s, report=lambda *report: self.reports.append(report))
+        self.reports: list[str] = []
+        shared = SharedCache(store, self.clock, timeout_s=timeout_s, on_health=self.reports.append)
         self.cache = Cache(self.clock, max_bytes=0, shared=shared)
         self.shared = shared
 
@@ -154,24 +164,24 @@ async def test_values_that_do_not_verify_are_counted_and_replaced(store: DictSto
 
 @pytest.mark.parametrize("error", ["ConnectionError", ""])
 async def test_an_unavailable_store_is_bypassed_until_a_probe_succeeds(store: DictStore, error: str) -> None:
-    """After consecutive errors or timeouts the circuit breaker opens and reports DEGRADED; a probe closes it."""
+    """After consecutive errors or timeouts the circuit breaker opens and reports the cause; a probe closes it."""
     server = await Server(store, timeout_s=60.0 if error else 0.001).start()
     await server.embed("known")
     store.error, store.stalls = error, not error
-    for number in range(FAULTS_TO_BYPASS + 5):
+    for number in range(FAILURES_TO_OPEN + 5):
         await server.embed(f"{number}")
-    assert len(store.lookups) == 1 + FAULTS_TO_BYPASS
-    assert [(state, WHY in detail) for state, detail in server.reports] == [(State.DEGRADED, True)]
-    for pause_s in (FIRST_PAUSE_S, 1.0, 2.0, 4.0, LAST_PAUSE_S, LAST_PAUSE_S):
+    assert len(store.lookups) == 1 + FAILURES_TO_OPEN
+    assert [UNAVAILABLE in detail for detail in server.reports] == [True]
+    for pause_s in (FIRST_PAUSE_S, 1.0, 2.0, 4.0, MAX_PAUSE_S, MAX_PAUSE_S):
         sleeps, pings = len(server.clock.requested_sleeps_s), store.pings
         assert server.clock.requested_sleeps_s[-1] == pause_s
         server.clock.advance(pause_s)
         await server.clock.wait_for_sleeps(sleeps + 1)
         assert store.pings == pings + 1
     store.error, store.stalls = "", False
-    server.clock.advance(LAST_PAUSE_S)
+    server.clock.advance(MAX_PAUSE_S)
     await settle()
-    assert server.reports[1:] == [(State.SERVING, "")]
+    assert server.reports[1:] == [""]
     assert (await server.embed("known")).cached_rows == 1
     store.error = "ConnectionError"
     await server.embed("a single failure")
@@ -184,19 +194,19 @@ async def test_an_unavailable_store_is_bypassed_until_a_probe_succeeds(store: Di
 async def test_single_failures_do_not_open_the_circuit_breaker(store: DictStore) -> None:
     """Failures with successes in between do not open the circuit breaker."""
     server = await Server(store).start()
-    for number in range(4 * FAULTS_TO_BYPASS):
+    for number in range(4 * FAILURES_TO_OPEN):
         store.error = "TimeoutError" if number % 2 else ""
         await server.embed(f"{number}")
-    assert len(store.lookups) == 4 * FAULTS_TO_BYPASS
+    assert len(store.lookups) == 4 * FAILURES_TO_OPEN
     assert server.reports == []
     await server.cache.close()
 
 
 async def test_a_store_that_is_unavailable_at_start_does_not_delay_calls(store: DictStore) -> None:
-    """The cache reports DEGRADED with the cause from the start, and calls are served without the store."""
+    """The cache reports the cause from the start, and calls are served without the store."""
     store.error = "AuthenticationError"
     server = await Server(store).start()
-    assert server.reports == [(State.DEGRADED, f"{WHY}: AuthenticationError")]
+    assert server.reports == [f"{UNAVAILABLE}: AuthenticationError"]
     assert (await server.embed("a")).cached_rows == 0
     assert store.lookups == []
     await server.cache.close()
@@ -213,7 +223,7 @@ async def test_a_store_that_rejects_writes_is_logged_once(store: DictStore, capl
         await server.embed("d")
         store.write_error = "ReadOnlyError"
         await server.embed("e")
-    lines = [record.fields["why"] for record in caplog.records]  # type: ignore[attr-defined]
+    lines = [record.fields["cause"] for record in caplog.records]  # type: ignore[attr-defined]
     assert lines == ["OutOfMemoryError", "ReadOnlyError"]
     assert errors("set") - before == 4
     assert server.reports == []
@@ -223,7 +233,7 @@ async def test_a_store_that_rejects_writes_is_logged_once(store: DictStore, capl
 
 async def test_rows_that_wait_to_be_written_are_bounded(store: DictStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows beyond the limit are dropped and counted; those within it are written later."""
-    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 10 * 4 * WIDTH)
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 10 * 4 * WIDTH)
     server, before = Server(store), errors("drop")
     entries: dict[bytes, Entry] = {bytes([n]): (bytes(4 * WIDTH), 1, False) for n in range(8)}
     server.shared.put(entries)

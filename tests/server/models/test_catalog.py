@@ -1,4 +1,4 @@
-"""The catalogue: its rows hold together, and names find them."""
+"""The catalog of known models: its entries are consistent, and names find them."""
 
 import re
 
@@ -7,18 +7,18 @@ from isogloss.wire.enums import InputType
 from isogloss_server.models import catalog
 from isogloss_server.models.catalog import KNOWN, KnownModel
 
-TAG = re.compile(r"[a-z]{2,3}(-[A-Z]{2})?")  # of BCP 47, as far as the rows go
+TAG = re.compile(r"[a-z]{2,3}(-[A-Z]{2})?")  # the forms of BCP 47 in the catalog
 
 
 def test_names_are_distinct() -> None:
-    """No two rows answer to one name."""
-    answered = [name for known in KNOWN for name in (known.name, known.hub_id)]
-    assert len({name.lower() for name in answered}) == len(answered) >= 26
+    """No two entries have the same name."""
+    names = [name for known in KNOWN for name in (known.name, known.hub_id)]
+    assert len({name.lower() for name in names}) == len(names) >= 26
 
 
 @pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
-def test_a_row_holds_together(known: KnownModel) -> None:
-    """A row is pinned to a whole commit, its dimensions descend, its input types and languages are known."""
+def test_an_entry_is_consistent(known: KnownModel) -> None:
+    """An entry has a full commit, descending dimensions, and valid input types and languages."""
     assert re.fullmatch(r"[0-9a-f]{40}", known.revision)
     assert list(known.dimensions) == sorted(set(known.dimensions), reverse=True)
     assert known.max_tokens in {128, 256, 384, 512, 8192}
@@ -34,8 +34,8 @@ def test_a_row_holds_together(known: KnownModel) -> None:
 
 
 @pytest.mark.parametrize("name", ["LaBSE", "sentence-transformers/LaBSE"])
-def test_both_names_find_a_row(name: str) -> None:
-    """A model is found by its short name and by its hub id, and by nothing else."""
+def test_both_names_find_an_entry(name: str) -> None:
+    """A model is found by its short name and by its hub id, and by no other name."""
     known = catalog.find(name)
     assert known is not None
     assert (known.hub_id, known.source) == (
@@ -45,8 +45,8 @@ def test_both_names_find_a_row(name: str) -> None:
     assert catalog.find(name[:-1]) is None
 
 
-def test_e5_prompts_are_roles() -> None:
-    """The e5 models read documents as passages, and everything else as queries."""
+def test_e5_prompts() -> None:
+    """The e5 models have the prompt of a passage for documents, and that of a query for all other input types."""
     known = catalog.find("multilingual-e5-small")
     assert known is not None
     assert {input_type: known.prompts[input_type] for input_type in InputType} == {
@@ -66,21 +66,21 @@ def test_e5_prompts_are_roles() -> None:
         ("owner/model@refs/pr/1", "owner/model", "refs/pr/1"),
     ],
 )
-def test_names_of_the_hub(source: str, hub_id: str, revision: str) -> None:
-    """A revision after an @ is taken; a model that is not known comes from its main branch."""
-    wanted = catalog.resolve(source)
-    assert wanted is not None
-    assert (wanted.hub_id, wanted.revision, wanted.source) == (hub_id, revision, source)
+def test_a_revision_follows_an_at_sign(source: str, hub_id: str, revision: str) -> None:
+    """A revision follows an @; a model that is not in the catalog has the main branch by default."""
+    hub_model = catalog.resolve(source)
+    assert hub_model is not None
+    assert (hub_model.hub_id, hub_model.revision, hub_model.source) == (hub_id, revision, source)
 
 
 @pytest.mark.parametrize("source", ["", "model", "./a/b", "/a/b", "a/b/c", "../a", "~/a", "a b/c"])
-def test_what_is_no_name_of_the_hub(source: str) -> None:
-    """Paths are never taken for hub ids, however they are written, unless they are two plain words."""
+def test_a_path_is_not_a_hub_id(source: str) -> None:
+    """Paths are not hub ids, unless they are two plain words."""
     assert catalog.resolve(source) is None
 
 
-def test_a_name_that_is_nearly_right() -> None:
-    """A slip finds the known name that was meant; something else finds none."""
+def test_the_closest_name() -> None:
+    """A misspelt name finds the closest known name; a different one finds none."""
     assert catalog.closest_name("labse") == "LaBSE"
     assert catalog.closest_name("paraphrase-multilingual-minilm-l12-v2@main") == "paraphrase-multilingual-MiniLM-L12-v2"
     assert catalog.closest_name("zzz") == ""

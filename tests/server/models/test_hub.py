@@ -1,4 +1,4 @@
-"""Models of the hub, against a hub on this machine: what is fetched, what is kept, and what is said when it fails."""
+"""Models of the hub, against a fake hub on this machine: downloads, the cache, and error messages."""
 
 import shutil
 import socket
@@ -22,7 +22,9 @@ NEEDED = {"modules.json", "model.safetensors", "tokenizer.json", "1_Pooling/conf
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub's library."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the environment says: the hub is on this machine
+    monkeypatch.setattr(
+        constants, "HF_HUB_OFFLINE", False
+    )  # also if the environment sets it: the hub is on this machine
     return tmp_path / "cache"
 
 
@@ -45,8 +47,8 @@ def _point_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
-def said(source: str) -> str:
-    """Returns the one line that a model that cannot be had ends in."""
+def error_of(source: str) -> str:
+    """Returns the message of the error that a model's source raises; it is one line."""
     with pytest.raises(ModelFilesError) as raised:
         model_folder.locate(source)
     assert "\n" not in str(raised.value)
@@ -54,20 +56,22 @@ def said(source: str) -> str:
 
 
 @pytest.mark.parametrize("source", ["owner/model", f"owner/model@{COMMIT}"])
-def test_what_is_needed_is_fetched_once(fake: FakeHub, source: str) -> None:
-    """Weights, tokenizer and configurations are fetched, nothing else is, and the second time nothing at all."""
+def test_needed_files_are_downloaded_once(fake: FakeHub, source: str) -> None:
+    """Weights, tokenizer and configurations are downloaded, other files are not; a second time, nothing is."""
     folder = model_folder.locate(source)
     assert set(fake.fetched) == NEEDED
     assert max(Counter(fake.fetched).values()) == 1
     assert folder.revision == COMMIT
     assert static.load(folder).card.dimensions == (3,)
-    asked = len(fake.agents)
+    requests = len(fake.agents)
     assert model_folder.locate(source) == folder
-    assert len(fake.agents) == asked
+    assert len(fake.agents) == requests
 
 
-def test_a_known_model_comes_at_its_commit_with_its_row(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name of the catalogue is fetched from its place at its pinned commit, and the folder knows its row."""
+def test_a_known_model_has_its_pinned_commit_and_its_catalog_entry(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known name is downloaded at its pinned commit, and the folder has its catalog entry."""
     row = catalog.KnownModel(
         hub_id="owner/model",
         revision=COMMIT,
@@ -85,15 +89,17 @@ def test_a_known_model_comes_at_its_commit_with_its_row(fake: FakeHub, monkeypat
     assert catalog.resolve("model") == HubModel("owner/model", COMMIT, "model", row)
 
 
-def test_a_pulled_model_is_found_without_a_hub(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was fetched is found when the hub cannot be reached any more."""
+def test_a_downloaded_model_needs_no_hub(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A downloaded model is found when the hub has become unreachable."""
     folder = model_folder.locate("owner/model")
-    _point_at(_nobody(), monkeypatch)
+    _point_at(_unused_address(), monkeypatch)
     assert model_folder.locate("owner/model") == folder
 
 
-def test_what_another_program_left_is_made_whole(fake: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot of which nothing says what is missing is completed, and taken as it is where nobody can be asked."""
+def test_an_incomplete_snapshot_of_another_program_is_completed(
+    fake: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot without a list of its files is completed, and used as it is if the hub is unreachable."""
     model_folder.locate("owner/model")
     others = cache.with_name("others")
     shutil.copytree(cache, others, symlinks=True, ignore=shutil.ignore_patterns("trees"))
@@ -101,68 +107,72 @@ def test_what_another_program_left_is_made_whole(fake: FakeHub, cache: Path, mon
     snapshot = others / "models--owner--model" / "snapshots" / COMMIT
     (snapshot / "1_Pooling" / "config.json").unlink()
     with monkeypatch.context() as alone:
-        _point_at(_nobody(), alone)
+        _point_at(_unused_address(), alone)
         assert model_folder.locate("owner/model").path == snapshot
     assert not (snapshot / "1_Pooling" / "config.json").exists()
     assert model_folder.locate("owner/model").path == snapshot
     assert (snapshot / "1_Pooling" / "config.json").is_file()
 
 
-def test_what_broke_off_goes_on(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A download that breaks off says so, is not taken for a model, and does not fetch again what arrived whole."""
+def test_an_interrupted_download_resumes(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted download is reported, is not used as a model, and keeps the files that are complete."""
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # between the library's attempts
     fake.cut_at["tokenizer.json"] = 0
-    assert said("owner/model").startswith("the download of owner/model broke off: start it again")
-    wanted = catalog.resolve("owner/model")
-    assert wanted is not None
-    assert hub.cached(wanted) is None
+    assert error_of("owner/model").startswith("the download of owner/model was interrupted: start it again")
+    hub_model = catalog.resolve("owner/model")
+    assert hub_model is not None
+    assert hub.cached(hub_model) is None
     fake.cut_at.clear()
     whole = NEEDED - {"tokenizer.json"}
     assert model_folder.locate("owner/model").file("tokenizer.json").stat().st_size > 0
     assert sorted(name for name in fake.fetched if name in whole) == sorted(whole)
 
 
-def test_no_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a connection, the line says where to pull, or to give a folder."""
+def test_an_unreachable_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a connection, the error says where to pull the model, or to use a folder."""
     monkeypatch.setenv("NO_PROXY", "*")
-    address = _nobody()
+    address = _unused_address()
     _point_at(address, monkeypatch)
-    line = said("LaBSE")
+    line = error_of("LaBSE")
     assert line.startswith("sentence-transformers/LaBSE@")
-    assert f"is not on this disk, and {address} cannot be reached" in line
+    assert f"is not on this disk, and {address} is unreachable" in line
     assert line.endswith(
-        "run `isogloss-server models pull LaBSE` where there is a connection, or give a folder with its files"
+        "run `isogloss-server models pull LaBSE` on a machine with access, or name a folder with its files"
     )
 
 
 def test_offline_mode(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With HF_HUB_OFFLINE, nobody is asked, and the line says that it is set."""
+    """With HF_HUB_OFFLINE, there is no request, and the error says that it is set."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in said("owner/model")
+    assert "HF_HUB_OFFLINE is set" in error_of("owner/model")
     assert not fake.agents
 
 
-def test_no_such_model(fake: FakeHub) -> None:
-    """A name that neither a folder nor the hub has is told to be checked."""
-    assert said("owner/none").startswith(f"there is no folder owner/none, and no such model on {fake.address}")
+def test_an_unknown_model(fake: FakeHub) -> None:
+    """For a name that is neither a folder nor on the hub, the error suggests to check it."""
+    assert error_of("owner/none").startswith(
+        f"owner/none is neither a folder nor a public model on {fake.address}: check the name"
+    )
 
 
 @pytest.mark.parametrize("source", ["owner/a--b", "owner/..", "owner/model.git"])
-def test_what_can_be_no_name(fake: FakeHub, source: str) -> None:
-    """A name that no model of the hub can have is one line, and nobody is asked."""
-    assert said(source).startswith(f"{source} is no folder, and no name that a model on {fake.address} can have")
+def test_an_invalid_name(fake: FakeHub, source: str) -> None:
+    """For a name that is not a valid hub id, the error is one line, and there is no request."""
+    assert error_of(source).startswith(f"{source} is neither a folder nor a valid hub id")
     assert not fake.agents
 
 
-def test_no_such_revision(fake: FakeHub) -> None:
-    """A revision that the model does not have is told, with the page that lists them."""
-    assert said("owner/model@v9").startswith("owner/model has no revision v9: look for one at http://127.0.0.1")
+def test_an_unknown_revision(fake: FakeHub) -> None:
+    """For an unknown revision, the error has the page that lists the model's revisions."""
+    assert error_of("owner/model@v9") == (
+        f"owner/model has no revision v9: {fake.address}/owner/model/commits/main lists revisions"
+    )
 
 
-def test_a_gated_model_wants_a_token(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gated model is refused with its page and HF_TOKEN, and given to who has one."""
+def test_a_gated_model_requires_a_token(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gated model is refused with its page and HF_TOKEN; with a token it is downloaded."""
     fake.gated.add("owner/model")
-    line = said("owner/model")
+    line = error_of("owner/model")
     assert line.startswith("owner/model is gated: accept its terms at http://127.0.0.1")
     assert "HF_TOKEN" in line
     monkeypatch.setenv("HF_TOKEN", "hf_something")
@@ -170,27 +180,27 @@ def test_a_gated_model_wants_a_token(fake: FakeHub, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("status", "way"), [(403, "set HF_TOKEN to a token that may read it"), (500, "try again later")]
+    ("status", "advice"), [(403, "set HF_TOKEN to a token that may read it"), (500, "retry later")]
 )
-def test_a_hub_that_does_not_answer_as_it_should(fake: FakeHub, status: int, way: str) -> None:
-    """A refusal is about the token, a fault of the hub passes."""
+def test_an_error_status_of_the_hub(fake: FakeHub, status: int, advice: str) -> None:
+    """For a denied request, the error names the token; for a failure of the hub, it suggests a retry."""
     fake.status = status
-    line = said("owner/model")
+    line = error_of("owner/model")
     assert f"HTTP {status}" in line
-    assert line.endswith(way)
+    assert line.endswith(advice)
 
 
-def test_too_little_room_is_told_before_anything_is_fetched(fake: FakeHub, cache: Path) -> None:
-    """Where the hub tells sizes, a disk that is too small is told with both figures, and nothing is fetched."""
+def test_too_little_disk_space_is_reported_before_the_download(fake: FakeHub, cache: Path) -> None:
+    """If the disk is too small for the model, the error has both sizes, and nothing is downloaded."""
     fake.claimed_bytes = 10**18
-    line = said("owner/model")
+    line = error_of("owner/model")
     assert line.startswith("owner/model needs 4,000,000,000,001 MB on the disk of ")
-    assert line.endswith("make room, or set HF_HOME to a folder on another disk")
+    assert line.endswith("free space, or set HF_HOME to a folder on another disk")
     assert not fake.fetched
 
 
 def test_a_full_disk(fake: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up while fetching is one line that says so."""
+    """If the disk fills up during the download, the error is one line that says so."""
     fetch = file_download.http_get
 
     def fetch_onto_a_full_disk(url: str, _: BinaryIO, **more: Any) -> None:
@@ -198,33 +208,39 @@ def test_a_full_disk(fake: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
             fetch(url, full, **more)
 
     monkeypatch.setattr(file_download, "http_get", fetch_onto_a_full_disk)
-    assert said("owner/model") == f"the disk of {cache} is full: make room, or set HF_HOME to a folder on another disk"
+    assert (
+        error_of("owner/model")
+        == f"the disk of {cache} is full: free space, or set HF_HOME to a folder on another disk"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("model.safetensors", "owner/model has no weights as safetensors, and pickled ones are never read"),
-        ("modules.json", "owner/model has no modules.json: it is no model of sentence-transformers"),
+        (
+            "model.safetensors",
+            "unsupported model owner/model: it has no safetensors weights, and pickled weights are never loaded",
+        ),
+        ("modules.json", "unsupported model owner/model: it has no modules.json"),
     ],
 )
-def test_what_cannot_be_served_is_not_fetched(fake: FakeHub, name: str, line: str) -> None:
-    """A model with pickled weights alone, or in another layout, is refused before anything is fetched."""
+def test_an_unsupported_model_is_not_downloaded(fake: FakeHub, name: str, line: str) -> None:
+    """A model with pickled weights alone, or in another layout, is rejected before the download."""
     (fake.models["owner/model"] / name).unlink()
-    assert said("owner/model").startswith(line)
+    assert error_of("owner/model").startswith(line)
     assert not fake.fetched
 
 
 def test_no_telemetry(fake: FakeHub) -> None:
-    """The hub learns the library and its version, and nothing of who asks or what else is installed."""
+    """The hub receives the name and version of the library, but nothing about the user or other packages."""
     model_folder.locate("owner/model")
     assert constants.HF_HUB_DISABLE_TELEMETRY
     assert {agent.split("; ")[1].split("/")[0] for agent in fake.agents} == {"hf_hub"}
     assert not any("torch" in agent or "agent/" in agent for agent in fake.agents)
 
 
-def _nobody() -> str:
-    """Returns an address at which nobody listens."""
+def _unused_address() -> str:
+    """Returns an address that no server listens on."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"

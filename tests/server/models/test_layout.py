@@ -1,4 +1,4 @@
-"""What a folder's own files say, and what of it is refused."""
+"""Reading a folder in the sentence-transformers layout: its settings, and what is rejected."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.support import shapes
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A small transformer, to be changed."""
+    """A small transformer, to be modified."""
     return shapes.write(tmp_path / "model", shapes.SMALL)
 
 
@@ -25,12 +25,12 @@ def folder(path: Path, known: str = "") -> ModelFolder:
 
 
 def edit(file: Path, **values: object) -> None:
-    held = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(held | values))
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | values))
 
 
-def test_a_class_that_comes_with_the_model_is_not_taken_for_the_librarys(path: Path) -> None:
-    """A module of another package keeps its full name, and is refused, whatever its last name is."""
+def test_a_class_in_the_models_repository_is_rejected(path: Path) -> None:
+    """A module of another package keeps its full name, and is rejected even if its last name is known."""
     modules = json.loads((path / "modules.json").read_text())
     modules[0]["type"] = "custom_st.Transformer"
     (path / "modules.json").write_text(json.dumps(modules))
@@ -38,18 +38,18 @@ def test_a_class_that_comes_with_the_model_is_not_taken_for_the_librarys(path: P
         layout.transformer(folder(path))
 
 
-@pytest.mark.parametrize("place", ["../other", "/etc"])
-def test_modules_lie_in_the_folder(path: Path, place: str) -> None:
-    """A module's path that leads out of the folder is refused."""
+@pytest.mark.parametrize("outside", ["../other", "/etc"])
+def test_a_path_out_of_the_folder_is_rejected(path: Path, outside: str) -> None:
+    """A module's path that leads out of the folder is rejected."""
     modules = json.loads((path / "modules.json").read_text())
-    modules[1]["path"] = place
+    modules[1]["path"] = outside
     (path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ModelFilesError, match="leads out of the folder"):
         layout.transformer(folder(path))
 
 
-def test_prompts_come_from_the_folder_else_from_what_is_known(path: Path) -> None:
-    """A folder's own prompts win; empty ones, which the library writes unasked, do not hide what is known."""
+def test_prompts_are_the_folders_else_the_catalogs(path: Path) -> None:
+    """A folder's own prompts win; empty ones, which the library saves by default, do not hide the catalog's."""
     config = path / "config_sentence_transformers.json"
     edit(config, prompts={"query": "", "document": ""})
     assert layout.prompts(folder(path)) == {}
@@ -61,21 +61,21 @@ def test_prompts_come_from_the_folder_else_from_what_is_known(path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_xlm-roberta_config.json"])
 def test_the_length_limit_is_read_under_every_name_of_its_file(path: Path, name: str) -> None:
-    """Older versions of the library named the file after the architecture."""
+    """Older versions of the library named the file of the length limit after the architecture."""
     (path / "sentence_bert_config.json").unlink()
     edit(path / name, max_seq_length=77)
     assert layout.transformer(folder(path)).max_tokens == 77
 
 
-def test_a_limit_that_is_no_number_is_refused(path: Path) -> None:
-    """A length limit of another type is told, with what stands there."""
+def test_a_length_limit_that_is_not_a_number_is_rejected(path: Path) -> None:
+    """The error quotes a length limit that is not a number."""
     edit(path / "sentence_bert_config.json", max_seq_length="long")
-    with pytest.raises(ModelFilesError, match="'long' is no number"):
+    with pytest.raises(ModelFilesError, match="invalid length limit 'long'"):
         layout.transformer(folder(path))
 
 
-def test_a_file_of_the_hubs_cache_must_be_what_its_name_says(path: Path, tmp_path: Path) -> None:
-    """The hub's cache keeps large files under their sha256; content that does not fit the name is damage."""
+def test_a_file_of_the_hubs_cache_must_have_the_digest_in_its_name(path: Path, tmp_path: Path) -> None:
+    """The hub's cache names large files by their sha256; other content is damage."""
     blob = tmp_path / ("0" * 64)
     (path / "model.safetensors").rename(blob)
     (path / "model.safetensors").symlink_to(blob)
@@ -83,8 +83,8 @@ def test_a_file_of_the_hubs_cache_must_be_what_its_name_says(path: Path, tmp_pat
         folder(path).digest("model.safetensors")
 
 
-def test_dropout_and_versions_are_no_part_of_the_space(path: Path) -> None:
-    """What config.json says of training and of versions makes no other space; what it says of sizes does."""
+def test_dropout_and_versions_do_not_change_the_space(path: Path) -> None:
+    """Settings of training and versions in config.json do not change the space; settings of the computation do."""
     before = layout.space_id(folder(path), layout.transformer(folder(path)), ["digest"], 128)
     edit(path / "config.json", hidden_dropout_prob=0.9, transformers_version="9")
     assert layout.space_id(folder(path), layout.transformer(folder(path)), ["digest"], 128) == before

@@ -1,4 +1,4 @@
-"""A model's name or folder to its files."""
+"""Finding the files of a model by its name or folder."""
 
 import hashlib
 from pathlib import Path
@@ -10,14 +10,14 @@ from isogloss_server.models.model_folder import BUNDLED
 
 
 def test_the_bundled_model_is_found_by_its_name() -> None:
-    """The bundled model needs no folder and no hub, and has the revision that its card tells."""
+    """The bundled model needs neither a folder nor the hub, and has the revision of its card."""
     folder = model_folder.locate(BUNDLED)
     assert folder.revision == folder.card.revision != ""
     assert folder.known is None
 
 
-def test_a_folder_is_taken_before_a_name(static_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that is there is the model, though the hub may have one of that name."""
+def test_a_folder_takes_precedence_over_a_name(static_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An existing folder is the model, even if the hub may have a model of that name."""
     owner = static_folder.parent / "owner"
     owner.mkdir()
     static_folder.rename(owner / "model")
@@ -26,8 +26,8 @@ def test_a_folder_is_taken_before_a_name(static_folder: Path, monkeypatch: pytes
     assert (folder.path, folder.revision, folder.known) == (Path("owner/model"), "", None)
 
 
-def test_the_digest_is_the_files(static_folder: Path) -> None:
-    """A file's digest is the sha256 of what is in it."""
+def test_the_digest_is_the_sha256(static_folder: Path) -> None:
+    """A file's digest is the sha256 of its content."""
     expected = hashlib.sha256((static_folder / "tokenizer.json").read_bytes()).hexdigest()
     assert model_folder.locate(str(static_folder)).digest("tokenizer.json") == expected
 
@@ -35,16 +35,15 @@ def test_the_digest_is_the_files(static_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "hint"),
     [
-        ("labse", "did you mean LaBSE?"),
-        ("nothing-like-it", "`isogloss-server models list` lists the known ones"),
-        ("/no/such/folder", "`isogloss-server models list` lists the known ones"),
+        ("labse", "did you mean 'LaBSE'?"),
+        ("nothing-like-it", "`isogloss-server models list` lists the known models"),
+        ("/no/such/folder", "`isogloss-server models list` lists the known models"),
     ],
 )
-def test_what_is_nothing_says_what_it_could_be(source: str, hint: str) -> None:
-    """What is no folder and no name is one line, with the name that was meant or where the names are."""
+def test_an_unknown_model_gets_a_suggestion(source: str, hint: str) -> None:
+    """For a source that is neither a folder nor a name, the error suggests the closest name, or the list."""
     with pytest.raises(ModelFilesError) as raised:
         model_folder.locate(source)
-    assert str(raised.value).startswith(
-        f"model {source!r} is neither 'isogloss-static', a folder, a known name nor a hub id; "
-    )
+    expected = f"unknown model {source!r}: neither bundled, a folder, a known name nor a hub id; "
+    assert str(raised.value).startswith(expected)
     assert str(raised.value).endswith(hint)

@@ -1,4 +1,4 @@
-"""Holding a model against sentence-transformers: what is measured, and where the line is."""
+"""The comparison of a model with sentence-transformers: its figures and its thresholds."""
 
 import unicodedata
 
@@ -8,7 +8,7 @@ from isogloss_server.models import parity
 
 
 def rows(off: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns 8 vectors of length 3, twice; one of the second is turned until its cosine is 1 - off."""
+    """Returns 8 vectors of length 3, twice; one of the second is rotated until its cosine is 1 - off."""
     ours = np.zeros((8, 4), np.float32)
     ours[:, 0] = 3
     theirs = ours.copy()
@@ -16,10 +16,10 @@ def rows(off: float) -> tuple[np.ndarray, np.ndarray]:
     return ours, theirs
 
 
-def test_the_worst_row_is_found() -> None:
-    """The least cosine is that of the worst row, the difference is a share of the vector's length."""
+def test_the_figures_are_those_of_the_worst_row() -> None:
+    """The minimum cosine is that of the worst row; the difference is a share of the vector's length."""
     found = parity.compare_rows("q: ", *rows(0.02), "openvino-f32")
-    assert found.least_cosine == pytest.approx(0.98, abs=1e-6)
+    assert found.min_cosine == pytest.approx(0.98, abs=1e-6)
     assert found.mean_cosine == pytest.approx(1 - 0.02 / 8, abs=1e-6)
     assert found.difference == pytest.approx(np.sqrt(1 - 0.98**2), abs=1e-6)
     assert "prompt 'q: '" in str(found)
@@ -36,15 +36,15 @@ def test_the_worst_row_is_found() -> None:
         ("static", 2e-5, False),
     ],
 )
-def test_the_precision_says_what_is_faithful(backend: str, off: float, *, is_faithful: bool) -> None:
-    """What bfloat16 may miss, float32 may not."""
+def test_the_threshold_depends_on_the_precision(backend: str, off: float, *, is_faithful: bool) -> None:
+    """A deviation that is faithful in bfloat16 is not faithful in float32."""
     found = parity.compare_rows("", *rows(off), backend)
     assert found.is_faithful is is_faithful
-    assert ("OFF" in str(found)) is not is_faithful
+    assert ("NOT within its precision" in str(found)) is not is_faithful
 
 
 def test_the_sentences_are_in_many_scripts() -> None:
-    """The shipped texts are distinct, in eighteen scripts, and one is longer than most models read."""
+    """The texts are distinct, in eighteen scripts, and one is longer than the limit of most models."""
     texts = parity.sentences()
     letters = {letter for text in texts for letter in text if letter.isalpha()}
     assert len({unicodedata.name(letter).split()[0] for letter in letters}) == 18

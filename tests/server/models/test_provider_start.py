@@ -1,4 +1,4 @@
-"""How a provider's model is taken into service: the key, the first call, and what keeps the server from starting."""
+"""The start of a provider's model: its key, the first call, and the errors that end the start."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.errors import ProviderSetupError
 from isogloss_server.factory import connect
-from isogloss_server.models.interfaces import State, Urgency
+from isogloss_server.models.interfaces import Urgency
 from isogloss_server.settings.declarations import Settings
 from isogloss_server.settings.sources import provider_key
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted, changed
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 from tests.support.provider import KEY, LIGHT, SMALL
 
 LOCAL = "openai:all-MiniLM-L6-v2"
@@ -25,14 +26,14 @@ LOCAL = "openai:all-MiniLM-L6-v2"
 
 @contextlib.asynccontextmanager
 async def connected(
-    fake: FakeProvider, source: str, clock: OwnTime, key: Path, **settings: Any
+    fake: FakeProvider, source: str, clock: ManualClock, key: Path, **settings: Any
 ) -> AsyncIterator[tuple[ServedModel, ReadyModel]]:
-    """Takes a model into service as the server does."""
+    """Connects a model as the server does."""
     address = fake.address + ("/v1" if source.startswith("openai") else "")
     model = Registry(["m"]).get("m")
     chosen = Settings(cohere_key_file=key, openai_key_file=key, **settings)
     with contextlib.closing(Executor(1)) as loader:
-        ready = await clock.fly(connect(model, f"{source}@{address}", chosen, loader, clock), at_most_s=100)
+        ready = await clock.run_until_done(connect(model, f"{source}@{address}", chosen, loader, clock), limit_s=100)
     model.serve(ready)
     try:
         yield model, ready
@@ -50,18 +51,18 @@ def key(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("source", "columns"), [(LIGHT, 384), (SMALL, 1536), (LOCAL, 384)])
-async def test_one_small_call_takes_a_model_into_service(key: Path, source: str, columns: int) -> None:
-    """At the start one short text is embedded; where the width is not known it is learnt from that."""
+async def test_a_model_starts_after_one_small_call(key: Path, source: str, columns: int) -> None:
+    """At the start one short text is embedded; its vector has the dimensions of a model that is not in the catalog."""
     with FakeProvider(key=KEY) as fake:
-        async with connected(fake, source, OwnTime(), key) as (model, ready):
+        async with connected(fake, source, ManualClock(), key) as (model, ready):
             assert (model.health.state, ready.embedder.card.dimensions[0]) == (State.SERVING, columns)
     assert [len(request.texts) for request in fake.requests] == [1]
 
 
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
 async def test_a_known_model_whose_provider_is_down_starts_degraded(key: Path, source: str) -> None:
-    """It is taken into service with the reason, sends nothing, and is well once a probe has succeeded."""
-    clock = OwnTime()
+    """It starts DEGRADED with the reason, sends no texts, and recovers when a probe succeeds."""
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.always = Scripted(status=503)
         async with connected(fake, source, clock, key) as (model, ready):
@@ -71,14 +72,14 @@ async def test_a_known_model_whose_provider_is_down_starts_degraded(key: Path, s
             assert (getattr(raised.value, "reason", ""), len(fake.requests)) == ("PROVIDER_UNAVAILABLE", 1)
             fake.always = None
             embedder: Any = ready.embedder
-            await clock.fly(embedder.breaker._probing, at_most_s=100)
+            await clock.run_until_done(embedder.breaker._probing, limit_s=100)
             assert (model.health.state, model.health.detail) == (State.SERVING, "")
             assert len((await embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())).rows) == 1
 
 
-async def test_a_model_of_unknown_width_is_waited_for(key: Path) -> None:
-    """A server of one's own that is not up yet is asked again until it answers."""
-    clock = OwnTime()
+async def test_a_model_of_unknown_dimensions_is_retried(key: Path) -> None:
+    """The first call to a server that is not up yet is retried until it succeeds."""
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.script.extend([Scripted(status=503)] * 4)
         async with connected(fake, LOCAL, clock, key) as (model, _):
@@ -86,9 +87,9 @@ async def test_a_model_of_unknown_width_is_waited_for(key: Path) -> None:
     assert len(fake.requests) == 5
 
 
-async def test_a_model_of_unknown_width_is_not_waited_for_without_end(key: Path) -> None:
-    """After the provider's time the start ends with the reason."""
-    clock = OwnTime()
+async def test_retries_at_the_start_are_limited(key: Path) -> None:
+    """After the provider's time limit the start fails with the reason."""
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.always = Scripted(status=503)
         with pytest.raises(ProviderSetupError, match="503"):
@@ -105,24 +106,24 @@ async def test_a_model_of_unknown_width_is_not_waited_for_without_end(key: Path)
         (Scripted(status=403), "key"),
         (Scripted(status=404), "model"),
         (changed(lambda rows: rows[:, :-1]), "383"),
-        (Scripted(body=b"<html>"), "of no use"),
-        (Scripted(status=400), "refuses"),
+        (Scripted(body=b"<html>"), "is invalid: HTTP 200, unreadable body"),
+        (Scripted(status=400), "rejected the request"),
     ],
 )
-async def test_what_no_waiting_helps_ends_the_start(key: Path, scripted: Scripted, word: str) -> None:
-    """A refused key, an unknown model and vectors of another width end the start at the first call."""
-    clock = OwnTime()
+async def test_a_permanent_failure_ends_the_start(key: Path, scripted: Scripted, word: str) -> None:
+    """A rejected key, an unknown model and vectors with other dimensions end the start at the first call."""
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.always = scripted
         with pytest.raises(ProviderSetupError, match=word):
             async with connected(fake, LIGHT, clock, key):
                 pass
-    assert (len(fake.requests), clock.slept_s) == (1, [])
+    assert (len(fake.requests), clock.requested_sleeps_s) == (1, [])
 
 
 @pytest.mark.parametrize("bad", [f"{KEY}\nsecond line", f"{KEY}\x07", f"{KEY} ü", " \n"])
-def test_what_is_no_key_is_not_told(tmp_path: Path, bad: str) -> None:
-    """A file with what no header may hold is refused by its name, without a word of what is in it."""
+def test_an_invalid_key_is_not_quoted(tmp_path: Path, bad: str) -> None:
+    """A file with an invalid key is rejected by its name; the error does not quote its content."""
     file = tmp_path / "key"
     file.write_text(bad, encoding="utf-8")
     with pytest.raises(ProviderSetupError) as raised:
@@ -131,8 +132,8 @@ def test_what_is_no_key_is_not_told(tmp_path: Path, bad: str) -> None:
     assert KEY[:8] not in str(raised.value)
 
 
-def test_a_file_goes_before_the_variable(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of the file is taken, without the line's end; without a file the variable's; neither is ever shown."""
+def test_the_key_file_overrides_the_variable(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key in the file is used, without its line end; else that of the variable; neither is ever shown."""
     monkeypatch.setenv("OPENAI_API_KEY", "of-the-variable")
     of_file = provider_key("openai", Settings(openai_key_file=key))
     of_variable = provider_key("openai", Settings())

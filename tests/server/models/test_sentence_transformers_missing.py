@@ -1,4 +1,4 @@
-"""Where sentence-transformers is not installed, whoever wants it is told how to get it."""
+"""The error if sentence-transformers is not installed."""
 
 import sys
 from pathlib import Path
@@ -12,9 +12,9 @@ from isogloss_server.settings.declarations import Settings
 from tests.support import shapes
 
 
-def test_the_way_to_the_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is told to use the library, and does not have it, says in one line how to install it."""
-    monkeypatch.setitem(sys.modules, "torch", None)  # Python's own way to say that there is none
+def test_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server with the setting of the backend, but without the library, reports in one line how to install it."""
+    monkeypatch.setitem(sys.modules, "torch", None)  # makes its import fail
     monkeypatch.delitem(sys.modules, "isogloss_server.models.sentence_transformers", raising=False)
     folder = model_folder.locate(str(shapes.write(tmp_path / "model", shapes.SMALL)))
     with pytest.raises(UnsupportedModelError) as raised:

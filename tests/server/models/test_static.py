@@ -1,4 +1,4 @@
-"""Static models: their vectors, and what is refused to be loaded."""
+"""Static models: their vectors, truncation, spaces, and the errors of damaged folders."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 @pytest.fixture
 def folder(static_folder: Path) -> Path:
-    """A small static model, to be harmed."""
+    """A small static model, to be modified."""
     return static_folder
 
 
@@ -34,8 +34,8 @@ def test_a_vector_is_the_mean_of_its_tokens(folder: Path) -> None:
     assert rows.dtype == np.float32
 
 
-def test_a_vector_is_the_same_in_any_company() -> None:
-    """The same text gives the same bits alone, in any batch, and at any place in it."""
+def test_a_vector_does_not_depend_on_the_batch() -> None:
+    """The same text has the same bits alone, in every batch, and at every position in it."""
     parts = static.load(model_folder.locate(model_folder.BUNDLED))
     rng = np.random.default_rng(0)
     words = ["bonjour", "le", "monde", "wie", "geht", "es", "dir", "今日は", "123", "where", "is", "the", "station"]
@@ -46,8 +46,8 @@ def test_a_vector_is_the_same_in_any_company() -> None:
         np.testing.assert_array_equal(alone[0], together[row])
 
 
-def test_truncation_keeps_one_end_or_refuses(folder: Path) -> None:
-    """A text over the tokenizer's own limit keeps its beginning or its ending, or is at fault; the row is told."""
+def test_truncation_keeps_one_end_or_is_an_error(folder: Path) -> None:
+    """A text over the tokenizer's limit keeps its start or its end, or is an error; its row is reported."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(2)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -60,14 +60,14 @@ def test_truncation_keeps_one_end_or_refuses(folder: Path) -> None:
     assert (fault.reason, fault.figures) == ("TEXT_TOO_LONG", {"actual": "3", "limit": "2"})
 
 
-def test_a_text_without_tokens_is_at_fault(folder: Path) -> None:
-    """What the tokenizer leaves nothing of is no zero vector but a fault."""
+def test_a_text_without_tokens_is_an_error(folder: Path) -> None:
+    """A text without tokens is a row error, not a vector of zeros."""
     faults = load(folder).tokenizer.encode(["one", "!!!"], Truncation.END).row_errors
     assert {row: fault.reason for row, fault in faults.items()} == {1: "TEXT_WITHOUT_TOKENS"}
 
 
-def test_a_normalize_module_makes_unit_length(folder: Path) -> None:
-    """A folder whose modules end in Normalize gives rows of unit length, and is another space."""
+def test_a_normalize_module_scales_to_unit_length(folder: Path) -> None:
+    """A folder with Normalize has rows of unit length, and another space."""
     before = load(folder).card.space_id
     modules = json.loads((folder / "modules.json").read_text())
     modules.append({"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"})
@@ -78,8 +78,8 @@ def test_a_normalize_module_makes_unit_length(folder: Path) -> None:
     assert parts.card.space_id != before
 
 
-def test_prompts_are_roles(folder: Path) -> None:
-    """Prompts of the folder belong to input types, and the space depends on them."""
+def test_prompts_belong_to_input_types(folder: Path) -> None:
+    """A folder's prompts belong to input types, and change the space."""
     before = load(folder).card
     (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "two ", "document": ""}}')
     parts = load(folder)
@@ -88,8 +88,8 @@ def test_prompts_are_roles(folder: Path) -> None:
     assert parts.card.space_id != before.space_id
 
 
-def test_a_default_prompt_belongs_to_the_roles_that_have_none(folder: Path) -> None:
-    """As in sentence-transformers, an input type without a prompt has the default one; an empty prompt is a prompt."""
+def test_the_default_prompt_is_that_of_input_types_without_a_prompt(folder: Path) -> None:
+    """As in sentence-transformers, an input type without a prompt has the default one; an empty prompt is one."""
     config = {"prompts": {"query": "two ", "document": ""}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
     prompts = load(folder).prompts
@@ -106,8 +106,8 @@ LONG = {
 
 @pytest.mark.parametrize("truncation", [Truncation.END, Truncation.START])
 @pytest.mark.parametrize("kind", LONG)
-def test_a_long_text_is_cut_as_if_all_of_it_had_been_tokenised(kind: str, truncation: Truncation) -> None:
-    """Of a long text only so much is tokenised as the model reads, and the tokens kept are those of the whole."""
+def test_a_long_text_is_truncated_as_if_it_had_been_tokenized_whole(kind: str, truncation: Truncation) -> None:
+    """Only a piece of a long text is tokenized, and the tokens kept are those of the whole text."""
     parts = static.load(model_folder.locate(model_folder.BUNDLED))
     tokens = parts.tokenizer
     tokens.max_tokens = 1000
@@ -124,8 +124,8 @@ def test_a_long_text_is_cut_as_if_all_of_it_had_been_tokenised(kind: str, trunca
     assert bounded.truncated_rows == whole.truncated_rows
 
 
-def test_a_long_text_that_is_refused_tells_what_was_counted() -> None:
-    """Where not all of a text was tokenised, the error says that it has at least so many tokens."""
+def test_the_error_of_a_long_text_has_a_lower_bound_of_its_tokens() -> None:
+    """If only a piece of the text was tokenized, the error says that it has at least that many tokens."""
     tokens = static.load(model_folder.locate(model_folder.BUNDLED)).tokenizer
     tokens.max_tokens = 1000
     tokens._max_piece_characters = 16_384
@@ -134,16 +134,16 @@ def test_a_long_text_that_is_refused_tells_what_was_counted() -> None:
     assert int(fault.figures["actual"]) > 1000
 
 
-def test_the_space_is_what_makes_the_vectors(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A copy of a folder is the same space; other weights or another tokenizer are another one."""
+def test_the_space_depends_on_weights_and_tokenizer(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A copy of a folder has the same space; other weights or another tokenizer have another one."""
     copy = shutil.copytree(folder, tmp_path_factory.mktemp("copy"), dirs_exist_ok=True)
     assert load(copy).card.space_id == load(folder).card.space_id
     save_file({"embedding.weight": np.ones((5, 3), np.float16)}, copy / "model.safetensors")
     assert load(copy).card.space_id != load(folder).card.space_id
 
 
-def test_the_bundled_model_offers_what_its_card_says() -> None:
-    """The bundled model names its languages, licence and Matryoshka dimensions, its own width first."""
+def test_the_bundled_model_has_the_properties_of_its_card() -> None:
+    """The bundled model has languages, licence and Matryoshka dimensions, its own dimensions first."""
     folder = model_folder.locate(model_folder.BUNDLED)
     card = static.load(folder).card
     table = load_file(folder.path / "model.safetensors")["embedding.weight"]
@@ -169,18 +169,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "short weights": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 20), "is damaged"),
     "tokenizer no tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "is not a tokenizer"),
     "flipped bit": (damage_weights, "its sha256 is"),
-    "other tensors": (lambda f: save_file({"w": np.ones((5, 3))}, f / "model.safetensors"), "embedding.weight alone"),
+    "other tensors": (lambda f: save_file({"w": np.ones((5, 3))}, f / "model.safetensors"), "only embedding.weight"),
     "flat table": (lambda f: save_file({"embeddings": np.ones(5)}, f / "model.safetensors"), "two dimensions"),
     "small table": (lambda f: save_file({"embeddings": np.ones((4, 3))}, f / "model.safetensors"), "4 rows"),
     "NaN table": (lambda f: save_file({"embeddings": np.full((5, 3), np.nan)}, f / "model.safetensors"), "finite"),
     "card no card": (lambda f: (f / "isogloss.json").write_text('{"licence": "x"}'), "licence"),
-    "dimensions": (lambda f: (f / "isogloss.json").write_text('{"dimensions": [7]}'), "offers dimensions"),
+    "dimensions": (
+        lambda f: (f / "isogloss.json").write_text('{"dimensions": [7]}'),
+        "invalid dimensions (7,); its vectors have 3",
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named(folder: Path, damage: str) -> None:
-    """Whatever is missing or damaged is one line that names the file."""
+def test_the_error_names_the_damaged_file(folder: Path, damage: str) -> None:
+    """For a missing or damaged file, the error is one line that names it."""
     harm, expected = DAMAGES[damage]
     if damage == "flipped bit":
         digest = model_folder.locate(str(folder)).digest("model.safetensors")

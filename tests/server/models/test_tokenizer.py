@@ -1,4 +1,4 @@
-"""Texts to tokens where special ones stand around each text."""
+"""Tokenizing texts with special tokens around them, and with prompts."""
 
 import pytest
 from isogloss.wire.enums import Truncation
@@ -21,8 +21,8 @@ def words(tokens: TextTokenizer, text: str, truncation: Truncation, prompt: str 
     return [WORDS[number] for number in tokens.encode_with_prompt(prompt, [text], truncation).batch.ids]
 
 
-def test_special_tokens_stand_around_each_text() -> None:
-    """A text that fits stands between the special tokens, and is not called truncated."""
+def test_special_tokens_surround_each_text() -> None:
+    """A text within the limit is between the special tokens, and is not truncated."""
     tokens = TextTokenizer(tokenizer(), max_tokens=4, special=True)
     tokenized = tokens.encode(["one two", "three four five"], Truncation.END)
     assert tokenized.batch.lengths.tolist() == [4, 4]
@@ -34,49 +34,49 @@ def test_special_tokens_stand_around_each_text() -> None:
     ("truncation", "kept"),
     [(Truncation.END, ["query", ":", "one"]), (Truncation.START, ["query", ":", "five"])],
 )
-def test_a_prompt_is_never_cut_off(truncation: Truncation, kept: list[str]) -> None:
-    """Whichever end of a long text is cut, its prompt stays before what is left."""
+def test_truncation_keeps_the_prompt(truncation: Truncation, kept: list[str]) -> None:
+    """At whichever end a long text is truncated, its prompt stays before the rest."""
     tokens = TextTokenizer(tokenizer(), max_tokens=5, special=True)
     assert words(tokens, "one two three four five", truncation, "query: ") == ["<s>", *kept, "</s>"]
 
 
-def test_a_prompt_longer_than_the_room_harms_no_other_text() -> None:
-    """Where a prompt fills all that the model reads, its tokens stay between the special ones of its own text."""
+def test_a_prompt_over_the_limit_does_not_affect_other_texts() -> None:
+    """If a prompt fills the limit, its tokens stay between the special tokens of its own text."""
     tokens = TextTokenizer(tokenizer(), max_tokens=3, special=True)
     batch = tokens.encode_with_prompt("query: ", ["one two", "three"], Truncation.START).batch
     assert [WORDS[number] for number in batch.ids] == ["<s>", "query", "</s>"] * 2
 
 
-def test_a_text_too_long_is_told_with_its_special_tokens() -> None:
-    """The error counts as the limit does: special tokens included."""
+def test_the_error_of_a_long_text_counts_special_tokens() -> None:
+    """The error counts special tokens, as the limit does."""
     fault = (
         TextTokenizer(tokenizer(), max_tokens=4, special=True).encode(["one two three"], Truncation.ERROR).row_errors[0]
     )
     assert fault.figures == {"actual": "5", "limit": "4"}
 
 
-def test_a_prompt_stands_in_for_no_text() -> None:
-    """A text that leaves no token is at fault behind a prompt as well."""
+def test_a_text_without_tokens_is_an_error_with_a_prompt_too() -> None:
+    """A text without tokens is a row error, also after a prompt."""
     tokens = TextTokenizer(tokenizer(), max_tokens=9, special=True)
     assert list(tokens.encode_with_prompt("query: ", ["one", "!!!", "two"], Truncation.END).row_errors) == [1]
 
 
-def test_a_limit_without_room_is_refused() -> None:
-    """A model that reads nothing but special tokens is no model."""
-    with pytest.raises(ModelFilesError, match="reads 2 tokens has no room"):
+def test_a_limit_without_room_for_text_is_rejected() -> None:
+    """A model whose limit is used up by special tokens is rejected."""
+    with pytest.raises(ModelFilesError, match="invalid limit of 2 tokens: special tokens leave no room"):
         TextTokenizer(tokenizer(), max_tokens=2, special=True)
 
 
-def test_a_tokenizer_that_cannot_be_understood_is_refused() -> None:
-    """Where what stands around a text cannot be told, nothing is made up."""
+def test_a_tokenizer_with_unknown_special_tokens_is_rejected() -> None:
+    """If the special tokens around a text cannot be determined, the tokenizer is rejected."""
     odd = tokenizer()
-    odd.normalizer = normalizers.Replace("a", "")  # the probe that shows what stands around it
-    with pytest.raises(UnsupportedModelError, match="more to a text"):
+    odd.normalizer = normalizers.Replace("a", "")  # the text that special tokens are determined with
+    with pytest.raises(UnsupportedModelError, match="does more than add tokens before and after a text"):
         TextTokenizer(odd, max_tokens=9, special=True)
 
 
-def test_the_vocabulary_reaches_to_the_highest_id() -> None:
-    """A vocabulary with gaps needs a table up to its highest id, not as long as it has tokens."""
+def test_the_vocabulary_size_covers_the_highest_id() -> None:
+    """The size of a vocabulary with gaps is its highest id and one, not its number of tokens."""
     gaps = Tokenizer(models.WordLevel({"a": 0, "one": 7}))
     gaps.pre_tokenizer = pre_tokenizers.Whitespace()
     assert TextTokenizer(gaps, max_tokens=9).vocabulary_size == 8

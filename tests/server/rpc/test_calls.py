@@ -63,7 +63,7 @@ async def test_an_internal_error_has_an_id_that_the_log_has_too(caplog: pytest.L
             error = await failure(stub.Embed(pb.EmbedRequest(texts=[SECRET]), metadata=[("x-request-id", "r-1")]))
             assert (await stub.Health(pb.HealthRequest())).status == pb.SERVING_STATUS_SERVING
     assert error.code() is grpc.StatusCode.INTERNAL
-    errors = [record for record in caplog.records if record.name == "isogloss_server.faults"]
+    errors = [record for record in caplog.records if record.name == "isogloss_server.errors"]
     fields = errors[0].__dict__["fields"]
     assert len(errors) == 1
     assert fields["fault_id"] in str(error.details())

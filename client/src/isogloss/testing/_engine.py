@@ -41,6 +41,7 @@ MEBIBYTE = 2**20
 # angle between a vector and the direction of its group is at most asin(OWN / SHARED), in any number of first columns,
 # and that between two texts of a group at most twice that: their cosine is at least 0.92.
 SHARED, OWN = 1000, 200
+RETRIED_CODES = RETRYABLE_CODES | {"CANCELLED"}  # by the channels of isogloss clients
 REPORTED_TOTAL_S = 0.001  # constant, so that tests can rely on it
 
 
@@ -54,6 +55,7 @@ class Settings:
         model: Name of the only model.
         space_id: Embedding space of the model. In another space, a text has another vector.
         status: Status that Health reports; it has no effect on other calls.
+        status_detail: Reason of the status, for people.
         max_tokens: Maximum number of tokens of a text. A token is a word between white space.
         max_texts: Maximum number of texts of a request.
         max_request_bytes: Maximum size of the texts and vectors of a request.
@@ -66,6 +68,7 @@ class Settings:
     model: str = "fake"
     space_id: str = "fake-space"
     status: ServingStatus = ServingStatus.SERVING
+    status_detail: str = ""
     max_tokens: int = 512
     max_texts: int = 1000
     max_request_bytes: int = 4 * MEBIBYTE
@@ -134,7 +137,7 @@ def _details(error: IsoglossError) -> ErrorDetails:
 def abort(context: Any, error: IsoglossError, extra: tuple[Trailer, ...]) -> NoReturn:
     """Ends the call with `error`; the trailers are its details and `extra`."""
     status = to_status(error)
-    if error.code in RETRYABLE_CODES and not error.retryable:
+    if error.code in RETRIED_CODES and not error.retryable:
         extra = (*extra, NO_RETRY, *trailers(status, None, math.inf))
     else:
         remaining_s = context.time_remaining()
@@ -285,17 +288,29 @@ class EmbeddedTexts:
     errors: dict[int, InvalidArgumentError]
 
 
-class Responder:
-    """Computes responses by the current settings."""
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a comparison: texts, or vectors float32 [n, d]; `path` is its field in the request."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    path: str
+    texts: tuple[str, ...]
+    rows: Rows | None
+    wire_bytes: int
+
+    def __len__(self) -> int:
+        return len(self.texts if self.rows is None else self.rows)
+
+
+class Responder:
+    """Computes the responses of the methods."""
+
+    def __init__(self) -> None:
         self._started_s = time.monotonic()
         self._embedded_texts = 0
 
-    def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+    def embed(self, settings: Settings, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """Returns the response to an Embed."""
-        settings, texts = self._settings, request.texts
+        texts = request.texts
         read_enum(InputType.SIMILARITY, request.input_type, "input_type")
         read_enum(Priority.INTERACTIVE, request.priority, "priority")
         element_type = read_enum(ElementType.FLOAT32, request.element_type, "element_type")
@@ -308,7 +323,7 @@ class Responder:
         columns = columns_of(settings, request.dimensions)
         size = embed_response_bytes(len(texts), columns, element_type, allow_partial=request.allow_partial)
         check_response_bytes(settings, size, "texts")
-        read = self.embed_texts(texts, columns, truncation, "texts")
+        read = self.embed_texts(settings, texts, columns, truncation, "texts")
         if read.errors and not request.allow_partial:
             raise merge(read.errors)
         normalize = request.normalize if request.HasField("normalize") else True
@@ -326,9 +341,11 @@ class Responder:
         encode(to_elements(rows, columns, normalize=normalize, element_type=element_type), response.embeddings)
         return response
 
-    def embed_texts(self, texts: Sequence[str], columns: int, truncation: Truncation, path: str) -> EmbeddedTexts:
+    def embed_texts(
+        self, settings: Settings, texts: Sequence[str], columns: int, truncation: Truncation, path: str
+    ) -> EmbeddedTexts:
         """Embeds `texts`; rows with an error are zero."""
-        settings, most = self._settings, self._settings.max_tokens
+        most = settings.max_tokens
         words = [text.split() for text in texts]
         counts = [len(found) for found in words]
         errors = row_errors(texts, counts, truncation, most, path)
@@ -341,19 +358,22 @@ class Responder:
         self._embedded_texts += len(texts) - len(errors)
         return EmbeddedTexts(raw, tokens, tuple(truncated), errors)
 
-    def health(self, request: pb.HealthRequest) -> pb.HealthResponse:
+    def health(self, settings: Settings, request: pb.HealthRequest) -> pb.HealthResponse:
         """Returns the response to a Health, with the status of the settings."""
-        settings = self._settings
         check_model(settings, request.model)
         status = ServingStatus(settings.status).number
         uptime = duration_pb2.Duration()
         uptime.FromNanoseconds(round((time.monotonic() - self._started_s) * 1e9))
-        model = pb.ModelHealth(model=settings.model, status=status, embedded_texts=self._embedded_texts)
+        model = pb.ModelHealth(
+            model=settings.model,
+            status=status,
+            detail=settings.status_detail,
+            embedded_texts=self._embedded_texts,
+        )
         return pb.HealthResponse(status=status, version=__version__, uptime=uptime, models=[model])
 
-    def models(self, _request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+    def models(self, settings: Settings, _request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """Returns the response to a ListModels."""
-        settings = self._settings
         model = pb.ModelInfo(
             name=settings.model,
             space_id=settings.space_id,
@@ -369,55 +389,51 @@ class Responder:
         )
         return pb.ListModelsResponse(models=[model])
 
+    def compare(self, settings: Settings, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
+        """Returns the response to a Similarity."""
+        metric = read_enum(Metric.COSINE, request.metric, "metric")
+        truncation = read_enum(Truncation.END, request.truncation, "truncation")
+        read_enum(Priority.INTERACTIVE, request.priority, "priority")
+        check_model(settings, request.model)
+        sides = [_side(settings, request.queries, "queries")]
+        if request.HasField("candidates"):
+            sides.append(_side(settings, request.candidates, "candidates"))
+        check_request_bytes(settings, sum(side.wire_bytes for side in sides), sides[-1].path)
+        _check_shape(settings, request, len(sides[0]), len(sides[-1]))
+        columns = _columns(settings, request, sides)
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One side of a comparison: texts, or vectors float32 [n, d]; `path` is its field in the request."""
+        rows, truncated = [], []
+        for side in sides:
+            vectors, cut = self._vectors(settings, side, columns, truncation)
+            rows.append(vectors)
+            truncated.append(cut)
+        response = pb.SimilarityResponse(
+            model=settings.model,
+            space_id=settings.space_id,
+            truncated_queries=truncated[0],
+            truncated_candidates=truncated[1] if len(sides) > 1 else (),
+            timings=reported_timings(),
+        )
+        shape = request.WhichOneof("shape")
+        if shape == "pairwise":
+            found = _scores(rows[0][:, None], rows[-1][:, None], metric)[:, 0, 0]
+            _write_scores(found[None], response.scores)
+        elif shape == "nearest":
+            found = _scores(rows[0], rows[-1], metric)
+            response.nearest.queries.extend(_nearest(row, request.nearest) for row in found)
+        else:
+            _write_scores(_scores(rows[0], rows[-1], metric), response.scores)
+        return response
 
-    path: str
-    texts: tuple[str, ...]
-    rows: Rows | None
-    wire_bytes: int
-
-    def __len__(self) -> int:
-        return len(self.texts if self.rows is None else self.rows)
-
-
-def compare(settings: Settings, responder: Responder, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
-    """Returns the response to a Similarity."""
-    metric = read_enum(Metric.COSINE, request.metric, "metric")
-    truncation = read_enum(Truncation.END, request.truncation, "truncation")
-    read_enum(Priority.INTERACTIVE, request.priority, "priority")
-    check_model(settings, request.model)
-    sides = [_side(settings, request.queries, "queries")]
-    if request.HasField("candidates"):
-        sides.append(_side(settings, request.candidates, "candidates"))
-    check_request_bytes(settings, sum(side.wire_bytes for side in sides), sides[-1].path)
-    _check_shape(settings, request, len(sides[0]), len(sides[-1]))
-    columns = _columns(settings, request, sides)
-
-    rows, truncated = [], []
-    for side in sides:
-        vectors, cut = _vectors(responder, side, columns, truncation)
-        rows.append(vectors)
-        truncated.append(cut)
-    response = pb.SimilarityResponse(
-        model=settings.model,
-        space_id=settings.space_id,
-        truncated_queries=truncated[0],
-        truncated_candidates=truncated[1] if len(sides) > 1 else (),
-        timings=reported_timings(),
-    )
-    shape = request.WhichOneof("shape")
-    if shape == "pairwise":
-        found = _scores(rows[0][:, None], rows[-1][:, None], metric)[:, 0, 0]
-        _write_scores(found[None], response.scores)
-    elif shape == "nearest":
-        found = _scores(rows[0], rows[-1], metric)
-        response.nearest.queries.extend(_nearest(row, request.nearest) for row in found)
-    else:
-        _write_scores(_scores(rows[0], rows[-1], metric), response.scores)
-    return response
+    def _vectors(
+        self, settings: Settings, side: Side, columns: int, truncation: Truncation
+    ) -> tuple[Rows, tuple[int, ...]]:
+        if side.rows is not None:
+            return side.rows, ()
+        read = self.embed_texts(settings, side.texts, columns, truncation, side.path)
+        if read.errors:
+            raise merge(read.errors)
+        return unit_length(read.raw.astype(np.float32)), read.truncated
 
 
 def _side(settings: Settings, items: pb.Items, path: str) -> Side:
@@ -463,15 +479,6 @@ def _columns(settings: Settings, request: pb.SimilarityRequest, sides: list[Side
             message = f"{columns} columns; the other side has {wanted}"
             raise refusal("DIMENSION_MISMATCH", message, path, actual=columns, expected=wanted)
     return wanted
-
-
-def _vectors(responder: Responder, side: Side, columns: int, truncation: Truncation) -> tuple[Rows, tuple[int, ...]]:
-    if side.rows is not None:
-        return side.rows, ()
-    read = responder.embed_texts(side.texts, columns, truncation, side.path)
-    if read.errors:
-        raise merge(read.errors)
-    return unit_length(read.raw.astype(np.float32)), read.truncated
 
 
 def _scores(queries: Rows, candidates: Rows, metric: Metric) -> Rows:

@@ -44,11 +44,12 @@ class Received:
 class Gate:
     """Holds calls until it is opened, by `open` or at the end of its `with` block."""
 
-    def __init__(self, after: int = 0) -> None:
+    def __init__(self, after: int = 0, times: int | None = None) -> None:
         self._changed = threading.Condition()
         self._open = False
         self._held = 0
-        self._to_pass = after
+        self._arrived, self._first = 0, after
+        self._end = None if times is None else after + times
 
     def open(self) -> None:
         """Releases the held calls. Later calls are not held."""
@@ -62,27 +63,18 @@ class Gate:
             if not self._changed.wait_for(lambda: self._held >= calls, timeout_s):
                 raise TimeoutError(f"{self._held} calls arrived within {timeout_s:g} s; expected {calls}")
 
-    def wait_until_released(self, timeout_s: float = 30.0) -> None:
-        """Waits until no call is held, because the gate is open or every caller has cancelled.
-
-        Raises:
-            TimeoutError: A call is still held after `timeout_s` seconds.
-        """
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self._held, timeout_s):
-                raise TimeoutError(f"{self._held} calls are still held after {timeout_s:g} s")
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.open()
 
-    def _admit(self) -> bool:
-        """Returns True for the first calls, which are not held. Called in the order of arrival."""
+    def _holds_next(self) -> bool:
+        """Counts a call in the order of arrival, and returns True if the gate is to hold it."""
         with self._changed:
-            self._to_pass -= 1
-            return self._to_pass >= 0
+            number = self._arrived
+            self._arrived += 1
+            return self._first <= number and (self._end is None or number < self._end)
 
     def _pass(self, context: Any, timeout_s: float | None) -> None:
         context.add_callback(self._wake)
@@ -91,7 +83,6 @@ class Gate:
             self._changed.notify_all()
             in_time = self._changed.wait_for(lambda: self._open or not context.is_active(), timeout_s)
             self._held -= 1
-            self._changed.notify_all()
         if not in_time:
             raise DeadlineExceededError("the timeout of the request has passed", reason="DEADLINE_EXCEEDED")
 
@@ -122,6 +113,8 @@ class Script:
         self.on_request: Callable[[Received], None] | None = None
         self.streams = 0
         self._requests = requests
+        self._idle = threading.Condition()
+        self._in_progress = 0
         self._lock = threading.Lock()
         self._errors: defaultdict[str, deque[IsoglossError | None]] = defaultdict(deque)
         self._gates: dict[str, Gate] = {}
@@ -131,9 +124,9 @@ class Script:
         with self._lock:
             self._errors[_known(method)].extend([None] * after + [error] * times)
 
-    def hold(self, method: str, *, after: int) -> Gate:
-        """Returns a new gate that holds calls of `method`, except the next `after` calls."""
-        gate = Gate(after)
+    def hold(self, method: str, *, after: int, times: int | None) -> Gate:
+        """Returns a new gate that holds `times` calls of `method`, or all, after the next `after` calls."""
+        gate = Gate(after, times)
         with self._lock:
             earlier = self._gates.get(_known(method))
             self._gates[method] = gate
@@ -141,10 +134,24 @@ class Script:
             earlier.open()
         return gate
 
-    def open_stream(self) -> None:
-        """Counts a stream."""
-        with self._lock:
-            self.streams += 1
+    def begin(self, method: str, context: Any) -> None:
+        """Counts a call until it ends."""
+        with self._idle:
+            self._in_progress += 1
+            self.streams += method == "EmbedStream"
+        if not context.add_callback(self._end):
+            self._end()
+
+    def wait_until_idle(self, timeout_s: float) -> None:
+        """Waits until no call is in progress; raises TimeoutError after `timeout_s` seconds."""
+        with self._idle:
+            if not self._idle.wait_for(lambda: not self._in_progress, timeout_s):
+                raise TimeoutError(f"{self._in_progress} calls are still in progress after {timeout_s:g} s")
+
+    def _end(self) -> None:
+        with self._idle:
+            self._in_progress -= 1
+            self._idle.notify_all()
 
     def record(self, method: str, request: Any, context: Any) -> None:
         """Records a request and passes it to `on_request`."""
@@ -159,7 +166,7 @@ class Script:
         with self._lock:
             gate = self._gates.get(method)
             error = self._errors[method].popleft() if self._errors[method] else None
-        if gate is not None and gate._admit():  # noqa: SLF001 - not part of the gate's public interface
+        if gate is not None and not gate._holds_next():  # noqa: SLF001 - not part of the gate's public interface
             gate = None
         return Step(gate, error)
 

@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
@@ -13,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isogloss.errors import FieldViolation, InternalError, IsoglossError, error_class
-from isogloss.testing._engine import Responder, Settings, abort, compare, float_rows, raw_rows, refusal, to_status
-from isogloss.testing._script import Gate, Received, Script, Step
+from isogloss.testing._engine import RETRIED_CODES, Responder, Settings, abort, float_rows, raw_rows, refusal, to_status
+from isogloss.testing._script import Gate, Received, Script
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceServicer, add_EmbeddingServiceServicer_to_server
 from isogloss.wire.matrix import unit_length
@@ -30,27 +31,28 @@ OPTIONS = (
 )
 
 
+Answer = Callable[[], pb.EmbedResponse]
+
+
 class Stream:
     """One stream. One thread reads it and another answers each message, so that a held message delays no other.
 
     Args:
         requests: Messages of the caller.
         context: gRPC's context of the call.
-        arrive: Called with each message in order; returns the step of the script for this message. If it raises, the
-            stream ends with the error after all earlier messages are answered.
-        answer: Called with each message and its step in a thread of its own; if it raises, the message is answered
-            with the error.
+        arrive: Called with each message in order; returns the function that answers it, which runs in a thread of its
+            own and whose errors answer the message. If `arrive` raises, the stream ends with the error after all
+            earlier messages are answered.
     """
 
     def __init__(
         self,
         requests: Iterator[pb.EmbedStreamRequest],
         context: Any,
-        arrive: Callable[[pb.EmbedStreamRequest], Step],
-        answer: Callable[[pb.EmbedStreamRequest, Step], pb.EmbedResponse],
+        arrive: Callable[[pb.EmbedStreamRequest], Answer],
     ) -> None:
         self._requests, self._context = requests, context
-        self._arrive, self._answer = arrive, answer
+        self._arrive = arrive
         self._changed = threading.Condition()
         self._in_flight: dict[int, threading.Thread] = {}
         self._ready: SimpleQueue[pb.EmbedStreamResponse | IsoglossError | None] = SimpleQueue()
@@ -72,11 +74,11 @@ class Stream:
         try:
             for request in self._requests:
                 try:
-                    step = self._arrive(request)
+                    answer = self._arrive(request)
                 except IsoglossError as error:
                     end = error
                     break
-                self._start(request, step)
+                self._start(request, answer)
         except IsoglossError as error:  # an id in flight was reused: requests in flight are not answered
             self._ready.put(error)
             return
@@ -86,8 +88,8 @@ class Stream:
             thread.join()
         self._ready.put(end)
 
-    def _start(self, request: pb.EmbedStreamRequest, step: Step) -> None:
-        thread = threading.Thread(target=self._respond, args=(request, step), daemon=True)
+    def _start(self, request: pb.EmbedStreamRequest, answer: Answer) -> None:
+        thread = threading.Thread(target=self._respond, args=(request, answer), daemon=True)
         with self._changed:
             if request.id in self._in_flight:
                 raise refusal("DUPLICATE_ID", "the id is still in flight", "id", id=request.id)
@@ -96,10 +98,10 @@ class Stream:
         with self._changed:
             self._changed.wait_for(lambda: len(self._in_flight) < WINDOW_REQUESTS or not self._context.is_active())
 
-    def _respond(self, request: pb.EmbedStreamRequest, step: Step) -> None:
+    def _respond(self, request: pb.EmbedStreamRequest, answer: Answer) -> None:
         response = pb.EmbedStreamResponse(id=request.id)
         try:
-            response.response.CopyFrom(self._answer(request, step))
+            response.response.CopyFrom(answer())
         except IsoglossError as error:
             response.error.CopyFrom(to_status(error))
         except Exception as error:  # noqa: BLE001 - without a response the caller would wait forever
@@ -123,7 +125,7 @@ class Service(EmbeddingServiceServicer):
     def __init__(self, settings: Settings, script: Script) -> None:
         self._settings = settings
         self._script = script
-        self._responder = Responder(settings)
+        self._responder = Responder()
 
     def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802 - the contract's name
         """Embeds texts."""
@@ -135,28 +137,30 @@ class Service(EmbeddingServiceServicer):
         """Embeds many requests on one stream. Gates and scripted errors of Embed apply to its messages as well."""
         trailers = _trailers(context)
 
-        self._script.open_stream()
+        self._script.begin("EmbedStream", context)
 
-        def arrive(message: pb.EmbedStreamRequest) -> Step:
+        def arrive(message: pb.EmbedStreamRequest) -> Answer:
             """Records a message; raises the scripted error that ends the stream."""
             self._script.record("EmbedStream", message, context)
             self._script.next_step("EmbedStream").run(context)
-            return self._script.next_step("Embed")
-
-        def answer(message: pb.EmbedStreamRequest, step: Step) -> pb.EmbedResponse:
-            """Embeds the texts of a message within its timeout."""
+            step, settings = self._script.next_step("Embed"), copy(self._settings)
             timeout_s = message.timeout.ToNanoseconds() / 1e9 if message.HasField("timeout") else None
-            step.run(context, timeout_s)
-            return self._responder.embed(message.request)
+
+            def answer() -> pb.EmbedResponse:
+                """Embeds the texts of the message within its timeout."""
+                step.run(context, timeout_s)
+                return self._responder.embed(settings, message.request)
+
+            return answer
 
         try:
-            yield from Stream(request_iterator, context, arrive, answer).responses()
+            yield from Stream(request_iterator, context, arrive).responses()
         except IsoglossError as error:
             abort(context, error, trailers)
 
     def Similarity(self, request: pb.SimilarityRequest, context: Any) -> pb.SimilarityResponse:  # noqa: N802
         """Scores queries against candidates."""
-        return self._answer("Similarity", request, context, lambda r: compare(self._settings, self._responder, r))
+        return self._answer("Similarity", request, context, self._responder.compare)
 
     def Health(self, request: pb.HealthRequest, context: Any) -> pb.HealthResponse:  # noqa: N802
         """Reports the status of the settings."""
@@ -166,12 +170,16 @@ class Service(EmbeddingServiceServicer):
         """Describes the model and its limits."""
         return self._answer("ListModels", request, context, self._responder.models)
 
-    def _answer(self, method: str, request: Request, context: Any, answer: Callable[[Request], Response]) -> Response:
+    def _answer(
+        self, method: str, request: Request, context: Any, answer: Callable[[Settings, Request], Response]
+    ) -> Response:
         trailers = _trailers(context)
+        self._script.begin(method, context)
         try:
             self._script.record(method, request, context)
-            self._script.next_step(method).run(context)
-            return answer(request)
+            step, settings = self._script.next_step(method), copy(self._settings)
+            step.run(context)
+            return answer(settings, request)
         except IsoglossError as error:
             abort(context, error, trailers)
 
@@ -232,6 +240,7 @@ class FakeServer(Settings):
 
     @on_request.setter
     def on_request(self, function: Callable[[Received], None] | None) -> None:
+        """Sets the function; None removes it."""
         self._script.on_request = function
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -313,11 +322,19 @@ class FakeServer(Settings):
             metadata=metadata,
             violations=tuple(FieldViolation(path, message) for path in fields),
             retry_after_s=retry_after_s,
-            retryable=retryable,
+            retryable=code in RETRIED_CODES if retryable is None else retryable,
         )
         self._script.fail(method, error, times=times, after=after)
 
-    def hold(self, method: str, *, after: int = 0) -> Gate:
+    def wait_until_idle(self, timeout_s: float = 30.0) -> None:
+        """Waits until no call is in progress, because each is answered or cancelled.
+
+        Raises:
+            TimeoutError: A call is still in progress after `timeout_s` seconds.
+        """
+        self._script.wait_until_idle(timeout_s)
+
+    def hold(self, method: str, *, after: int = 0, times: int | None = None) -> Gate:
         """Returns a gate that holds calls of a method until it is opened.
 
         with server.hold("Embed") as gate:
@@ -329,11 +346,12 @@ class FakeServer(Settings):
         Args:
             method: As for `fail_next`.
             after: Number of calls that pass before.
+            times: Maximum number of calls to hold; None for no maximum.
 
         Raises:
             ValueError: The method is unknown.
         """
-        return self._script.hold(method, after=after)
+        return self._script.hold(method, after=after, times=times)
 
     def __enter__(self) -> Self:
         self.start()

@@ -121,7 +121,7 @@ def encode(elements: Elements, message: Any) -> None:
 
 
 def decode(message: Any, element_type: ElementType) -> Elements:
-    """Returns the elements of a Matrix as read-only arrays; Matrix.data is not copied.
+    """Returns the elements of a Matrix as read-only arrays.
 
     Args:
         message: The Matrix.
@@ -133,13 +133,14 @@ def decode(message: Any, element_type: ElementType) -> Elements:
     dtype, rows, columns = DTYPES[element_type], message.rows, message.columns
     row_elements = -(-columns // 8) if element_type in BIT_PACKED else columns
     size = rows * row_elements * dtype.itemsize
-    if len(message.data) != size:
+    data = message.data  # once, because protobuf copies the bytes at each access
+    if len(data) != size:
         shape = f"{rows} rows of {columns} columns in {element_type}"
-        raise MatrixError("data", f"{shape} have {size} bytes, not {len(message.data)}")
+        raise MatrixError("data", f"{shape} have {size} bytes, not {len(data)}")
     expected = rows if element_type in SCALED else 0
     if len(message.row_scales) != expected:
         raise MatrixError("row_scales", f"expected {expected} scales, not {len(message.row_scales)}")
-    array = np.frombuffer(message.data, dtype).reshape(rows, row_elements)
+    array = np.frombuffer(data, dtype).reshape(rows, row_elements)
     scales = NO_SCALES
     if expected:
         scales = np.array(message.row_scales, dtype=np.float32)

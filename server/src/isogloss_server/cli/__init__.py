@@ -1,80 +1,81 @@
-"""`isogloss-server`: argv -> Settings -> serve, or one of the smaller verbs."""
+"""`isogloss-server`: the command line, and the dispatch of its verbs. Each verb has a module of its own."""
 
 import argparse
+import difflib
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from isogloss_server import logs
 from isogloss_server._version import __version__
-from isogloss_server.cli.serve import add_flags
-from isogloss_server.errors import StartupError
-from isogloss_server.settings.declarations import SettingsError
-from isogloss_server.settings.sources import load, silence_grpc, unknown_variables
+from isogloss_server.cli import serve
+from isogloss_server.errors import SettingsError, StartupError
 
 PROGRAM = "isogloss-server"
-
-
 EPILOG = """\
 example:
-  isogloss-server serve                 the bundled model, for this machine alone
-  isogloss-server models list           the models that have a name
+  isogloss-server serve                 serves the bundled model to this machine
+  isogloss-server models list           lists the known models
 """
-
-
-SERVE_EPILOG = """\
-A setting is its flag, else its variable, else its key in the TOML file that --config names, else the default.
-
-exit status: 0 drained, 1 could not start, 2 wrong settings, 128 + signal stopped at once
-
-example:
-  isogloss-server serve --host 0.0.0.0 --port 50051 --log-format json --drain-delay-s 5
-"""
-
-
 MODELS_EPILOG = """\
-MODEL is a name of the list, a hub id OWNER/NAME, either with @REVISION, or a folder in the sentence-transformers
-layout. Models of the hub lie in the cache of its own library: HF_HOME says where, HF_TOKEN opens gated ones,
-HF_HUB_OFFLINE=1 forbids to ask.
+MODEL is a name from `models list` or a hub id OWNER/NAME, either with @REVISION, or a folder in the
+sentence-transformers layout. Models of the hub are kept in the cache of the huggingface_hub library: HF_HOME sets its
+folder, HF_TOKEN gives access to gated models, HF_HUB_OFFLINE=1 forbids network access.
 
-exit status: 0 well, 1 a model cannot be had or is not as it should be, 2 wrong words or settings
+exit status: 0 success, 1 a model is unavailable, damaged or not faithful, 2 invalid arguments or settings
 
 example:
   isogloss-server models pull paraphrase-multilingual-MiniLM-L12-v2
 """
-
-
-# verb -> help, and what its MODEL is: nothing, one, or several
+# verb -> help, and nargs of its MODEL: none, one ("") or several ("+")
 MODELS_VERBS = {
-    "list": ("the models that have a name, and whether they are on this disk", None),
-    "show": ("what is known of a model, and its files with their digests", ""),
+    "list": ("list the known models, and whether they are on this disk", None),
+    "show": ("show a model's properties, and its files with their digests", ""),
     "pull": ("download models", "+"),
-    "verify": (
-        "load a model, and hold its vectors against those of sentence-transformers, where that is installed",
-        "",
-    ),
+    "verify": ("run a model's self-test, and compare its vectors with sentence-transformers' if that is installed", ""),
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line; exit status 2."""
+    """A parser that reports an error in one line, with a suggestion, and exits with status 2."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Writes the line and ends the program."""
+        """Prints the error and exits."""
+        invalid = re.match(r"argument (\S+): invalid choice: '(.*?)'", message)
+        if invalid:
+            name, word = invalid.groups()
+            choices = [str(choice) for action in self._actions for choice in action.choices or ()]
+            message = _unknown(name, word, choices, otherwise=f"choose from {', '.join(choices)}")
         print_error(message)
         raise SystemExit(2)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses arguments; rejects unknown ones in the parser of the verb, which knows the flags that are close."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            word = rest[0].partition("=")[0]
+            kind = "flag" if word.startswith("-") else "argument"
+            self.error(_unknown(kind, word, flags, otherwise=f"see {self.prog} --help"))
+        return namespace, rest
+
+
+def _unknown(kind: str, word: str, known: Iterable[str], *, otherwise: str) -> str:
+    """Returns a message on an unknown word, with the known one that is closest to it, else a hint."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"unknown {kind} {word!r}; {f'did you mean {near[0]!r}?' if near else otherwise}"
+
 
 def print_error(message: str) -> None:
-    """Writes one line on stderr."""
+    """Prints one line on stderr."""
     print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the command line's grammar."""
+    """Returns the parser of the command line."""
     top = Parser(
         prog=PROGRAM,
         description="Multilingual embeddings over gRPC.",
@@ -83,15 +84,15 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, title="verbs", metavar="VERB", parser_class=Parser)
-    serve = verbs.add_parser(
+    serve_parser = verbs.add_parser(
         "serve",
         help="serve models until SIGTERM or SIGINT",
         description="Serves models over gRPC until SIGTERM or SIGINT, then drains; a second signal stops at once.",
-        epilog=SERVE_EPILOG,
+        epilog=serve.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_flags(serve)
+    serve.add_flags(serve_parser)
     _add_models(verbs)
     completion = verbs.add_parser(
         "completion",
@@ -107,7 +108,7 @@ def _add_models(verbs: "argparse._SubParsersAction[Parser]") -> None:
     models = verbs.add_parser(
         "models",
         help="list, show, pull and verify models",
-        description="Models on the hub and on this disk.",
+        description="Models of the hub and on this disk.",
         epilog=MODELS_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -115,75 +116,55 @@ def _add_models(verbs: "argparse._SubParsersAction[Parser]") -> None:
     for verb, (text, count) in MODELS_VERBS.items():
         parser = inner.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if count is None:
-            parser.add_argument("--json", action="store_true", help="as JSON, with all that is known of each")
+            parser.add_argument("--json", action="store_true", help="print all properties as JSON")
         else:
             parser.add_argument("model", metavar="MODEL", nargs=count or None, help="name, hub id or folder")
 
 
-def print_completion(shell: str) -> int:
-    """Prints the script of a shell; returns the exit status."""
-    import shtab  # noqa: PLC0415 - for this verb alone
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Args:
+        arguments: The command line without the program's name; None stands for the process's own.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SystemExit: The command line is invalid, or asks for help or the version.
+    """
+    flags = vars(parser().parse_args(arguments))
+    verb = flags.pop("verb")
+    try:
+        match verb:
+            case "completion":
+                return _print_completion(flags["shell"])
+            case "models":
+                from isogloss_server.cli import models  # noqa: PLC0415 - imports the hub's library, which takes long
+
+                return models.run(flags)
+            case _:
+                return serve.run(flags)
+    except SettingsError as error:
+        print_error(str(error))
+        return 2
+    except StartupError as error:
+        print_error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        print_error("interrupted; completely downloaded files are kept")
+        return 128 + signal.SIGINT
+
+
+def _print_completion(shell: str) -> int:
+    import shtab  # noqa: PLC0415 - only this verb needs it
 
     print(shtab.complete(parser(), shell))  # noqa: T201
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit status."""
-    flags = vars(parser().parse_args(arguments))
-    match flags.pop("verb"):
-        case "completion":
-            return print_completion(flags["shell"])
-        case "models":
-            return run_models(flags)
-        case _:
-            return run_server(flags)
-
-
-def run_models(flags: dict[str, Any]) -> int:
-    """Runs a verb of `models`; returns the exit status."""
-    from isogloss_server.cli import models  # noqa: PLC0415 - with the hub's library, which the server starts without
-
-    try:
-        return models.run(flags)
-    except StartupError as error:
-        print_error(str(error))
-        return 1
-    except SettingsError as error:
-        print_error(str(error))
-        return 2
-    except KeyboardInterrupt:
-        print_error("stopped; what arrived whole is kept")
-        return 128 + signal.SIGINT
-
-
-def run_server(flags: dict[str, Any]) -> int:
-    """Serves until it is stopped; returns the exit status."""
-    try:
-        loaded = load(flags)
-    except SettingsError as error:
-        print_error(str(error))
-        return 2
-    logs.configure(loaded.log_level, loaded.log_format)
-    for line in unknown_variables():
-        logs.warning(line)
-    silence_grpc()
-    try:
-        # Only now: wrong settings are told at once, before gRPC and numpy are loaded.
-        import uvloop  # noqa: PLC0415
-
-        from isogloss_server.app import serve  # noqa: PLC0415
-
-        return uvloop.run(serve(loaded))
-    except StartupError as error:
-        print_error(str(error))
-        return 1
-    except KeyboardInterrupt:  # before the signals are ours
-        return 128 + signal.SIGINT
-
-
 def run() -> None:
-    """Runs the program and ends the process, whatever its threads still do: nobody waits for them any more."""
+    """Runs the program and exits the process without waiting for threads that still work."""
     status = main()
     logging.shutdown()
     sys.stdout.flush()

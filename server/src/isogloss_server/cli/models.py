@@ -1,4 +1,4 @@
-"""`isogloss-server models ...`: what is known, what is on this disk, and whether it computes what it should."""
+"""`isogloss-server models`: lists, shows, downloads and verifies models."""
 
 import dataclasses
 import json
@@ -21,25 +21,31 @@ HEADINGS = ("name", "dimensions", "tokens", "languages", "licence", "on this dis
 
 
 def run(flags: Mapping[str, Any]) -> int:
-    """Runs one verb; returns the exit status.
+    """Runs one verb.
+
+    Args:
+        flags: The verb as `models_verb`, and its arguments.
+
+    Returns:
+        The exit status.
 
     Raises:
-        StartupError: a model cannot be had, or its files are damaged.
-        SettingsError: a setting of the environment, such as the precision, is wrong.
+        StartupError: A model is unknown or unavailable, or its files are damaged.
+        SettingsError: A setting in the environment is invalid.
     """
-    asked = flags.get("model") or ()
-    for source in [asked] if isinstance(asked, str) else asked:
+    sources = flags.get("model") or ()
+    for source in [sources] if isinstance(sources, str) else sources:
         if is_hosted(source):
             hosted = provider_catalog.resolve(source)
-            raise ProviderSetupError(f"{hosted.model} runs at {hosted.address}: nothing of it is on this disk")
+            raise ProviderSetupError(f"{source} runs at {hosted.address}; it has no files on this disk")
     return VERBS[flags["models_verb"]](flags)
 
 
 def list_models(flags: Mapping[str, Any]) -> int:
-    """Prints a line for each model that has a name."""
-    rows = [_bundled_row(), *map(_known_row, KNOWN)]
+    """Prints one line for each known model."""
+    rows = [_bundled_row(), *map(_catalog_row, KNOWN)]
     if flags["json"]:
-        say(json.dumps(rows, ensure_ascii=False, indent=1))
+        print_line(json.dumps(rows, ensure_ascii=False, indent=1))
         return 0
     cells = [
         (
@@ -53,91 +59,91 @@ def list_models(flags: Mapping[str, Any]) -> int:
         for row in rows
     ]
     for line in _table([HEADINGS, *cells]):
-        say(line)
+        print_line(line)
     return 0
 
 
 def show(flags: Mapping[str, Any]) -> int:
-    """Prints what is known of a model and, where it is on this disk, what its files say and what they make."""
+    """Prints the properties of a model and, if it is on this disk, those of its files."""
     source = flags["model"]
     folder = _on_disk(source)
     if folder is not None:
-        _say_facts((_known_facts(folder.known) if folder.known else {}) | _folder_facts(folder))
+        _print_properties((_catalog_properties(folder.known) if folder.known else {}) | _folder_properties(folder))
         card = factory.read(folder, load({})).card
-        _say_facts({"backend": card.backend, "tokens": f"{card.max_tokens:,}", "space id": card.space_id})
+        _print_properties({"backend": card.backend, "tokens": f"{card.max_tokens:,}", "space id": card.space_id})
         return 0
-    wanted = catalog.resolve(source)
-    if wanted is None:
+    hub_model = catalog.resolve(source)
+    if hub_model is None:
         raise model_folder.unknown_model(source)
-    _say_facts(
+    _print_properties(
         {
-            **(_known_facts(wanted.known) if wanted.known else {}),
-            "hub id": wanted.hub_id,
-            "revision": wanted.revision,
-            "folder": f"not on this disk; isogloss-server models pull {source}",
+            **(_catalog_properties(hub_model.known) if hub_model.known else {}),
+            "hub id": hub_model.hub_id,
+            "revision": hub_model.revision,
+            "folder": f"not on this disk; run `isogloss-server models pull {source}`",
         }
     )
     return 0
 
 
 def pull(flags: Mapping[str, Any]) -> int:
-    """Downloads models into the hub's cache, one after the other; prints where they are."""
+    """Downloads models into the hub's cache, one after the other; prints their folders."""
     for source in flags["model"]:
         folder = model_folder.locate(source, refresh=True)
         at = f" at {folder.revision}" if folder.revision else ""
-        say(f"{source}{at}: {folder.path}")
+        print_line(f"{source}{at}: {folder.path}")
         if folder.known and folder.known.remark:
-            say(f"{source}: {folder.known.remark}")
+            print_line(f"{source}: {folder.known.remark}")
     return 0
 
 
 def verify(flags: Mapping[str, Any]) -> int:
-    """Loads a model, makes the start-up checks, and compares it with sentence-transformers where that is installed."""
+    """Loads a model, runs its self-test, and compares it with sentence-transformers if that is installed."""
     source = flags["model"]
     folder = model_folder.locate(source)
-    parts = factory.read(folder, load({}))
+    loaded = factory.read(folder, load({}))
     self_test.verify(
-        lambda texts: parts.tokenizer.encode(texts, Truncation.END).batch,
-        parts.model.forward,
-        parts.probes,
-        parts.tolerance,
+        lambda texts: loaded.tokenizer.encode(texts, Truncation.END).batch,
+        loaded.model.forward,
+        loaded.probes,
+        loaded.tolerance,
     )
-    say(f"{source}: {parts.card.backend}, space {parts.card.space_id}: the server's own checks passed")
+    print_line(f"{source}: {loaded.card.backend}, space {loaded.card.space_id}: passed the self-test")
     if not parity.is_available():
-        say("sentence-transformers is not installed: its vectors were not compared")
+        print_line("sentence-transformers is not installed: vectors not compared")
         return 0
-    found = list(parity.compare(folder, parts))
-    for each in found:
-        say(f"against sentence-transformers, {each}")
-    if not all(each.is_faithful for each in found):
-        raise ModelFilesError(f"{source}: its vectors are not those of sentence-transformers")
+    comparisons = list(parity.compare(folder, loaded))
+    for comparison in comparisons:
+        print_line(f"compared with sentence-transformers, {comparison}")
+    if not all(comparison.is_faithful for comparison in comparisons):
+        raise ModelFilesError(f"{source}: its vectors differ from those of sentence-transformers")
     return 0
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints a line."""
     print(line)  # noqa: T201
 
 
-def _say_facts(facts: Mapping[str, object]) -> None:
-    for name, fact in facts.items():
-        for number, line in enumerate(_wrapped(str(fact))):
-            say(f"{name if number == 0 else '':<10}  {line}")
+def _print_properties(properties: Mapping[str, object]) -> None:
+    for name, value in properties.items():
+        for number, line in enumerate(_wrapped(str(value))):
+            print_line(f"{name if number == 0 else '':<10}  {line}")
 
 
 def _on_disk(source: str) -> ModelFolder | None:
-    """Returns a model's folder if it is on this disk."""
+    """Returns a model's folder if it is on this disk, or None."""
     path = model_folder.local_folder(source)
     if path is not None:
         return model_folder.open_folder(path)
-    wanted = catalog.resolve(source)
-    path = hub.cached(wanted) if wanted else None
-    return model_folder.open_folder(path, wanted) if path else None
+    hub_model = catalog.resolve(source)
+    path = hub.cached(hub_model) if hub_model else None
+    return model_folder.open_folder(path, hub_model) if path else None
 
 
-def _known_row(known: KnownModel) -> dict[str, Any]:
-    wanted = catalog.resolve(known.name)
-    folder = hub.cached(wanted) if wanted else None
+def _catalog_row(known: KnownModel) -> dict[str, Any]:
+    hub_model = catalog.resolve(known.name)
+    folder = hub.cached(hub_model) if hub_model else None
     row = {"name": known.name, **dataclasses.asdict(known), "source": known.source}
     return {**row, "folder": str(folder) if folder else None}
 
@@ -156,7 +162,7 @@ def _bundled_row() -> dict[str, Any]:
     }
 
 
-def _known_facts(known: KnownModel) -> dict[str, object]:
+def _catalog_properties(known: KnownModel) -> dict[str, object]:
     return {
         "name": known.name,
         "hub id": known.hub_id,
@@ -173,11 +179,11 @@ def _known_facts(known: KnownModel) -> dict[str, object]:
     }
 
 
-def _folder_facts(folder: ModelFolder) -> dict[str, object]:
-    """Returns what the folder says, which replaces what is known, and its files with sizes and sha256."""
-    held = [str(path.relative_to(folder.path)) for path in sorted(folder.path.rglob("*")) if path.is_file()]
+def _folder_properties(folder: ModelFolder) -> dict[str, object]:
+    """Returns the properties in a folder's files, which override the catalog's, and the files with sizes and sha256."""
+    names = [str(path.relative_to(folder.path)) for path in sorted(folder.path.rglob("*")) if path.is_file()]
     card = folder.card
-    facts: dict[str, object] = {
+    properties: dict[str, object] = {
         "revision": folder.revision,
         "licence": card.license,
         "languages": f"{len(card.languages)}: {' '.join(card.languages)}" if card.languages else "",
@@ -188,15 +194,15 @@ def _folder_facts(folder: ModelFolder) -> dict[str, object]:
         "folder": folder.path,
         "files": "\n".join(
             f"{folder.digest(name)}  {folder.file(name).stat().st_size:>13,} bytes  {name}"
-            for name in filter(hub.is_model_file, held)
+            for name in filter(hub.is_model_file, names)
         ),
     }
-    return {name: fact for name, fact in facts.items() if fact}
+    return {name: value for name, value in properties.items() if value}
 
 
-def _wrapped(fact: str) -> Iterable[str]:
-    """Yields the lines of a fact; only long ones of words are broken, since columns are wider."""
-    for line in fact.split("\n"):
+def _wrapped(value: str) -> Iterable[str]:
+    """Yields the lines of a value; wraps long prose, but not the lines of the table of files."""
+    for line in value.split("\n"):
         yield from textwrap.wrap(line, 100) if len(line.split()) > 20 else [line]
 
 

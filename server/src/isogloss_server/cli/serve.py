@@ -1,16 +1,30 @@
-"""The flags of `serve`, made from the knobs."""
+"""`isogloss-server serve`: its flags, made from the settings, and its run."""
 
 import argparse
-from typing import Literal, get_args, get_origin
+import signal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
+from isogloss_server import logs
 from isogloss_server.settings.declarations import PREFIX, Settings
+from isogloss_server.settings.sources import load, silence_grpc, unknown_variables
+
+EPILOG = """\
+Each setting is a flag, an environment variable, and a key of the TOML file of --config. A flag wins over the variable,
+the variable over the file, the file over the default.
+
+exit status: 0 stopped after a drain, 1 could not start, 2 invalid settings, 128 + signal stopped at once
+
+example:
+  isogloss-server serve --host 0.0.0.0 --port 50051 --log-format json --drain-delay-s 5
+"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Gives `parser` a flag for each knob."""
+    """Adds a flag for each setting to `parser`, in a group for each section."""
     sections: dict[str, argparse._ArgumentGroup] = {}
     for name, field in Settings.model_fields.items():
         section = _extra(field, "section")
@@ -21,6 +35,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         else:
             action = "append" if isinstance(field.default, tuple) else "store"
             group.add_argument(flag, action=action, metavar=_extra(field, "unit"), help=text)
+
+
+def run(flags: Mapping[str, Any]) -> int:
+    """Serves until a signal.
+
+    Args:
+        flags: Values by setting; None stands for a flag that is not given.
+
+    Returns:
+        The exit status: 0 after a drain, 128 + signal if stopped at once.
+
+    Raises:
+        SettingsError: A setting is unknown or out of range, or the config file cannot be read.
+        StartupError: The server cannot listen, or a model cannot be loaded.
+    """
+    settings = load(flags)
+    logs.configure(settings.log_level, settings.log_format)
+    for line in unknown_variables():
+        logs.warning(line)
+    silence_grpc()
+    # Imported here, so that invalid settings are reported before gRPC and numpy are loaded.
+    import uvloop  # noqa: PLC0415
+
+    from isogloss_server.app import serve  # noqa: PLC0415
+
+    try:
+        return uvloop.run(serve(settings))
+    except KeyboardInterrupt:  # before the server handles signals
+        return 128 + signal.SIGINT
 
 
 def _extra(field: FieldInfo, name: str) -> str:

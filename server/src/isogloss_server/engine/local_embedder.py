@@ -248,10 +248,12 @@ def _join(
     tokenizing = [(block.began_s, block.tokenized_s) for block in blocks]
     inferring = [span for result in results for span in result.spans]
     ended_s = max(end_s for _, end_s in inferring or tokenizing)
+    total_tokens = sum(len(block.tokenized.batch.ids) for block in blocks)
     rows = results[0].rows if len(results) == 1 else np.concatenate([_empty(dimensions), *(r.rows for r in results)])
     if row_errors:
         counts = counts.copy()
         counts[list(row_errors)] = 0
+        total_tokens = int(counts.sum())
         good = np.ones(n, bool)
         good[list(row_errors)] = False
         computed, rows = rows, np.zeros((n, dimensions), np.float32)
@@ -261,7 +263,7 @@ def _join(
         token_counts=counts,
         truncated_rows=tuple(truncated),
         row_errors=row_errors,
-        total_tokens=int(counts.sum()),
+        total_tokens=total_tokens,
         tokenization_s=covered_s(tokenizing),
         queue_s=ended_s - blocks[0].asked_s - covered_s(tokenizing + inferring),
         inference_s=covered_s(inferring),

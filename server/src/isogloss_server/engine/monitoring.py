@@ -5,11 +5,21 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Generic, TypeVar
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.models.interfaces import State
+
+
+class State(IntEnum):
+    """Health of a model; a greater number is worse."""
+
+    SERVING = 1
+    DEGRADED = 2
+    STARTING = 3
+    NOT_SERVING = 4
+
 
 FAILURES = 3  # consecutive failed batches after which a model is DEGRADED: fewer may be due to single texts
 CHECKS = 8  # of the watchdog within its time limit
@@ -55,6 +65,10 @@ class HealthReporter:
             return
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
             self._loop.call_soon_threadsafe(self._apply, part, state, detail)
+
+    def report_degraded(self, part: str, detail: str) -> None:
+        """Sets the state of one part to DEGRADED because of `detail`, or to SERVING if that is empty."""
+        self.report(part, State.DEGRADED if detail else State.SERVING, detail)
 
     def start_serving(self) -> None:
         """Ends STARTING: from now on the state is the worst that a part reports."""

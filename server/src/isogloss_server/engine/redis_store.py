@@ -1,8 +1,9 @@
-"""The store that Redis is. The only module that imports redis-py."""
+"""The shared cache's store on Redis; no other module imports redis-py."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -11,20 +12,42 @@ from redis.maint_notifications import MaintNotificationsConfig
 from isogloss_server.engine.shared_cache import CONNECT_TIMEOUT_S, StoreError
 from isogloss_server.errors import CacheSetupError
 
-CONNECTIONS = 8  # of one server; look-ups beyond wait for one, within their time
+CONNECTIONS = 8  # of one server; further look-ups wait for a connection, within their time limit
+# Exceptions of redis-py and their causes in words; the first match counts. Their own messages may quote addresses.
+CAUSES: tuple[tuple[type[Exception], str], ...] = (
+    (exceptions.AuthenticationError, "Redis rejected the password"),
+    (exceptions.AuthenticationWrongNumberOfArgsError, "Redis rejected the password"),
+    (exceptions.AuthorizationError, "Redis denied access"),
+    (exceptions.BusyLoadingError, "Redis is loading its data"),
+    (exceptions.MaxConnectionsError, "all connections are in use"),
+    (exceptions.ConnectionError, "no connection to Redis"),
+    (exceptions.TimeoutError, "no response within the time limit"),
+    (exceptions.NoPermissionError, "the Redis user lacks a permission"),
+    (exceptions.OutOfMemoryError, "Redis is out of memory"),
+    (exceptions.ReadOnlyError, "Redis is a read-only replica"),
+    (exceptions.MasterDownError, "the Redis replica has lost its master"),
+    (exceptions.AskError, "Redis Cluster is not supported"),
+    (exceptions.ClusterError, "Redis Cluster is not supported"),
+    (exceptions.ResponseError, "Redis reported an error"),
+)
 
 
 class RedisStore:
-    """Values in one Redis, each under a prefix and the key's digits, for as long as they live there."""
+    """Values in one Redis server, under keys with a prefix, with a lifetime."""
 
     def __init__(self, url: str, *, prefix: str, ttl_s: int) -> None:
-        """Connects to nothing yet.
+        """Creates a store that connects on first use.
+
+        Args:
+            url: redis://[:PASSWORD@]HOST[:PORT][/DB] or rediss://...
+            prefix: Start of each key; the hexadecimal digits of the cache's key follow.
+            ttl_s: Lifetime of a value, in seconds.
 
         Raises:
-            CacheSetupError: the URL is none.
+            CacheSetupError: The URL is invalid.
         """
         try:
-            # One attempt: whoever asks has no time for a second one. RESP 2: nothing is wanted that 3 adds.
+            # No retries: a look-up has no time for a second attempt. RESP 2: nothing of RESP 3 is needed.
             pool = BlockingConnectionPool.from_url(
                 url,
                 max_connections=CONNECTIONS,
@@ -34,37 +57,37 @@ class RedisStore:
                 maint_notifications_config=MaintNotificationsConfig(enabled=False),
             )
         except ValueError:  # its message quotes the URL, and with it the password
-            raise CacheSetupError("the URL of the shared cache is none: it begins with redis:// or rediss://") from None
+            raise CacheSetupError("invalid URL in cache_redis_url: it must begin with redis:// or rediss://") from None
         self._redis = Redis(connection_pool=pool)
         self._pool = pool
         self._prefix = prefix
         self._ttl_s = ttl_s
 
     async def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Returns the value of each key, or None, in one round trip; raises StoreError."""
+        """Returns the value of each key, None for a missing one, in one round trip; raises StoreError."""
         try:
             values = await self._redis.mget([self._name(key) for key in keys])
-        except Exception as error:  # noqa: BLE001 - whatever a library makes of a stranger's bytes
-            raise _fault(error) from None
-        return cast("list[bytes | None]", values)  # str where the client were told to decode
+        except Exception as error:  # noqa: BLE001 - redis-py raises more than its own exceptions on malformed replies
+            raise StoreError(_cause(error)) from None
+        return cast("list[bytes | None]", values)  # the type has str too, for clients that decode
 
     async def set(self, values: Mapping[bytes, bytes]) -> Sequence[str]:
-        """Keeps values in one round trip; returns why those were refused that were; raises StoreError."""
+        """Stores values in one round trip; returns the cause for each rejected value; raises StoreError."""
         pipeline = self._redis.pipeline(transaction=False)
         for key, value in values.items():
             pipeline.set(self._name(key), value, ex=self._ttl_s)
         try:
-            answers = await pipeline.execute(raise_on_error=False)
+            replies = await pipeline.execute(raise_on_error=False)
         except Exception as error:  # noqa: BLE001 - as above
-            raise _fault(error) from None
-        return [type(answer).__name__ for answer in answers if isinstance(answer, Exception)]
+            raise StoreError(_cause(error)) from None
+        return [_cause(reply) for reply in replies if isinstance(reply, Exception)]
 
     async def ping(self) -> None:
-        """Returns once Redis answers; raises StoreError."""
+        """Returns when Redis has responded; raises StoreError."""
         try:
             await self._redis.ping()
         except Exception as error:  # noqa: BLE001 - as above
-            raise _fault(error) from None
+            raise StoreError(_cause(error)) from None
 
     async def close(self) -> None:
         """Closes all connections; raises StoreError."""
@@ -72,12 +95,12 @@ class RedisStore:
             await self._redis.aclose()
             await self._pool.aclose()
         except Exception as error:  # noqa: BLE001 - as above
-            raise _fault(error) from None
+            raise StoreError(_cause(error)) from None
 
     def _name(self, key: bytes) -> str:
         return f"{self._prefix}{key.hex()}"
 
 
-def _fault(error: Exception) -> StoreError:
-    """Returns the error's kind without its message and cause, which may quote an address."""
-    return StoreError(type(error).__name__)
+def _cause(error: Exception) -> str:
+    """Returns the cause of an error without its own message, which may quote an address."""
+    return next((cause for kind, cause in CAUSES if isinstance(error, kind)), f"unexpected {type(error).__name__}")

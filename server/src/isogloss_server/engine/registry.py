@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from isogloss_server import metrics
 from isogloss_server.engine.admission import Admission
-from isogloss_server.engine.monitoring import HealthReporter
+from isogloss_server.engine.monitoring import HealthReporter, State
 from isogloss_server.engine.request import Limits
 from isogloss_server.errors import ModelNotReadyError, UnknownModelError
-from isogloss_server.models.interfaces import Embedder, State
+from isogloss_server.models.interfaces import Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,11 @@ class Registry:
         """Reports a part that all models share, such as the cache; see HealthReporter."""
         for model in self.models:
             model.health.report(part, state, detail)
+
+    def report_degraded(self, part: str, detail: str) -> None:
+        """Reports a part that all models share as DEGRADED, or as SERVING if `detail` is empty; see HealthReporter."""
+        for model in self.models:
+            model.health.report_degraded(part, detail)
 
     def drain(self) -> None:
         """Reports NOT_SERVING for every model; requests are still answered."""

@@ -1,7 +1,7 @@
-"""Scores of queries against candidates. Pure numpy, computed in float64 and answered in float32.
+"""Similarity scores of queries and candidates in numpy, computed in float64 and returned in float32.
 
-Float64 makes a pair's score independent of the block that it was computed in (but for one case in some ten million,
-where a sum falls within rounding of the middle between two float32 numbers), so that equal candidates tie, and parts
+With float64, the score of a pair does not depend on the block it is computed in, except in about one case in ten
+million, where a sum is within rounding of the midpoint between two float32 numbers. So equal candidates tie, and parts
 of a large comparison can be merged by score.
 """
 

@@ -1,1 +1,1 @@
-"""What computes vectors, one file a runtime; base.py holds the seams."""
+"""Models: catalog, files, tokenizer, and a module for each runtime. interfaces.py has what the engine relies on."""

@@ -1,8 +1,8 @@
-"""The models that are known by name: where they are, at which commit, and what their cards say of them.
+"""The catalog of known models: hub id, pinned commit, and properties.
 
-A row's facts come from its model card (`source`) and from the files at its revision; revisions, languages and licences
-were also held against the metadata that MTEB (github.com/embeddings-benchmark/mteb, mteb/models) keeps of each. What a
-model's own files say wins over its row: modules.json over `modules` and `pooling`, isogloss.json over the rest.
+The properties come from the model card (`source`) and from the files at the revision; revisions, languages and licences
+were also compared with the metadata in MTEB (github.com/embeddings-benchmark/mteb, mteb/models). A model's own files
+take precedence: modules.json over `modules` and `pooling`, isogloss.json over the rest.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 ENCODER = ("Transformer", "Pooling")
 NORMALIZED = (*ENCODER, "Normalize")
-# "query: " and "passage: " for retrieval; "query: " for symmetric tasks, and where vectors are features: card, FAQ 1.
+# "query: " and "passage: " for retrieval; "query: " for symmetric tasks, and for vectors as features: card, FAQ 1.
 E5_PROMPTS = {
     "query": "query: ",
     "document": "passage: ",
@@ -21,34 +21,34 @@ E5_PROMPTS = {
     "clustering": "query: ",
 }
 MAIN = "main"
-PROVIDER_NAMES = ("cohere", "openai")  # before a colon: the model runs at a provider, see providers.py
+PROVIDER_NAMES = ("cohere", "openai")  # prefixes of sources at a provider: PROVIDER:MODEL
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A model on the hub, and what is known of it before it is downloaded."""
+    """A model of the hub, and the properties that are known before it is downloaded."""
 
     hub_id: str
     revision: str  # commit, 40 hexadecimal digits
-    dimensions: tuple[int, ...]  # that mean something alone as leading columns, the model's own first
+    dimensions: tuple[int, ...]  # offered: the model's own first, then its Matryoshka dimensions
     max_tokens: int  # of one text, special tokens included
     modules: tuple[str, ...]  # of modules.json, by their last names
     pooling: str  # mean or cls
     languages: tuple[str, ...]  # BCP 47
     license: str  # SPDX
     prompts: Mapping[str, str] = field(default_factory=dict)  # input type -> prompt; other types have none
-    backend: str = "openvino"  # or sentence-transformers, for what the packed engine has no graph of
-    remark: str = ""  # what a user must know before choosing it
+    backend: str = "openvino"  # or sentence-transformers, for architectures that openvino/ does not support
+    remark: str = ""  # a limitation that users must know before they choose it
 
     @property
     def name(self) -> str:
-        """The name that the model goes by here: its hub id without the owner."""
+        """The model's name in the catalog: its hub id without the owner."""
         return self.hub_id.rpartition("/")[2]
 
     @property
     def source(self) -> str:
-        """The page that the facts come from."""
+        """The page that the properties come from."""
         return f"https://huggingface.co/{self.hub_id}"
 
 
@@ -170,7 +170,7 @@ KNOWN: tuple[KnownModel, ...] = (
     ),
     KnownModel(
         hub_id="BAAI/bge-m3",
-        # The main branch has pickled weights alone. This commit, of refs/pr/130 on the hub, is its child, and adds the
+        # The main branch has only pickled weights. This commit, of refs/pr/130 on the hub, is its child, and adds the
         # same weights as safetensors.
         revision="9a0624b896d81da7492a910ffa53731274b6cf3d",
         dimensions=(1024,),
@@ -192,8 +192,8 @@ KNOWN: tuple[KnownModel, ...] = (
         license="Apache-2.0",
         prompts={"query": "query: "},
         backend="sentence-transformers",
-        remark="its architecture (GTE) is code in its own repository, which is never run here: it is refused unless "
-        "the installed sentence-transformers knows the architecture by itself",
+        remark="its architecture (GTE) is code in its own repository, which is never executed: the model loads only if "
+        "the installed sentence-transformers includes the architecture",
     ),
     KnownModel(
         hub_id="Snowflake/snowflake-arctic-embed-l-v2.0",
@@ -242,17 +242,17 @@ KNOWN: tuple[KnownModel, ...] = (
 
 
 def find(name: str) -> KnownModel | None:
-    """Returns the row of a name or hub id, if there is one."""
+    """Returns the known model of a name or hub id, or None."""
     return next((known for known in KNOWN if name in (known.name, known.hub_id)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A model of the hub at a revision: what the name of a model stands for."""
+    """A model of the hub at a revision."""
 
     hub_id: str
     revision: str  # commit, tag or branch
-    source: str  # as it was asked for
+    source: str  # as the user named it
     known: KnownModel | None = None
 
     def __str__(self) -> str:
@@ -260,9 +260,14 @@ class HubModel:
 
 
 def resolve(source: str) -> HubModel | None:
-    """Returns what `NAME` or `OWNER/NAME`, either with `@REVISION`, stands for, or None if it is no such thing.
+    """Resolves a known name or a hub id.
 
-    A known model is wanted at its pinned commit, another at the main branch, unless the source tells a revision.
+    Args:
+        source: `NAME` or `OWNER/NAME`, either with `@REVISION`. Without a revision, a known model resolves to its
+            pinned commit, another one to the main branch.
+
+    Returns:
+        The model, or None if `source` is neither.
     """
     name, _, revision = source.partition("@")
     known = find(name)
@@ -272,12 +277,12 @@ def resolve(source: str) -> HubModel | None:
 
 
 def is_hosted(source: str) -> bool:
-    """Returns whether a model's source names a provider."""
+    """Returns True if a model's source begins with a provider, as in `cohere:embed-v4.0`."""
     host, colon, _ = source.partition(":")
     return bool(colon) and host in PROVIDER_NAMES
 
 
 def closest_name(name: str) -> str:
-    """Returns the known name that is most like another, or nothing."""
+    """Returns the known name that is closest to `name`, or an empty string."""
     known = {model.name.lower(): model.name for model in KNOWN}
     return "".join(known[near] for near in difflib.get_close_matches(name.partition("@")[0].lower(), known, n=1))

@@ -4,9 +4,8 @@ Letters in array shapes, here and everywhere: n texts, t tokens of all texts tog
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
@@ -16,18 +15,6 @@ from numpy.typing import NDArray
 from isogloss_server.errors import DomainError
 
 Rows = NDArray[np.float32]  # [n, d]
-
-
-class State(IntEnum):
-    """Health of a model; a greater number is worse."""
-
-    SERVING = 1
-    DEGRADED = 2
-    STARTING = 3
-    NOT_SERVING = 4
-
-
-Report = Callable[[State, str], None]  # tells of a change: the state, and a line for people, empty where all is well
 
 
 @dataclass(frozen=True, slots=True)

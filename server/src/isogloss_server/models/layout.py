@@ -1,4 +1,4 @@
-"""What a folder in the sentence-transformers layout says: its modules, their settings, prompts, and length limit."""
+"""Reads a folder in the sentence-transformers layout: its modules, their settings, prompts and length limit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from isogloss_server.models.interfaces import Model, ModelCard, Tolerance
 from isogloss_server.models.model_folder import ModelFolder, fingerprint, read_json
 from isogloss_server.models.tokenizer import TextTokenizer
 
-LIBRARY = "sentence_transformers."  # before the names of its own classes; others are code that comes with a model
+LIBRARY = "sentence_transformers."  # prefix of the library's own classes; others are code in the model's repository
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens")
-# Before version 5.3 a switch for each, of which several could be on.
+# Before version 5.3, one switch for each pooling; several could be on.
 POOLING_SWITCHES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -25,7 +25,7 @@ POOLING_SWITCHES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 SETTINGS_NAMES = ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
-# What config.json says of the file, of training and of the library, and not of the vectors.
+# Keys of config.json that describe the file, the training or the library, and do not affect the vectors.
 CONFIG_KEYS_WITHOUT_EFFECT = frozenset(
     {
         *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache"),
@@ -38,9 +38,9 @@ DENSE_ACTIVATIONS = ("Tanh", "Identity")
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A linear layer over the pooled vector: where its files lie, and the activation after it."""
+    """A linear layer over the pooled vector, and the activation after it."""
 
-    prefix: str
+    prefix: str  # path of its files in the folder, with a slash at the end
     outputs: int
     activation: str
     bias: bool
@@ -48,43 +48,43 @@ class Dense:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerLayout:
-    """A folder's modules: an encoder, a pooling, any number of Dense, and perhaps Normalize."""
+    """A folder's modules: an encoder, a pooling, any number of Dense, and optionally Normalize."""
 
-    prefix: str  # of the encoder's files: empty, or a folder's name and a slash
-    config: Mapping[str, Any]  # of config.json
-    max_tokens: int | None  # as the folder says; None where it does not
+    prefix: str  # path of the encoder's files in the folder: empty, or with a slash at the end
+    config: Mapping[str, Any]  # the content of config.json
+    max_tokens: int | None  # None if the folder does not set it
     lower_case: bool
-    poolings: tuple[str, ...]  # one after the other in the pooled vector
+    poolings: tuple[str, ...]  # concatenated in the pooled vector
     dense: tuple[Dense, ...]
     normalize: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A local model, loaded but not yet checked."""
+    """A local model, loaded but not yet tested."""
 
     model: Model
     tokenizer: TextTokenizer
     card: ModelCard
     prompts: Mapping[InputType, str]
-    probes: Sequence[tuple[str, Sequence[float]]]  # texts with the vectors that must come out for them
+    probes: Sequence[tuple[str, Sequence[float]]]  # texts with their known vectors
     tolerance: Tolerance
-    batched: bool  # whether a pass costs so much that callers' texts are best computed together
+    batched: bool  # True if batches of several callers' texts are faster
     release_pages: Callable[[], None] = lambda: None  # after the self-test: frees memory that only loading needed
-    threads: int | None = None  # passes at a time that the runtime wants; None: as many as asked for
+    threads: int | None = None  # batches at a time that the runtime requires; None: the setting's
 
 
 def module_names(folder: ModelFolder) -> list[str]:
-    """Returns the classes of the folder's modules, in order: the library's own by their last names, others in full."""
+    """Returns the classes of the folder's modules, in order; those of the library without their package."""
     kinds = [str(module.get("type", "")) for module in folder.modules]
     return [kind.rpartition(".")[2] if kind.startswith(LIBRARY) else kind for kind in kinds]
 
 
 def module_prefix(folder: ModelFolder, number: int) -> str:
-    """Returns where a module's files lie: nothing, or a folder's name and a slash.
+    """Returns the path of a module's files in the folder: empty, or with a slash at the end.
 
     Raises:
-        ModelFilesError: they are said to lie outside of the folder.
+        ModelFilesError: The path leads out of the folder.
     """
     path = str(folder.modules[number].get("path") or "")
     if Path(path).is_absolute() or ".." in Path(path).parts:
@@ -93,17 +93,18 @@ def module_prefix(folder: ModelFolder, number: int) -> str:
 
 
 def transformer(folder: ModelFolder) -> TransformerLayout:
-    """Returns the layout of a transformer model.
+    """Reads the layout of a transformer model.
 
     Raises:
-        ModelFilesError: the folder holds other modules, or settings that are not served.
+        UnsupportedModelError: The folder has other modules, or settings that are not supported.
+        ModelFilesError: A file is missing or damaged.
     """
     names = module_names(folder)
     inner = names[2:-1] if names[-1:] == ["Normalize"] else names[2:]
     if names[:2] != ["Transformer", "Pooling"] or any(name != "Dense" for name in inner):
         raise UnsupportedModelError(
-            f"model folder {folder.path} holds modules {', '.join(names) or 'none'}; the packed engine computes "
-            "Transformer, Pooling, Dense (any number) and Normalize, in this order"
+            f"model folder {folder.path}: unsupported modules {', '.join(names) or '(none)'}; the openvino backend "
+            "supports Transformer, Pooling, Dense (any number), Normalize (optional), in this order"
         )
     prefix = module_prefix(folder, 0)
     settings = _settings(folder, prefix)
@@ -117,12 +118,12 @@ def transformer(folder: ModelFolder) -> TransformerLayout:
         normalize=names[-1] == "Normalize",
     )
     if folder.known and (plan.poolings, tuple(names)) != ((folder.known.pooling,), folder.known.modules):
-        logs.warning("the model's files say otherwise than is known of it", modules=names, pooling=plan.poolings)
+        logs.warning("the model's files differ from its catalog entry", modules=names, pooling=plan.poolings)
     return plan
 
 
 def space_id(folder: ModelFolder, plan: TransformerLayout, digests: Sequence[str], max_tokens: int) -> str:
-    """Returns the fingerprint of a transformer's space, whatever runs it; `digests`: of weights and tokenizer."""
+    """Returns the id of a transformer's space, the same for each runtime; `digests` are those of its files."""
     return fingerprint(
         architecture="transformer",
         config={name: fact for name, fact in plan.config.items() if name not in CONFIG_KEYS_WITHOUT_EFFECT},
@@ -137,16 +138,18 @@ def space_id(folder: ModelFolder, plan: TransformerLayout, digests: Sequence[str
 
 
 def prompts(folder: ModelFolder) -> dict[InputType, str]:
-    """Returns the non-empty prompts by input type: the folder's, else the catalog's, else the folder's default prompt.
+    """Returns the non-empty prompts by input type: the folder's own, else the catalog's, else the default prompt.
 
-    `passage` is what some models call a document.
+    Some models name the prompt of documents `passage`.
     """
     config = optional_object(folder, "config_sentence_transformers.json")
     own = config.get("prompts") or {}
     if not isinstance(own, Mapping):
-        raise ModelFilesError(f"{folder.path}/config_sentence_transformers.json is damaged: prompts must be an object")
+        raise ModelFilesError(
+            f"{folder.path}/config_sentence_transformers.json is damaged: 'prompts' must be an object"
+        )
     known: Mapping[str, str] = {}
-    if folder.known:  # whose row knows more than a file of empty prompts, which the library writes of its own accord
+    if folder.known:  # the library saves empty prompts even if the model needs some
         known, own = folder.known.prompts, {name: prompt for name, prompt in own.items() if prompt}
     chosen = {input_type: own.get(input_type.value) for input_type in InputType}
     if chosen[InputType.DOCUMENT] is None:
@@ -160,29 +163,29 @@ def prompts(folder: ModelFolder) -> dict[InputType, str]:
 
 
 def dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:
-    """Returns the dimensions that may be asked for, the model's `own` first: the card's, else those known of it.
+    """Returns the dimensions that the model offers, its `own` first: those of its card, else of the catalog.
 
     Raises:
-        ModelFilesError: the card offers what the vectors are not.
+        ModelFilesError: The card offers dimensions that the vectors do not have.
     """
     offered = folder.card.dimensions or (folder.known.dimensions if folder.known else ()) or (own,)
     if offered[0] != own or not all(0 < d <= own for d in offered):
-        raise ModelFilesError(f"model folder {folder.path} offers dimensions {offered}; its vectors are {own} wide")
+        raise ModelFilesError(f"model folder {folder.path}: invalid dimensions {offered}; its vectors have {own}")
     return offered
 
 
-def card(folder: ModelFolder, backend: str, space_id: str, tokens: TextTokenizer, own_dimensions: int) -> ModelCard:
-    """Returns what a local model says of itself: its own card's facts, else those known of it.
+def card(folder: ModelFolder, backend: str, space_id: str, tokenizer: TextTokenizer, own_dimensions: int) -> ModelCard:
+    """Returns the description of a local model: the properties of its card, else of the catalog.
 
     Raises:
-        ModelFilesError: the card offers dimensions that the vectors do not have.
+        ModelFilesError: The card offers dimensions that the vectors do not have.
     """
     by_input_type = prompts(folder)
     return ModelCard(
         backend=backend,
         space_id=space_id,
         dimensions=dimensions(folder, own_dimensions),
-        max_tokens=tokens.max_tokens,
+        max_tokens=tokenizer.max_tokens,
         revision=folder.revision,
         languages=folder.card.languages or (folder.known.languages if folder.known else ()),
         license=folder.card.license or (folder.known.license if folder.known else ""),
@@ -190,21 +193,31 @@ def card(folder: ModelFolder, backend: str, space_id: str, tokens: TextTokenizer
     )
 
 
+def reject_pickled_weights(folder: ModelFolder, prefix: str) -> None:
+    """Raises ModelFilesError if a module has only pickled weights: loading them could run code."""
+    path = folder.path / prefix
+    if any(path.glob("pytorch_model*.bin")) and not any(path.glob("model*.safetensors")):
+        raise ModelFilesError(
+            f"model folder {folder.path}: the weights in {prefix or '.'} are pickled, which are never loaded; "
+            "save them as safetensors"
+        )
+
+
 def required_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
-    """Returns the JSON object that a file holds; raises ModelFilesError where it is missing or damaged."""
-    held = read_json(folder.file(name))
-    if not isinstance(held, dict):
+    """Returns the JSON object in a file; raises ModelFilesError if the file is missing or damaged."""
+    content = read_json(folder.file(name))
+    if not isinstance(content, dict):
         raise ModelFilesError(f"{folder.path / name} is damaged: it must hold an object")
-    return held
+    return content
 
 
 def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
-    """Returns the same, and an empty one where there is no such file."""
+    """Returns the JSON object in a file, empty if the file is missing; raises ModelFilesError if it is damaged."""
     return required_object(folder, name) if (folder.path / name).is_file() else {}
 
 
 def _settings(folder: ModelFolder, prefix: str) -> Mapping[str, Any]:
-    """Returns what is told of the encoder's inputs, in a file that older versions named after the architecture."""
+    """Returns the settings of the encoder's inputs; older versions named their file after the architecture."""
     found = (optional_object(folder, f"{prefix}sentence_{name}_config.json") for name in SETTINGS_NAMES)
     return next(filter(None, found), {})
 
@@ -213,8 +226,8 @@ def _max_tokens(folder: ModelFolder, prefix: str, settings: Mapping[str, Any]) -
     own = settings.get("max_seq_length")
     found = own or optional_object(folder, f"{prefix}tokenizer_config.json").get("model_max_length")
     if not isinstance(found, int | float | None):
-        raise ModelFilesError(f"model folder {folder.path}: the length limit {found!r} is no number")
-    return int(found) if found and found < 1 << 31 else None  # tokenizers without a limit say 1e30
+        raise ModelFilesError(f"model folder {folder.path}: invalid length limit {found!r}")
+    return int(found) if found and found < 1 << 31 else None  # 1e30 in tokenizers without a limit
 
 
 def _poolings(folder: ModelFolder, name: str) -> tuple[str, ...]:
@@ -223,12 +236,12 @@ def _poolings(folder: ModelFolder, name: str) -> tuple[str, ...]:
     poolings = (modes,) if isinstance(modes, str) else tuple(modes)
     if not poolings or any(pooling not in POOLINGS for pooling in poolings):
         raise UnsupportedModelError(
-            f"{folder.path / name}: pooling {', '.join(poolings) or 'none'}; "
-            f"the packed engine has {', '.join(POOLINGS)}"
+            f"{folder.path / name}: unsupported pooling {', '.join(poolings) or '(none)'}; "
+            f"the openvino backend supports {', '.join(POOLINGS)}"
         )
     if not config.get("include_prompt", True) and prompts(folder):
         raise UnsupportedModelError(
-            f"{folder.path / name}: the packed engine does not leave prompts out of the pooling"
+            f"{folder.path / name}: unsupported include_prompt false; the openvino backend pools prompts too"
         )
     return poolings
 
@@ -240,7 +253,7 @@ def _dense(folder: ModelFolder, prefix: str) -> Dense:
     plain = plain and config.get("module_output_name") in (None, "sentence_embedding")
     if activation not in DENSE_ACTIVATIONS or config.get("use_residual") or not plain:
         raise UnsupportedModelError(
-            f"{folder.path / prefix}config.json: the packed engine has Dense over the sentence's vector, without "
-            f"residual, followed by {' or '.join(DENSE_ACTIVATIONS)}"
+            f"{folder.path / prefix}config.json: unsupported Dense; the openvino backend supports it over the "
+            f"sentence's vector, without residual, followed by {' or '.join(DENSE_ACTIVATIONS)}"
         )
     return Dense(prefix, int(config.get("out_features", 0)), activation, bool(config.get("bias", True)))

@@ -1,8 +1,8 @@
-"""A model's name or folder to verified local files: bundled, in a folder, or of the hub (hub.py).
+"""Finds and verifies the files of a model: bundled, in a folder, or of the hub (hub.py).
 
-A folder is laid out as sentence-transformers saves it. It may hold `isogloss.json` beside that, which says what the
-layout does not (licence, languages, dimensions that may be asked for), the sha256 of each file, and probes: texts
-with the vectors that the model must give for them.
+A folder has the layout that sentence-transformers saves. It may also hold `isogloss.json`, with properties that the
+layout lacks (licence, languages, offered dimensions), the sha256 of each file, and probes: texts with their known
+vectors.
 """
 
 import hashlib
@@ -20,16 +20,12 @@ from isogloss_server.models import catalog
 from isogloss_server.models.catalog import HubModel, KnownModel
 
 BUNDLED = "isogloss-static"
-
-
 CARD_FILE = "isogloss.json"
-
-
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Probe(BaseModel):
-    """A text and the vector, float32 [d] as the model scales it, that must come out for it."""
+    """A text and its known vector, float32 [d], as the model scales it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,33 +34,33 @@ class Probe(BaseModel):
 
 
 class CardFile(BaseModel):
-    """What stands in a folder's isogloss.json."""
+    """The content of isogloss.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     revision: str = ""
     license: str = ""
     languages: tuple[str, ...] = ()
-    dimensions: tuple[int, ...] = ()  # that mean something alone as leading columns, the model's own first
+    dimensions: tuple[int, ...] = ()  # offered: the model's own first, then Matryoshka dimensions
     files: Mapping[str, str] = {}  # name -> sha256, hexadecimal
     probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A folder in the sentence-transformers layout, with what it says of itself."""
+    """A folder in the sentence-transformers layout, with its metadata."""
 
     path: Path
     card: CardFile
     modules: tuple[Mapping[str, object], ...]  # of modules.json, in order
-    known: KnownModel | None = None  # what the catalogue says of it, where it came by a name
+    known: KnownModel | None = None  # its entry in the catalog, if it was named by it
     revision: str = ""  # of the weights: isogloss.json's, else the hub's commit
 
     def file(self, name: str) -> Path:
-        """Returns the path of a file that must be there.
+        """Returns the path of a required file.
 
         Raises:
-            ModelFilesError: it is not.
+            ModelFilesError: The file is missing.
         """
         file = self.path / name
         if not file.is_file():
@@ -72,10 +68,13 @@ class ModelFolder:
         return file
 
     def digest(self, name: str) -> str:
-        """Returns the sha256 of a file, hexadecimal, held against what isogloss.json or the hub's cache says it is.
+        """Computes the sha256 of a file, and compares it with that in isogloss.json or in the hub's cache.
+
+        Returns:
+            The digest in hexadecimal.
 
         Raises:
-            ModelFilesError: the file is missing, unreadable or damaged.
+            ModelFilesError: The file is missing, unreadable or damaged.
         """
         file = self.file(name)
         try:
@@ -86,19 +85,20 @@ class ModelFolder:
         blob = file.resolve().name  # the hub's cache names large files by their sha256
         expected = self.card.files.get(name, blob if SHA256.fullmatch(blob) else digest)
         if digest != expected:
-            raise ModelFilesError(f"{file} is damaged: its sha256 is {digest}, and should be {expected}")
+            raise ModelFilesError(f"{file} is damaged: its sha256 is {digest} instead of {expected}")
         return digest
 
 
 def locate(source: str, *, refresh: bool = False) -> ModelFolder:
-    """Returns the files of a model.
+    """Finds the files of a model, and downloads those that are not on this disk.
 
-    `source` is `isogloss-static`, which is bundled, else a folder's path if there is such a folder, else a name of the
-    catalogue or a hub id, either with `@REVISION`. What is not on this disk is downloaded, and
-    where `refresh` is set also what a branch has come to hold since.
+    Args:
+        source: `isogloss-static`, which is bundled, else the path of an existing folder, else a known name or a hub id,
+            either with `@REVISION`.
+        refresh: Also download what has changed on the hub since, if the revision is a branch.
 
     Raises:
-        ModelFilesError: there is no such model, it cannot be had, or a file that describes it is missing or damaged.
+        ModelFilesError: The model is unknown or unavailable, or a file with its metadata is missing or damaged.
     """
     folder = local_folder(source)
     if folder is not None:
@@ -106,39 +106,43 @@ def locate(source: str, *, refresh: bool = False) -> ModelFolder:
     hub_model = catalog.resolve(source)
     if hub_model is None:
         raise unknown_model(source)
-    from isogloss_server.models import hub  # noqa: PLC0415 - its library takes longer to import than we to start
+    from isogloss_server.models import hub  # noqa: PLC0415 - its library takes long to import
 
-    here = None if refresh else hub.cached(hub_model)
-    return open_folder(here or hub.download(hub_model), hub_model)
+    local = None if refresh else hub.cached(hub_model)
+    return open_folder(local or hub.download(hub_model), hub_model)
 
 
 def unknown_model(source: str) -> ModelFilesError:
-    """Returns the error for what names no model, with the known name that is most like it."""
+    """Returns the error for an unknown model, with the closest known name."""
     near = catalog.closest_name(source)
-    hint = f"did you mean {near}?" if near else "`isogloss-server models list` lists the known ones"
-    return ModelFilesError(f"model {source!r} is neither {BUNDLED!r}, a folder, a known name nor a hub id; {hint}")
+    hint = f"did you mean {near!r}?" if near else "`isogloss-server models list` lists the known models"
+    return ModelFilesError(f"unknown model {source!r}: neither bundled, a folder, a known name nor a hub id; {hint}")
 
 
 def local_folder(source: str) -> Path | None:
-    """Returns the folder that a model's source names without the hub: the bundled one, or an existing one."""
+    """Returns the bundled folder or an existing folder that a source names, or None."""
     if source == BUNDLED:
         return Path(str(resources.files("isogloss_server") / "bundled"))
     return Path(source).expanduser() if is_folder(source) else None
 
 
 def is_folder(source: str) -> bool:
-    """Returns whether a model's source is the path of a folder that can be looked into."""
+    """Returns True if a model's source is the path of an accessible folder."""
     try:
         return Path(source).expanduser().is_dir()
-    except (OSError, RuntimeError):  # too long for a path, not allowed, or the home of nobody
+    except (OSError, RuntimeError):  # too long for a path, access denied, or an unknown user's home
         return False
 
 
 def open_folder(path: Path, hub_model: HubModel | None = None) -> ModelFolder:
-    """Returns a folder with what it says of itself, and what is known of it where it came from the hub.
+    """Reads the metadata of a folder.
+
+    Args:
+        path: The folder.
+        hub_model: The model of the hub that the folder was downloaded from, if any.
 
     Raises:
-        ModelFilesError: a file that describes it is missing or damaged.
+        ModelFilesError: A file with metadata is missing or damaged.
     """
     if not (path / "modules.json").is_file():
         raise ModelFilesError(f"model folder {path} has no file modules.json")
@@ -146,15 +150,15 @@ def open_folder(path: Path, hub_model: HubModel | None = None) -> ModelFolder:
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelFilesError(f"{path / 'modules.json'} is damaged: it must hold a list of modules")
     card = _card(path)
-    commit = path.name if hub_model else ""  # the hub's cache names its folders so
+    commit = path.name if hub_model else ""  # the name of a folder in the hub's cache
     return ModelFolder(path, card, tuple(modules), hub_model.known if hub_model else None, card.revision or commit)
 
 
 def read_json(file: Path) -> object:
-    """Returns what a JSON file holds.
+    """Parses a JSON file.
 
     Raises:
-        ModelFilesError: the file is unreadable, or not JSON.
+        ModelFilesError: The file is unreadable, or not JSON.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -177,6 +181,6 @@ def _card(path: Path) -> CardFile:
 
 
 def fingerprint(**parts: object) -> str:
-    """Returns a space's id: equal where, and only where, all that makes the space is equal."""
+    """Returns the id of a space: a digest of everything that determines its vectors, given as keyword arguments."""
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return "s1-" + hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""A file mapped into memory: pages are read when touched, shared between processes, and can be given back."""
+"""Memory-mapped files: pages are read on access, shared between processes, and can be released."""
 
 import json
 import mmap
@@ -12,28 +12,32 @@ from safetensors import SafetensorError, safe_open
 
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
 
-BFLOAT16 = "BF16"  # which numpy has no dtype for: read as its 16 bits, the upper half of a float32's
+BFLOAT16 = "BF16"  # not a dtype of numpy: read as 16 bits, which are the upper half of a float32's
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, BFLOAT16: np.uint16}
 
 
 class MappedFile:
-    """The bytes of a file, uint8 [size], which are never written to it."""
+    """The bytes of a memory-mapped file.
+
+    Attributes:
+        data: uint8 [size].
+    """
 
     def __init__(self, file: Path) -> None:
-        """Maps the file; raises OSError where it cannot be read, ValueError where it is empty."""
+        """Maps a file; raises OSError if it cannot be read, ValueError if it is empty."""
         with file.open("rb") as stream:
-            # Copy on write: OpenVINO takes writable memory alone, and nobody writes.
+            # Copy on write, since OpenVINO requires writable memory, though it never writes.
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         self.data: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
 
     def release_pages(self) -> None:
-        """Takes the pages out of this process's memory; what is touched again comes back by itself."""
+        """Releases the pages from this process's memory; they are read again on access."""
         if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class Tensor:
-    """A tensor of a memory-mapped file; its numbers are float32 whatever the file keeps them in."""
+    """A tensor of a memory-mapped file. Its numbers are converted to float32 on access."""
 
     def __init__(self, stored: NDArray[Any], dtype: str) -> None:
         self._stored = stored
@@ -41,35 +45,39 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The sizes along its axes."""
+        """The size along each axis."""
         return self._stored.shape
 
-    def rows(self, places: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Returns a copy of the rows at `places`, float32 [*places.shape, *row]."""
-        return self._widened(self._stored[places])
+    def rows(self, indices: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Returns a copy of rows, float32 [*indices.shape, *shape[1:]]."""
+        return self._to_float32(self._stored[indices])
 
     def whole(self) -> NDArray[np.float32]:
-        """Returns all of it: the mapped pages themselves where the file keeps float32, else a copy."""
-        return self._widened(self._stored)
+        """Returns the whole tensor, float32 [*shape]: the mapped pages if the file has float32, else a copy."""
+        return self._to_float32(self._stored)
 
-    def _widened(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+    def _to_float32(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         if self._dtype == BFLOAT16:
             return (stored.astype(np.uint32) << 16).view(np.float32)
         return stored.astype(np.float32, copy=False)
 
 
 class Tensors:
-    """The tensors of one file by name, without the prefix that names the model as a part of a larger one."""
+    """The tensors of one safetensors file, by name."""
 
     def __init__(self, file: Path, prefixes: tuple[str, ...] = ()) -> None:
-        """Maps the file.
+        """Maps a file, and reads its header (https://github.com/huggingface/safetensors#format).
+
+        Args:
+            file: The file.
+            prefixes: Removed from names that start with one of them: those of a model that is part of a larger one.
 
         Raises:
-            ModelFilesError: it is damaged, or keeps its numbers in a type that is not served.
+            ModelFilesError: The file is missing or damaged.
         """
         self._file = file
         try:
-            with safe_open(file, framework="numpy"):  # holds the header against the file's length
+            with safe_open(file, framework="numpy"):  # compares the header with the length of the file
                 pass
             self._mapped = MappedFile(file)
         except (OSError, SafetensorError) as error:
@@ -82,24 +90,28 @@ class Tensors:
         for name, entry in header.items():
             bare = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
             begin, end = entry["data_offsets"]
-            if entry["dtype"] in DTYPES:  # others, such as the positions that old versions stored, are never asked for
+            if entry["dtype"] in DTYPES:  # others, such as position ids in files of old versions, are not used
                 stored = data[first + begin : first + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
                 self._tensors[bare] = Tensor(stored, entry["dtype"])
 
     def release_pages(self) -> None:
-        """Takes what was read of the file out of this process's memory; it comes back where it is read again."""
+        """Releases the file's pages from this process's memory; they are read again on access."""
         self._mapped.release_pages()
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """Returns the tensor of that name, which must have that shape.
+        """Returns a tensor.
+
+        Args:
+            name: Its name, without a prefix.
+            shape: The shape that it must have.
 
         Raises:
-            UnsupportedModelError: there is none of that name with floats of 16 or 32 bits.
-            ModelFilesError: it has another shape.
+            UnsupportedModelError: The file has no such tensor of floats with 16 or 32 bits.
+            ModelFilesError: The tensor has another shape.
         """
         if name not in self._tensors:
-            raise UnsupportedModelError(f"{self._file} has no tensor {name} of {', '.join(DTYPES)}")
+            raise UnsupportedModelError(f"{self._file} has no tensor {name} of type {', '.join(DTYPES)}")
         found = self._tensors[name]
         if found.shape != shape:
-            raise ModelFilesError(f"{self._file}: {name} has shape {found.shape}, not {shape}")
+            raise ModelFilesError(f"{self._file}: {name} has shape {found.shape} instead of {shape}")
         return found

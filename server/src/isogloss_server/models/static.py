@@ -1,6 +1,6 @@
-"""Static models: a text's vector is the mean of its tokens' vectors. numpy alone; the bundled model is one.
+"""Static models, such as the bundled one: a text's vector is the mean of its tokens' vectors, computed with numpy.
 
-Gives what sentence-transformers gives for the same folder (its StaticEmbedding module, with or without Normalize).
+The vectors are those of sentence-transformers' module StaticEmbedding, with or without Normalize.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +17,14 @@ from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder, fingerprint
 from isogloss_server.models.tokenizer import TextTokenizer, read_tokenizer
 
-MAX_TOKENS = 32_768  # a static model has no limit of its own; this one bounds what a single text may take
+MAX_TOKENS = 32_768  # static models have no limit; this one bounds the memory and time of a text
 TOLERANCE = Tolerance(known=1e-5, batch_invariance=0.0)
 MODULES = (["StaticEmbedding"], ["StaticEmbedding", "Normalize"])
-BLOCK_TOKENS = 16_384  # gathered at a time, so that memory stays bounded
+BLOCK_TOKENS = 16_384  # gathered at a time, which bounds memory
 
 
 class StaticModel:
-    """A table of token vectors, float32 [vocabulary, d]."""
+    """A model that averages the rows of a table, float32 [vocabulary, d]."""
 
     def __init__(self, table: NDArray[np.float32], *, normalize: bool = False) -> None:
         self._table = table
@@ -32,57 +32,60 @@ class StaticModel:
 
     @property
     def dimensions(self) -> int:
-        """The width d of a vector."""
+        """The number of dimensions d of a vector."""
         return int(self._table.shape[1])
 
     def forward(self, batch: TokenBatch) -> Rows:
-        """Returns float32 [n, d]: the mean of each text's token vectors, of unit length only where the model says so.
+        """Averages each text's token vectors.
 
         Texts of equal length are averaged together, and each text's sum runs over its own tokens in their order: a
-        vector is the same, bit for bit, in any company.
+        vector is the same, bit for bit, in every batch.
+
+        Returns:
+            float32 [n, d], of unit length if the model has a Normalize module; zeros for a text without tokens.
         """
         if len(batch.lengths) == 1 and len(batch.ids):
-            return self._scaled(self._table[batch.ids].mean(axis=0)[None])
+            return self._normalized(self._table[batch.ids].mean(axis=0)[None])
         starts = np.cumsum(batch.lengths) - batch.lengths
         rows = np.zeros((len(batch.lengths), self.dimensions), dtype=np.float32)
         for length in np.unique(batch.lengths[batch.lengths > 0]):
-            alike = np.flatnonzero(batch.lengths == length)
+            texts = np.flatnonzero(batch.lengths == length)
             step = max(1, BLOCK_TOKENS // int(length))
-            for block in (alike[first : first + step] for first in range(0, len(alike), step)):
+            for block in (texts[first : first + step] for first in range(0, len(texts), step)):
                 ids = batch.ids[starts[block, None] + np.arange(length)]
                 rows[block] = self._table[ids].mean(axis=1)
-        return self._scaled(rows)
+        return self._normalized(rows)
 
-    def _scaled(self, rows: Rows) -> Rows:
+    def _normalized(self, rows: Rows) -> Rows:
         if self._normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return rows
 
 
 def load(folder: ModelFolder) -> LoadedModel:
-    """Returns the static model of a folder in the sentence-transformers layout.
+    """Loads the static model of a folder.
 
     Raises:
-        ModelFilesError: a file is missing, damaged, or the folder holds another kind of model.
+        ModelFilesError: A file is missing or damaged, or the folder has another kind of model.
     """
     names = layout.module_names(folder)
     if names not in MODULES:
         raise ModelFilesError(
-            f"model folder {folder.path} holds modules {', '.join(names) or 'none'}; "
-            "a static model is StaticEmbedding, alone or followed by Normalize"
+            f"model folder {folder.path}: unsupported modules {', '.join(names) or '(none)'}; "
+            "a static model has StaticEmbedding, and optionally Normalize"
         )
     prefix, normalize = layout.module_prefix(folder, 0), names[-1] == "Normalize"
-    weights, tokenizer = f"{prefix}model.safetensors", f"{prefix}tokenizer.json"
-    with ThreadPoolExecutor(4) as pool:  # digests and files at once: both release the interpreter
-        digests = [pool.submit(folder.digest, name) for name in (weights, tokenizer)]
-        tokens_read = pool.submit(_tokens, folder.file(tokenizer))
+    weights, tokenizer_json = f"{prefix}model.safetensors", f"{prefix}tokenizer.json"
+    with ThreadPoolExecutor(4) as pool:  # digests and files in parallel: both release the GIL
+        digests = [pool.submit(folder.digest, name) for name in (weights, tokenizer_json)]
+        reading = pool.submit(_read_tokenizer, folder.file(tokenizer_json))
         table = pool.submit(_table, folder, weights)
         weights_digest, tokenizer_digest = (digest.result() for digest in digests)
-        tokens, model = tokens_read.result(), StaticModel(table.result(), normalize=normalize)
-    if tokens.vocabulary_size > len(table.result()):
+        tokenizer, model = reading.result(), StaticModel(table.result(), normalize=normalize)
+    if tokenizer.vocabulary_size > len(table.result()):
         raise ModelFilesError(
-            f"model folder {folder.path}: the tokenizer has {tokens.vocabulary_size} tokens, "
-            f"the table {len(table.result())} rows"
+            f"model folder {folder.path}: the tokenizer has {tokenizer.vocabulary_size} tokens, "
+            f"but the table has {len(table.result())} rows"
         )
     prompts = layout.prompts(folder)
     space_id = fingerprint(
@@ -93,14 +96,14 @@ def load(folder: ModelFolder) -> LoadedModel:
         normalize=normalize,
         prompts={input_type.value: prompt for input_type, prompt in prompts.items()},
     )
-    card = layout.card(folder, "static", space_id, tokens, model.dimensions)
+    card = layout.card(folder, "static", space_id, tokenizer, model.dimensions)
     probes = [(probe.text, probe.vector) for probe in folder.card.probes]
     return LoadedModel(
-        model=model, tokenizer=tokens, card=card, prompts=prompts, probes=probes, tolerance=TOLERANCE, batched=False
+        model=model, tokenizer=tokenizer, card=card, prompts=prompts, probes=probes, tolerance=TOLERANCE, batched=False
     )
 
 
-def _tokens(file: Path) -> TextTokenizer:
+def _read_tokenizer(file: Path) -> TextTokenizer:
     tokenizer = read_tokenizer(file)
     limit = (tokenizer.truncation or {}).get("max_length")
     return TextTokenizer(tokenizer, max_tokens=int(limit or MAX_TOKENS))
@@ -112,13 +115,17 @@ def _table(folder: ModelFolder, name: str) -> NDArray[np.float32]:
         with safe_open(file, framework="numpy") as tensors:
             names = list(tensors.keys())
             if names not in (["embedding.weight"], ["embeddings"]):
-                raise ModelFilesError(f"{file} holds {', '.join(names)}; a static model has embedding.weight alone")
+                raise ModelFilesError(
+                    f"{file} has tensors {', '.join(names)}; a static model has only embedding.weight"
+                )
             table = tensors.get_tensor(names[0])
     except (OSError, SafetensorError) as error:
         raise ModelFilesError(f"{file} is damaged: {error}") from error
     if table.ndim != 2 or table.dtype.kind != "f":
-        raise ModelFilesError(f"{file}: the table must be floats of two dimensions, not {table.dtype} {table.shape}")
+        raise ModelFilesError(
+            f"{file}: the table must have floats in two dimensions instead of {table.dtype} {table.shape}"
+        )
     widened: NDArray[np.float32] = table.astype(np.float32)
     if not np.isfinite(widened).all():
-        raise ModelFilesError(f"{file} is damaged: the table holds numbers that are not finite")
+        raise ModelFilesError(f"{file} is damaged: the table has numbers that are not finite")
     return widened

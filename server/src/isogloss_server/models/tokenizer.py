@@ -1,4 +1,4 @@
-"""Texts to token ids: counting and truncation, the same for every local model."""
+"""The tokenizer of local models: token ids, special tokens, prompts, and truncation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,24 +17,22 @@ from isogloss_server.errors import (
 )
 from isogloss_server.models.interfaces import TokenBatch
 
-LEAST_PIECE_CHARACTERS = 16_384  # up to here a text is tokenised whole, whatever the model reads of it
-
-
-FEW_TEXTS = 8  # sooner done one by one than by several threads
-
-
-SPARE_TOKENS = 64  # beyond the limit, so that no token that is kept touches the cut
-
-
-NEAR_CHARACTERS = 1024
-
-
+MIN_PIECE_CHARACTERS = 16_384  # texts up to this length are tokenized whole, whatever the model's limit
+FEW_TEXTS = 8  # up to here, one by one is faster than the library's threads
+SPARE_TOKENS = 64  # beyond the limit, so that no kept token touches the cut of a piece
+NEAR_CHARACTERS = 1024  # search range for white space around a cut
 WHITE_SPACE = (" ", "\n", "\t")
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """The tokens of n texts, which of them were cut, and which cannot be embedded."""
+    """The tokens of n texts.
+
+    Attributes:
+        batch: The tokens; a text with a row error has none.
+        truncated_rows: The rows of truncated texts, ascending.
+        row_errors: The errors of texts that cannot be embedded, by row.
+    """
 
     batch: TokenBatch
     truncated_rows: tuple[int, ...]
@@ -42,12 +40,19 @@ class Tokenized:
 
 
 class TextTokenizer:
-    """A model's tokenizer with the model's length limit; nothing changes it, so several threads may call it."""
+    """A model's tokenizer, with the model's length limit; immutable, so several threads may use it."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, special: bool = False) -> None:
-        """Takes the tokenizer over: truncation and padding that it was saved with are switched off.
+        """Takes ownership of a tokenizer, and switches off its own truncation and padding.
 
-        `max_tokens` counts the special tokens that stand around each text where `special` is set.
+        Args:
+            tokenizer: The tokenizer of the model.
+            max_tokens: The limit of one text in tokens, special tokens included.
+            special: True if the model expects special tokens around each text.
+
+        Raises:
+            ModelFilesError: The limit leaves no room for tokens of a text.
+            UnsupportedModelError: The tokenizer adds more than tokens before and after a text.
         """
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -55,13 +60,13 @@ class TextTokenizer:
         self.max_tokens = max_tokens
         self._before, self._after = _special_ids(tokenizer) if special else ([], [])
         if max_tokens <= len(self._before) + len(self._after):
-            raise ModelFilesError(f"a model that reads {max_tokens} tokens has no room for a text's own")
-        self._max_piece_characters = max(LEAST_PIECE_CHARACTERS, 4 * max_tokens)
-        self._prompts: dict[str, list[int]] = {}  # those of the model, once seen, with their tokens
+            raise ModelFilesError(f"invalid limit of {max_tokens} tokens: special tokens leave no room for a text")
+        self._max_piece_characters = max(MIN_PIECE_CHARACTERS, 4 * max_tokens)
+        self._prompts: dict[str, list[int]] = {}  # tokens by prompt, filled on first use
         self.vocabulary_size = _highest_id(tokenizer) + 1
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
-        """Returns the tokens of `texts`; a faulty text has none, and an entry in `row_errors`."""
+        """Tokenizes texts, and truncates those over the limit."""
         pieces = [
             text if len(text) <= self._max_piece_characters else self._longest_needed_piece(text, truncation)
             for text in texts
@@ -90,7 +95,7 @@ class TextTokenizer:
         return Tokenized(batch, tuple(truncated), row_errors)
 
     def encode_with_prompt(self, prompt: str, texts: Sequence[str], truncation: Truncation) -> Tokenized:
-        """Returns the tokens of `texts`, each behind `prompt`, which does not stand in for a text without tokens."""
+        """Prefixes each text with `prompt`; a text without tokens of its own is still an error."""
         if not prompt:
             return self.encode(texts, truncation)
         tokenized = self.encode([prompt + text for text in texts], truncation)
@@ -103,7 +108,7 @@ class TextTokenizer:
         return tokenized
 
     def _restore_prompt(self, prompt: str, tokenized: Tokenized) -> None:
-        """Lets what a cut at the start took of the prompt be taken of the text."""
+        """Restores a prompt that truncation at the start has cut, by dropping tokens of the text instead."""
         ids = self._prompt_ids(prompt)[: self.max_tokens - len(self._before) - len(self._after)]
         starts = np.cumsum(tokenized.batch.lengths) - tokenized.batch.lengths + len(self._before)
         for row in tokenized.truncated_rows:
@@ -116,10 +121,10 @@ class TextTokenizer:
 
     def _row_error(self, tokens: int, *, whole: bool) -> DomainError:
         if not tokens:
-            return TextWithoutTokensError("the tokenizer leaves nothing of this text")
+            return TextWithoutTokensError("the tokenizer removes all characters of the text")
         tokens += len(self._before) + len(self._after)
         counted = str(tokens) if whole else f"at least {tokens}"
-        message = f"the text has {counted} tokens; the model reads {self.max_tokens}"
+        message = f"the text has {counted} tokens; the limit of the model is {self.max_tokens}"
         return TextTooLongError(message, actual=tokens, limit=self.max_tokens)
 
     def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -129,10 +134,10 @@ class TextTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def _longest_needed_piece(self, text: str, truncation: Truncation) -> str:
-        """Returns so much of one end of a long text that it holds more tokens than the model reads, or all of it.
+        """Returns a piece at one end of a long text that has more tokens than the limit, or the whole text.
 
-        Millions of tokens of which all but the first thousands are thrown away would cost gigabytes. Cut between
-        words, and with tokens to spare, a piece's tokens are those of the whole text.
+        Tokenizing millions of characters for a few thousand tokens would take gigabytes. Since the piece is cut at
+        white space, and has tokens to spare, its tokens are those of the whole text.
         """
         characters = self._max_piece_characters
         while characters < len(text):
@@ -144,7 +149,7 @@ class TextTokenizer:
 
 
 def _cut(text: str, characters: int, *, from_start: bool) -> str:
-    """Returns about so many characters of one end of a text, cut at white space where some is near."""
+    """Returns about `characters` characters at one end of a text, cut at white space if there is some near the cut."""
     if from_start:
         near = max(text.rfind(space, characters - NEAR_CHARACTERS, characters) for space in WHITE_SPACE)
         return text[: near if near > 0 else characters]
@@ -154,10 +159,10 @@ def _cut(text: str, characters: int, *, from_start: bool) -> str:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """Returns the tokenizer of a tokenizer.json.
+    """Reads a tokenizer.json.
 
     Raises:
-        ModelFilesError: the file is no tokenizer.
+        ModelFilesError: The file is not a tokenizer.
     """
     try:
         return Tokenizer.from_file(str(file))
@@ -166,10 +171,10 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Returns the ids that the tokenizer puts before and after a text of its own accord.
+    """Returns the ids of the special tokens that the tokenizer adds before and after a text.
 
     Raises:
-        UnsupportedModelError: it does something else than that.
+        UnsupportedModelError: The tokenizer does more than that.
     """
     bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     first = next((at for at in range(len(full)) if bare and full[at : at + len(bare)] == bare), 0)
@@ -177,12 +182,12 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     for text in ("a", "one two"):
         bare, full = (tokenizer.encode(text, add_special_tokens=special).ids for special in (False, True))
         if before + bare + after != full:
-            raise UnsupportedModelError("the tokenizer does more to a text than to put tokens before and after it")
+            raise UnsupportedModelError("unsupported tokenizer: it does more than add tokens before and after a text")
     return before, after
 
 
 def _highest_id(tokenizer: Tokenizer) -> int:
-    """Returns the highest id of a token; a vocabulary of so many tokens may have gaps."""
+    """Returns the highest id of a token; a vocabulary may have gaps, so its size does not determine it."""
     size: int = tokenizer.get_vocab_size(with_added_tokens=True)
     if all(tokenizer.id_to_token(number) is not None for number in range(size)):
         return size - 1

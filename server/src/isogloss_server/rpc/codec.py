@@ -18,6 +18,7 @@ from isogloss.wire.enums import (
 from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize
 from isogloss.wire.sizes import matrix_bytes
 
+from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.request import (
@@ -31,7 +32,7 @@ from isogloss_server.engine.request import (
 )
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.errors import BadMatrixError, MissingFieldError, UnknownEnumError
-from isogloss_server.models.interfaces import Rows, State
+from isogloss_server.models.interfaces import Rows
 from isogloss_server.rpc.status import to_row_status
 from isogloss_server.settings.declarations import HIGHEST_MAX_TEXTS
 
@@ -55,7 +56,7 @@ def read_enum(kind: type[E], number: int, path: str, *, default: D) -> E | D:
 
 
 def from_matrix(message: pb.Matrix, path: str) -> Rows:
-    """Returns the vectors of a Matrix as float32 [n, d]; `path` is its place in the request.
+    """Returns the vectors of a Matrix as float32 [n, d]; `path` is its field in the request.
 
     Raises:
         BadMatrixError: the message is not a valid matrix of finite numbers.
@@ -69,7 +70,7 @@ def from_matrix(message: pb.Matrix, path: str) -> Rows:
 
 
 def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, from_stream: bool) -> EmbedRequest:
-    """Returns the job that an Embed asks for, on a stream a patient one; raises UnknownEnumError."""
+    """Returns the engine request of an Embed or of a stream's message; raises UnknownEnumError."""
     return EmbedRequest(
         texts=_texts(request.texts),
         model=request.model,
@@ -87,7 +88,7 @@ def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, from_stream
 
 
 def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
-    """Returns the answer to an Embed."""
+    """Returns the response to an Embed."""
     embedded = result.embedded
     counts = embedded.token_counts
     response = pb.EmbedResponse(
@@ -95,7 +96,7 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
         space_id=result.space_id,
         token_counts=None if counts is None else counts.tolist(),
         truncated_rows=embedded.truncated_rows,
-        row_errors=[pb.RowError(row=row, status=to_row_status(fault)) for row, fault in embedded.row_errors.items()],
+        row_errors=[pb.RowError(row=row, status=to_row_status(error)) for row, error in embedded.row_errors.items()],
         total_tokens=embedded.total_tokens,
         per_text_counts=counts is not None,
     )
@@ -105,7 +106,13 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
 
 
 def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityRequest:
-    """Returns the job that a Similarity asks for; raises UnknownEnumError, BadMatrixError, MissingFieldError."""
+    """Returns the engine request of a Similarity.
+
+    Raises:
+        BadMatrixError: vectors are invalid.
+        MissingFieldError: a side has neither texts nor vectors.
+        UnknownEnumError: an enum has an unknown number.
+    """
     return SimilarityRequest(
         queries=_side(request.queries, "queries"),
         candidates=_side(request.candidates, "candidates") if request.HasField("candidates") else None,
@@ -120,7 +127,7 @@ def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> S
 
 
 def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
-    """Returns the answer to a Similarity."""
+    """Returns the response to a Similarity."""
     response = pb.SimilarityResponse(
         model=result.model,
         space_id=result.space_id,
@@ -139,7 +146,7 @@ def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
 def to_health_response(
     registry: Registry, models: Iterable[ServedModel], *, version: str, uptime_s: float
 ) -> pb.HealthResponse:
-    """Returns how `models` are, and the worst of it."""
+    """Returns the health of `models`; the status of the server is that of the worst model."""
     models = list(models)
     response = pb.HealthResponse(
         status=_status_number(max(registry.state(model) for model in models)),
@@ -148,7 +155,7 @@ def to_health_response(
             pb.ModelHealth(
                 model=model.name,
                 status=_status_number(registry.state(model)),
-                detail="the server is about to stop" if registry.draining else model.health.detail,
+                detail="the server is draining" if registry.draining else model.health.detail,
                 queued_texts=model.queued_texts,
                 embedded_texts=model.embedded_texts,
             )
@@ -160,7 +167,7 @@ def to_health_response(
 
 
 def to_model_info(model: ServedModel) -> pb.ModelInfo:
-    """Returns the description of a model; raises ModelNotReadyError while it loads."""
+    """Returns the description of a model; raises ModelNotReadyError until it is loaded."""
     card, limits = model.ready.embedder.card, model.ready.limits
     return pb.ModelInfo(
         name=model.name,
@@ -186,10 +193,10 @@ def _side(items: pb.Items, path: str) -> TextSide | VectorSide:
         input_type = _input_type(items.texts.input_type, f"{path}.texts.input_type")
         return TextSide(f"{path}.texts.texts", _texts(items.texts.texts), input_type)
     if kind == "vectors":
-        place, matrix = f"{path}.vectors", items.vectors.vectors
-        rows = from_matrix(matrix, f"{place}.vectors")
-        return VectorSide(place, rows, items.vectors.space_id, matrix_bytes(matrix))
-    raise MissingFieldError("texts or vectors are needed", field=path)
+        vectors_path, matrix = f"{path}.vectors", items.vectors.vectors
+        rows = from_matrix(matrix, f"{vectors_path}.vectors")
+        return VectorSide(vectors_path, rows, items.vectors.space_id, matrix_bytes(matrix))
+    raise MissingFieldError("texts or vectors are required", field=path)
 
 
 def _input_type(number: int, path: str) -> InputType:
@@ -204,9 +211,9 @@ def _status_number(state: State) -> Any:
     return ServingStatus[state.name].number
 
 
-def _texts(given: Sequence[str]) -> Sequence[str]:
-    """Returns the texts of a message; of more than any limit admits, their number alone is looked at."""
-    return list(given) if len(given) <= HIGHEST_MAX_TEXTS else given
+def _texts(texts: Sequence[str]) -> Sequence[str]:
+    """Returns the texts of a message; they are not copied if their number exceeds every possible limit."""
+    return list(texts) if len(texts) <= HIGHEST_MAX_TEXTS else texts
 
 
 def _shape(request: pb.SimilarityRequest) -> AllPairs | Pairwise | Nearest:

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.registry import Registry
-from isogloss_server.models.interfaces import State
 from isogloss_server.rpc.interceptor import GrpcContext
 
 READY = frozenset({State.SERVING, State.DEGRADED})

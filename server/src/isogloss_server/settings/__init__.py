@@ -1,1 +1,1 @@
-"""Settings of the server: declarations, and the sources that set them."""
+"""Settings of the server: declarations, and the sources that set their values."""

@@ -1,4 +1,4 @@
-"""Every setting once, with its unit, default, range and help."""
+"""The server's settings: type, default, range, unit and help of each, in the order of `serve --help`."""
 
 import tomllib
 from pathlib import Path
@@ -13,42 +13,334 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from isogloss_server.errors import SettingsError
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.models.model_folder import BUNDLED, is_folder
 
 PREFIX = "ISOGLOSS_"
 HIGHEST_MAX_TEXTS = 50_000
 OFF = "off"
+KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 
-class SettingsError(Exception):
-    """A knob is set to what it cannot be; the message is the one line that an operator reads."""
-
-
-def readable(file: Path) -> Path:
-    """Returns `file`, which holds TOML and names no further file; raises SettingsError where it does not."""
-    try:
-        if "config" in tomllib.loads(file.read_text(encoding="utf-8")):
-            raise SettingsError(f"config: {file} cannot name another config file")
-    except OSError as error:
-        raise SettingsError(f"config: cannot read {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"config: {file} is not TOML: {error}") from None
-    return file
-
-
-def knob(
+def setting(
     default: Any, help_text: str, *, section: str, unit: str, ge: float | None = None, le: float | None = None
 ) -> Any:
-    """Declares one knob; `section` is its place in the help, `unit` what stands for its value there."""
+    """Declares one setting.
+
+    Args:
+        default: The value if no source sets it.
+        help_text: One phrase for `serve --help` and docs/settings.md.
+        section: The heading of the help that lists the setting.
+        unit: The placeholder of its value in the help, such as SECONDS; empty for a switch.
+        ge: The lowest valid value.
+        le: The highest valid value.
+
+    Returns:
+        A pydantic field.
+    """
     return Field(default, description=help_text, ge=ge, le=le, json_schema_extra={"section": section, "unit": unit})
 
 
-def model_name_and_source(model: str) -> tuple[str, str]:
-    """Returns the name that a model is served under, and where it comes from: NAME=SOURCE, or SOURCE alone.
+class Settings(BaseSettings):
+    """The settings of `isogloss-server serve`."""
 
-    SOURCE alone goes by its last part, without the revision: `owner/model@v2` is served as `model`, and so is
-    `openai:owner/model@http://host/v1`.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    config: Path | None = setting(
+        None, "TOML file with settings; its keys are the names in this list", section="address", unit="FILE"
+    )
+    host: str = setting(
+        "127.0.0.1",
+        "address to listen on; 0.0.0.0 or :: listens on all addresses of the machine",
+        section="address",
+        unit="HOST",
+    )
+    port: int = setting(50051, "port to listen on; 0 = any free port", section="address", unit="PORT", ge=0, le=65_535)
+    port_file: Path | None = setting(
+        None,
+        "file that the server writes its port to when it is ready, and removes when it stops",
+        section="address",
+        unit="FILE",
+    )
+
+    model: Annotated[tuple[str, ...], NoDecode] = setting(
+        (BUNDLED,),
+        f"model to serve: {BUNDLED} (bundled), a name from `models list`, a hub id, a folder in the "
+        "sentence-transformers layout, cohere:MODEL, openai:MODEL or openai:MODEL@URL; NAME=MODEL serves it under "
+        "another name; repeat the flag for several models (in the environment: separate them by commas); the first is "
+        "the default model",
+        section="models",
+        unit="MODEL",
+    )
+    backend: Literal["auto", "openvino", "sentence-transformers"] = setting(
+        "auto",
+        "runtime of models that are not static; auto: openvino, or sentence-transformers (if installed) for "
+        "architectures that openvino does not support",
+        section="models",
+        unit="BACKEND",
+    )
+    precision: Literal["auto", "f32", "bf16"] = setting(
+        "auto",
+        "number format of openvino's matrix products; auto: bf16 if the processor supports it, else f32",
+        section="models",
+        unit="PRECISION",
+    )
+    device: str = setting(
+        "cpu",
+        "torch device for sentence-transformers, such as cpu, cuda, cuda:1 or mps",
+        section="models",
+        unit="DEVICE",
+    )
+    worker_threads: int = setting(
+        2,
+        "threads for tokenization, comparison and the bundled model",
+        section="models",
+        unit="THREADS",
+        ge=1,
+        le=256,
+    )
+    inference_threads: int = setting(
+        0,
+        "batches of one model that run at the same time, one thread each; 0 = number of cores that the process may use",
+        section="models",
+        unit="THREADS",
+        ge=0,
+        le=1024,
+    )
+    max_batch_tokens: int = setting(1024, "tokens of one batch", section="models", unit="TOKENS", ge=1, le=1 << 20)
+    graph_cache: Path = setting(
+        Path("~/.cache/isogloss"),
+        f"folder for openvino's compiled graphs; {OFF} = compile at each start",
+        section="models",
+        unit="FOLDER",
+    )
+
+    max_texts: int = setting(
+        0,
+        "texts of one request; 0 = as many as fit 4 MiB of float32 vectors",
+        section="limits",
+        unit="TEXTS",
+        ge=0,
+        le=HIGHEST_MAX_TEXTS,
+    )
+    max_request_bytes: int = setting(
+        4 * MIB,
+        "UTF-8 text and vectors of one request",
+        section="limits",
+        unit="BYTES",
+        ge=KIB,
+        le=256 * MIB,
+    )
+    max_response_bytes: int = setting(
+        16 * MIB, "size of one response", section="limits", unit="BYTES", ge=KIB, le=512 * MIB
+    )
+    max_pairs: int = setting(
+        4 * 1024**2,
+        "pairs of one Similarity request: queries x candidates",
+        section="limits",
+        unit="PAIRS",
+        ge=1,
+        le=10**9,
+    )
+    stream_window_requests: int = setting(
+        32,
+        "unanswered requests of one stream; at this number the server stops reading the stream",
+        section="limits",
+        unit="REQUESTS",
+        ge=1,
+        le=10_000,
+    )
+    stream_window_bytes: int = setting(
+        16 * MIB,
+        "bytes of one stream's unanswered requests and unsent responses; at this number the server stops reading the "
+        "stream",
+        section="limits",
+        unit="BYTES",
+        ge=KIB,
+        le=GIB,
+    )
+
+    max_queue_tokens: int = setting(
+        262_144,
+        "tokens of one model's waiting work, of which BULK may use half; beyond it, calls are refused and streams are "
+        "not read",
+        section="queue",
+        unit="TOKENS",
+        ge=1,
+        le=10**9,
+    )
+    max_queue_bytes: int = setting(
+        128 * MIB,
+        "memory for texts and vectors of one model's waiting work; beyond it, calls and streams are refused",
+        section="queue",
+        unit="BYTES",
+        ge=KIB,
+        le=TIB,
+    )
+    watchdog_s: FiniteFloat = setting(
+        30.0,
+        "time limit of one batch; after it the model is NOT_SERVING and waiting calls fail, until a batch succeeds",
+        section="queue",
+        unit="SECONDS",
+        ge=0.01,
+        le=3600,
+    )
+
+    cache_bytes: int = setting(
+        64 * MIB,
+        "memory for cached vectors of all models; 0 = no cache in memory",
+        section="cache",
+        unit="BYTES",
+        ge=0,
+        le=TIB,
+    )
+    cache_static: bool = setting(
+        True, "cache the vectors of static models, such as the bundled one, too", section="cache", unit=""
+    )
+
+    cache_redis_url: SecretStr | None = setting(
+        None,
+        "Redis server that several servers use as a shared cache: redis://[:PASSWORD@]HOST[:PORT][/DB] or rediss://",
+        section="Redis",
+        unit="URL",
+    )
+    cache_redis_prefix: str = setting("isogloss:", "prefix of the keys in Redis", section="Redis", unit="PREFIX")
+    cache_redis_ttl_s: int = setting(
+        7 * 86_400, "lifetime of a vector in Redis", section="Redis", unit="SECONDS", ge=1, le=10 * 365 * 86_400
+    )
+    cache_redis_timeout_ms: FiniteFloat = setting(
+        20.0,
+        "time limit of a look-up in Redis; after it the server computes the vectors",
+        section="Redis",
+        unit="MILLISECONDS",
+        ge=0.1,
+        le=60_000,
+    )
+
+    cohere_key_file: Path | None = setting(
+        None, "file with the API key of Cohere; default: the variable CO_API_KEY", section="providers", unit="FILE"
+    )
+    openai_key_file: Path | None = setting(
+        None, "file with the API key of OpenAI; default: the variable OPENAI_API_KEY", section="providers", unit="FILE"
+    )
+    provider_calls: int = setting(
+        8,
+        "calls to a provider at the same time, for each model",
+        section="providers",
+        unit="CALLS",
+        ge=1,
+        le=1000,
+    )
+    provider_texts_per_call: int = setting(
+        0,
+        "texts of one call to a provider; 0 = the provider's limit",
+        section="providers",
+        unit="TEXTS",
+        ge=0,
+        le=10_000,
+    )
+    provider_texts_per_minute: int = setting(
+        0,
+        "texts sent to a provider in a minute, for each model; 0 = the provider's limit, if known",
+        section="providers",
+        unit="TEXTS",
+        ge=0,
+        le=10**9,
+    )
+    provider_timeout_s: FiniteFloat = setting(
+        60.0,
+        "time limit of calls to a provider, retries included, at start and for callers without a deadline",
+        section="providers",
+        unit="SECONDS",
+        ge=0.1,
+        le=3600,
+    )
+
+    metrics_port: int | None = setting(
+        None,
+        "port that serves Prometheus metrics at /metrics; 0 = any free port; without it, no metrics",
+        section="metrics",
+        unit="PORT",
+        ge=0,
+        le=65_535,
+    )
+
+    drain_delay_s: FiniteFloat = setting(
+        0.0,
+        "time after a stop signal in which health is NOT_SERVING and the server still accepts calls",
+        section="stopping",
+        unit="SECONDS",
+        ge=0,
+        le=3600,
+    )
+    drain_s: FiniteFloat = setting(
+        25.0,
+        "time that calls in flight may then take to finish",
+        section="stopping",
+        unit="SECONDS",
+        ge=0,
+        le=3600,
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "lowest level of the lines in the log", section="logs", unit="LEVEL"
+    )
+    log_format: Literal["text", "json"] = setting(
+        "text", "text: lines for people; json: one JSON object a line", section="logs", unit="FORMAT"
+    )
+    access_log: bool = setting(True, "log one line for each call", section="logs", unit="")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("model")
+    @classmethod
+    def _check_distinct_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [name for name, _ in map(model_name_and_source, value)]
+        if not names or not all(names) or len(set(names)) != len(names):
+            raise ValueError("one or more models with distinct, non-empty names; NAME=MODEL gives a model a name")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Returns the sources in order of precedence: flags, environment, TOML file.
+
+        Raises:
+            SettingsError: The TOML file cannot be read.
+        """
+        named = [source["config"] for source in (init_settings(), env_settings()) if "config" in source]
+        file = TomlConfigSettingsSource(settings_cls, toml_file=_checked(Path(named[0])) if named else None)
+        return init_settings, env_settings, file
+
+    @property
+    def graph_cache_folder(self) -> Path | None:
+        """The folder for compiled graphs; None if they are not kept."""
+        if str(self.graph_cache) in {OFF, "."}:  # Path("") is "."
+            return None
+        try:
+            return self.graph_cache.expanduser()
+        except RuntimeError:  # the user of the process has no home folder
+            return None
+
+
+def model_name_and_source(model: str) -> tuple[str, str]:
+    """Splits a value of the setting `model`, which is NAME=SOURCE or SOURCE.
+
+    Without NAME, the name is the last part of the source without its revision: `owner/model@v2` is served as `model`,
+    and `openai:owner/model@http://host/v1` too.
+
+    Returns:
+        The name that the model is served under, and its source.
     """
     if is_hosted(model):
         return _hosted_name(model), model
@@ -63,248 +355,17 @@ def _hosted_name(source: str) -> str:
     return source.partition(":")[2].partition("@http")[0].rpartition("/")[2]
 
 
-class ServiceKnobs(BaseSettings):
-    """What can be told of all that stands around the models; a part of Settings."""
+def _checked(file: Path) -> Path:
+    """Returns `file` if it is TOML without the key `config`.
 
-    max_queue_tokens: int = knob(
-        262_144,
-        "work of one model that may wait, in tokens; BULK may take half of it; beyond, calls are refused, and streams "
-        "are not read further",
-        section="queue",
-        unit="TOKENS",
-        ge=1,
-        le=10**9,
-    )
-    max_queue_bytes: int = knob(
-        128 * 1024**2,
-        "memory for texts and vectors of one model's waiting work; beyond, calls and streams are refused",
-        section="queue",
-        unit="BYTES",
-        ge=1024,
-        le=2**40,
-    )
-    watchdog_s: FiniteFloat = knob(
-        30.0,
-        "a batch that runs longer makes the model NOT_SERVING until one succeeds again, and fails what waits",
-        section="queue",
-        unit="SECONDS",
-        ge=0.01,
-        le=3600,
-    )
-    cache_bytes: int = knob(
-        64 * 1024**2,
-        "memory for vectors of texts that may come again, of all models together; 0 keeps none",
-        section="cache",
-        unit="BYTES",
-        ge=0,
-        le=2**40,
-    )
-    cache_static: bool = knob(
-        True, "static models, such as the bundled one, use the cache too", section="cache", unit=""
-    )
-    cache_redis_url: SecretStr | None = knob(
-        None,
-        "Redis to share vectors with other servers: redis://[:PASSWORD@]HOST[:PORT][/DB] or rediss://",
-        section="cache",
-        unit="URL",
-    )
-    cache_redis_prefix: str = knob("isogloss:", "what its keys begin with", section="cache", unit="PREFIX")
-    cache_redis_ttl_s: int = knob(
-        7 * 86_400, "how long it keeps a vector", section="cache", unit="SECONDS", ge=1, le=10 * 365 * 86_400
-    )
-    cache_redis_timeout_ms: FiniteFloat = knob(
-        20.0,
-        "how long it may take to answer before a call goes on without it",
-        section="cache",
-        unit="MILLISECONDS",
-        ge=0.1,
-        le=60_000,
-    )
-    cohere_key_file: Path | None = knob(
-        None, "file that holds Cohere's key; else CO_API_KEY", section="providers", unit="FILE"
-    )
-    openai_key_file: Path | None = knob(
-        None, "file that holds OpenAI's key; else OPENAI_API_KEY", section="providers", unit="FILE"
-    )
-    provider_calls: int = knob(
-        8, "calls to a provider in flight, of each model", section="providers", unit="CALLS", ge=1, le=1000
-    )
-    provider_texts_per_call: int = knob(
-        0,
-        "texts of one call to a provider; 0 = as many as it takes",
-        section="providers",
-        unit="TEXTS",
-        ge=0,
-        le=10_000,
-    )
-    provider_texts_per_minute: int = knob(
-        0,
-        "texts that a provider is sent a minute, of each model; 0 = the provider's known limit, if any",
-        section="providers",
-        unit="TEXTS",
-        ge=0,
-        le=10**9,
-    )
-    provider_timeout_s: FiniteFloat = knob(
-        60.0,
-        "how long a provider may take, retries included, where the caller sets no deadline, and at start",
-        section="providers",
-        unit="SECONDS",
-        ge=0.1,
-        le=3600,
-    )
-    metrics_port: int | None = knob(
-        None, "port for Prometheus at /metrics; 0 takes a free one", section="metrics", unit="PORT", ge=0, le=65_535
-    )
-
-
-class Settings(ServiceKnobs):
-    """What `isogloss-server serve` can be told."""
-
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
-
-    config: Path | None = knob(None, "TOML file with settings under these names", section="address", unit="FILE")
-    host: str = knob(
-        "127.0.0.1", "address to listen on; 0.0.0.0 or :: for all of the machine's", section="address", unit="HOST"
-    )
-    port: int = knob(50051, "port to listen on; 0 takes a free one", section="address", unit="PORT", ge=0, le=65_535)
-    port_file: Path | None = knob(
-        None, "file to write the port to once ready; removed at the end", section="address", unit="FILE"
-    )
-    model: Annotated[tuple[str, ...], NoDecode] = knob(
-        (BUNDLED,),
-        f"model to serve: {BUNDLED} (bundled), a name that `models list` tells, a hub id, a folder in the "
-        "sentence-transformers layout, cohere:MODEL, openai:MODEL or openai:MODEL@URL, optionally NAME=MODEL; may be "
-        "given more than once (in the environment: parted by commas), the first is the default",
-        section="models",
-        unit="MODEL",
-    )
-    max_texts: int = knob(
-        0,
-        "texts of one request; 0 = as many float32 vectors as fit 4 MiB",
-        section="limits",
-        unit="TEXTS",
-        ge=0,
-        le=HIGHEST_MAX_TEXTS,
-    )
-    max_request_bytes: int = knob(
-        4 * 1024**2, "UTF-8 text and vectors of one request", section="limits", unit="BYTES", ge=1024, le=256 * 1024**2
-    )
-    max_response_bytes: int = knob(
-        16 * 1024**2, "one answer", section="limits", unit="BYTES", ge=1024, le=512 * 1024**2
-    )
-    max_pairs: int = knob(
-        4 * 1024**2, "queries x candidates of one Similarity", section="limits", unit="PAIRS", ge=1, le=10**9
-    )
-    stream_window_requests: int = knob(
-        32,
-        "requests of one stream that may be unanswered before no more are read",
-        section="limits",
-        unit="REQUESTS",
-        ge=1,
-        le=10_000,
-    )
-    stream_window_bytes: int = knob(
-        16 * 1024**2,
-        "likewise, bytes of requests and of answers not yet sent",
-        section="limits",
-        unit="BYTES",
-        ge=1024,
-        le=1024**3,
-    )
-    worker_threads: int = knob(
-        2,
-        "threads for tokenisation, comparison, and the bundled model",
-        section="models",
-        unit="THREADS",
-        ge=1,
-        le=256,
-    )
-    backend: Literal["auto", "openvino", "sentence-transformers"] = knob(
-        "auto",
-        "what runs models that are not static; auto: openvino, and sentence-transformers, where it is installed, for "
-        "what openvino has no graph of",
-        section="models",
-        unit="BACKEND",
-    )
-    precision: Literal["auto", "f32", "bf16"] = knob(
-        "auto", "of openvino's products; auto: bf16 where the processor has it", section="models", unit="PRECISION"
-    )
-    device: str = knob(
-        "cpu",
-        "torch's name of the device for sentence-transformers: cpu, cuda, cuda:1, mps",
-        section="models",
-        unit="DEVICE",
-    )
-    inference_threads: int = knob(
-        0,
-        "batches of one model computed at a time, a thread each; 0 = as many as the cores that the process may use",
-        section="models",
-        unit="THREADS",
-        ge=0,
-        le=1024,
-    )
-    max_batch_tokens: int = knob(
-        1024, "texts are computed together up to so many tokens", section="models", unit="TOKENS", ge=1, le=1 << 20
-    )
-    graph_cache: Path = knob(
-        Path("~/.cache/isogloss"),
-        "folder for openvino's compiled graphs; off keeps none",
-        section="models",
-        unit="FOLDER",
-    )
-    drain_delay_s: FiniteFloat = knob(
-        0.0,
-        "after a stop signal, how long calls are still taken while health says NOT_SERVING",
-        section="stopping",
-        unit="SECONDS",
-        ge=0,
-        le=3600,
-    )
-    drain_s: FiniteFloat = knob(
-        25.0, "how long calls in flight may then take to finish", section="stopping", unit="SECONDS", ge=0, le=3600
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = knob(
-        "info", "least level that is logged", section="logs", unit="LEVEL"
-    )
-    log_format: Literal["text", "json"] = knob(
-        "text", "readable lines, or one JSON object a line", section="logs", unit="FORMAT"
-    )
-    access_log: bool = knob(True, "a line for each call", section="logs", unit="")
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _parted_by_commas(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("model")
-    @classmethod
-    def _distinct_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [name for name, _ in map(model_name_and_source, value)]
-        if not names or not all(names) or len(set(names)) != len(names):
-            raise ValueError("one model or more, with distinct names, none empty; NAME=FOLDER gives one")
-        return value
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Orders the sources: flags, environment, the TOML file."""
-        named = [source["config"] for source in (init_settings(), env_settings()) if "config" in source]
-        file = TomlConfigSettingsSource(settings_cls, toml_file=readable(Path(named[0])) if named else None)
-        return init_settings, env_settings, file
-
-    @property
-    def graph_cache_folder(self) -> Path | None:
-        """The folder for compiled graphs; None where none are kept."""
-        if str(self.graph_cache) in {OFF, "."}:  # Path("") is "."
-            return None
-        try:
-            return self.graph_cache.expanduser()
-        except RuntimeError:  # the process's user has no home
-            return None
+    Raises:
+        SettingsError: It is unreadable, not TOML, or has that key.
+    """
+    try:
+        if "config" in tomllib.loads(file.read_text(encoding="utf-8")):
+            raise SettingsError(f"config file {file} cannot name another config file; remove the key 'config'")
+    except OSError as error:
+        raise SettingsError(f"cannot read the config file {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"config file {file} is not valid TOML: {error}") from None
+    return file

@@ -1,7 +1,8 @@
-"""Reads settings from flags, environment and file. The only reader of the environment."""
+"""Reads the settings from flags, environment and config file. No other module reads the environment."""
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,74 +10,99 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError as SourceError
 
-from isogloss_server.errors import ProviderSetupError
-from isogloss_server.settings.declarations import PREFIX, Settings, SettingsError
+from isogloss_server.errors import ProviderSetupError, SettingsError
+from isogloss_server.settings.declarations import PREFIX, Settings
 
 CLIENT_VARIABLES = frozenset({"ISOGLOSS_SERVER", "ISOGLOSS_API_KEY"})
 KEY_VARIABLES = {"cohere": "CO_API_KEY", "openai": "OPENAI_API_KEY"}
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+KUBERNETES_VARIABLE = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+KUBERNETES_HINT = "set by Kubernetes for a Service of that name; `enableServiceLinks: false` in the Pod prevents it"
 
 
 def load(flags: Mapping[str, Any]) -> Settings:
-    """Returns the settings of flags (those not None), environment and file.
+    """Reads all sources.
+
+    Args:
+        flags: Values of the command line by setting; None stands for a flag that is not given.
+
+    Returns:
+        The settings. A flag wins over the environment, the environment over the file.
 
     Raises:
-        SettingsError: a knob is unknown or out of range, or the file cannot be read.
+        SettingsError: A setting is unknown or out of range, or the file cannot be read.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings(**given)
     except ValidationError as error:
-        lines = [_complaint(given, str(e["loc"][0]) if e["loc"] else "", e["msg"], e["type"]) for e in error.errors()]
+        lines = [_message(given, str(e["loc"][0]) if e["loc"] else "", e["msg"], e["type"]) for e in error.errors()]
         raise SettingsError("; ".join(lines)) from None
     except SourceError as error:
         raise SettingsError(str(error)) from None
 
 
 def unknown_variables() -> Iterator[str]:
-    """Yields a line for each ISOGLOSS_ variable that is no knob; others may own it, so it is no error."""
+    """Yields warnings about ISOGLOSS_ variables that are not settings; other programs may own them, so no errors."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
-    for name in sorted(set(os.environ) - known):
-        if name.startswith(PREFIX):
-            near = difflib.get_close_matches(name, known, n=1)
-            yield f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+    unknown = sorted(name for name in set(os.environ) - known if name.startswith(PREFIX))
+    kubernetes = [name for name in unknown if KUBERNETES_VARIABLE.fullmatch(name)]
+    if kubernetes:
+        yield f"ignored {', '.join(kubernetes)}: {KUBERNETES_HINT}"
+    for name in unknown:
+        if name not in kubernetes:
+            yield f"unknown variable {_suggested(name, known)}"
 
 
-def _complaint(given: Mapping[str, Any], name: str, message: str, kind: str) -> str:
+def _message(given: Mapping[str, Any], name: str, message: str, kind: str) -> str:
+    """Returns one line on an invalid setting, which names its source."""
     variable, flag = PREFIX + name.upper(), f"--{name.replace('_', '-')}"
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    file = given.get("config") or os.environ.get(f"{PREFIX}CONFIG")
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        return f"in the config file: {name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
-    source = flag if name in given else variable if variable in os.environ else f"{name} in the config file"
-    hint = ""
-    if source == variable and os.environ[variable].startswith("tcp://"):
-        hint = " (Kubernetes sets this variable for a Service of that name; switch enableServiceLinks off)"
+        return f"config file {file}: unknown setting {_suggested(name, Settings.model_fields)}"
+    source = flag if name in given else variable if variable in os.environ else f"config file {file}: {name}"
+    hint = f" ({KUBERNETES_HINT})" if source == variable and os.environ[variable].startswith("tcp://") else ""
     return f"{source} must be {message}{hint}"
 
 
+def _suggested(name: str, known: "set[str] | Mapping[str, Any]") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name!r}; did you mean {near[0]!r}?" if near else f"{name!r}; `isogloss-server serve --help` lists them"
+
+
 def provider_key(provider: str, settings: Settings) -> SecretStr | None:
-    """Returns the key for "cohere" or "openai", if there is one.
+    """Reads the API key of a provider.
+
+    Args:
+        provider: "cohere" or "openai".
+        settings: Names the file of the key, if the key is in a file.
+
+    Returns:
+        The key, or None if neither file nor variable is set.
 
     Raises:
-        ProviderSetupError: its file cannot be read, or what is there is no key.
+        ProviderSetupError: The file cannot be read or is empty, or the key has invalid characters.
     """
     file: Path | None = {"cohere": settings.cohere_key_file, "openai": settings.openai_key_file}[provider]
     source = KEY_VARIABLES[provider] if file is None else str(file)
     try:
         key = os.environ.get(source, "") if file is None else file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ProviderSetupError(f"cannot read the key in {source}: {type(error).__name__}") from None
+    except OSError as error:
+        raise ProviderSetupError(f"cannot read the key file {source}: {error.strerror}") from None
+    except ValueError:
+        raise ProviderSetupError(f"cannot read the key file {source}: it is not UTF-8 text") from None
     key = key.strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise ProviderSetupError(f"what {source} holds is no key: it has characters that none has")
+        raise ProviderSetupError(f"invalid key in {source}: a key has only printable ASCII characters, without spaces")
     if file is not None and not key:
-        raise ProviderSetupError(f"{source} holds no key")
+        raise ProviderSetupError(f"the key file {source} is empty")
     return SecretStr(key) if key else None
 
 
 def silence_grpc() -> None:
-    """Lets gRPC's core write nothing, unless GRPC_VERBOSITY says otherwise; to be called before it is loaded.
+    """Switches off the log of gRPC's core unless GRPC_VERBOSITY is set; call it before grpc is imported.
 
-    Its lines quote what callers say, line ends and all: whoever reaches the port could write lines into the log.
+    The core's lines quote what peers send, line ends included: any peer could write lines into the log.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,7 +1,7 @@
-"""Encoders of the BERT family as one padding-free graph on the processor, run by OpenVINO.
+"""Encoders of the BERT family as one padding-free graph, run by OpenVINO on CPUs.
 
-OpenVINO reports home when it is imported, from a process that it forks. Where its telemetry package is absent it goes
-without; so here, before its first import, that package is made absent in Python's own way: by None in its place.
+OpenVINO sends telemetry when it is imported, unless its telemetry package is missing. Before its first import, this
+package therefore marks that package as missing, by Python's own means: None in sys.modules.
 """
 
 import sys

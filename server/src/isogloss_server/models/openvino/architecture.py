@@ -1,4 +1,4 @@
-"""The encoders that the packed graph knows, a row each: how their files name what BERT introduced."""
+"""The supported families of encoders: how their files name the settings and tensors of BERT."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """How one family names its settings and tensors; `{}` stands for a layer's number."""
+    """The names of settings and tensors in one family; `{}` is replaced by the number of a layer."""
 
-    prefixes: tuple[str, ...]  # before each tensor's name, where the file holds more than the encoder
+    prefixes: tuple[str, ...]  # of tensors' names, in files that hold more than the encoder
     hidden: str = "hidden_size"
     heads: str = "num_attention_heads"
     layers: str = "num_hidden_layers"
     intermediate: str = "intermediate_size"
     activation: str = "hidden_act"
-    types: str = "embeddings.token_type_embeddings.weight"  # empty where there are none
-    positions_after_padding: bool = False  # the first position is the padding token's id and one
+    types: str = "embeddings.token_type_embeddings.weight"  # empty if the family has none
+    positions_after_padding: bool = False  # positions start at the padding token's id plus 1
     layer: str = "encoder.layer.{}."
     query: str = "attention.self.query"
     key: str = "attention.self.key"
@@ -61,7 +61,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """The sizes of one model, from its config.json."""
+    """The settings of one encoder, from its config.json."""
 
     names: Architecture
     hidden: int
@@ -72,40 +72,47 @@ class Encoder:
     epsilon: float  # of the layer norms
     vocabulary: int
     positions: int  # rows of the position table
-    types: int  # of tokens; a single text's all have the first
-    padding_id: int | None  # where positions count from it
+    types: int  # token types; all tokens of a single text have type 0
+    padding_id: int | None  # None unless positions start after it
 
     @property
     def max_tokens(self) -> int:
-        """The tokens for which there are positions."""
+        """The number of tokens that have positions."""
         return self.positions - (0 if self.padding_id is None else self.padding_id + 1)
 
 
 def read(config: Mapping[str, Any], file: object) -> Encoder:
-    """Returns what a config.json says of the encoder; `file` names it in errors.
+    """Reads the settings of an encoder.
+
+    Args:
+        config: The content of config.json.
+        file: Its path, for errors.
 
     Raises:
-        ModelFilesError: it is of another family, or built in a way that the packed graph has no part for.
+        UnsupportedModelError: The encoder is of another family, or has a setting that the graph does not support.
+        ModelFilesError: A setting is missing or invalid.
     """
     kind = str(config.get("model_type", ""))
     names = ARCHITECTURES.get(kind)
     if names is None:
-        raise UnsupportedModelError(f"{file}: model_type {kind!r}; the packed engine has {', '.join(ARCHITECTURES)}")
-    unusual = {
+        raise UnsupportedModelError(
+            f"{file}: unsupported model_type {kind!r}; the openvino backend supports {', '.join(ARCHITECTURES)}"
+        )
+    unsupported = {
         "position_embedding_type": config.get("position_embedding_type", "absolute") != "absolute",
         "is_decoder": bool(config.get("is_decoder")),
-        "auto_map": bool(config.get("auto_map")),  # code that comes with the model
+        "auto_map": bool(config.get("auto_map")),  # code in the model's repository
         "sinusoidal_pos_embds": bool(config.get("sinusoidal_pos_embds")),
         names.activation: config.get(names.activation, "gelu") not in ACTIVATIONS,
     }
-    for key, differs in unusual.items():
-        if differs:
-            raise UnsupportedModelError(f"{file}: {key} {config.get(key)!r} is not what the packed engine computes")
+    for key, is_unsupported in unsupported.items():
+        if is_unsupported:
+            raise UnsupportedModelError(f"{file}: {key} {config.get(key)!r} is not supported by the openvino backend")
     try:
         return Encoder(
             names=names,
             hidden=int(config[names.hidden]),
-            heads=_dividing(int(config[names.heads]), int(config[names.hidden])),
+            heads=_check_heads(int(config[names.heads]), int(config[names.hidden])),
             layers=int(config[names.layers]),
             intermediate=int(config[names.intermediate]),
             activation=str(config.get(names.activation, "gelu")),
@@ -119,7 +126,7 @@ def read(config: Mapping[str, Any], file: object) -> Encoder:
         raise ModelFilesError(f"{file} is damaged: {error!r}") from error
 
 
-def _dividing(heads: int, hidden: int) -> int:
+def _check_heads(heads: int, hidden: int) -> int:
     if heads < 1 or hidden % heads:
-        raise ValueError(f"{heads} heads do not divide {hidden} numbers")
+        raise ValueError(f"{heads} heads do not divide {hidden} hidden units")
     return heads

@@ -1,7 +1,7 @@
-"""Compiled graphs on disk: compiled once for a model, precision, processor and OpenVINO, then mapped into memory.
+"""A cache of compiled graphs on disk, by model, precision, processor and OpenVINO version; files are memory-mapped.
 
-A file is the graph as OpenVINO exports it, weights included, and 32 bytes of sha256 over that. A file that is damaged,
-or that cannot be written, costs a compilation and nothing else.
+A file holds the graph as OpenVINO exports it, weights included, and its sha256 (32 bytes). A damaged or unwritable file
+costs a compilation and is otherwise harmless.
 """
 
 import hashlib
@@ -23,20 +23,26 @@ DEVICE = "CPU"
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A graph ready to run, and the memory that it reads its weights from, which must live as long."""
+    """A compiled graph, and the memory of its weights, which must outlive it."""
 
     graph: Any
     memory: MappedFile | None = None
 
 
 class GraphCache:
-    """The graphs in one folder; without a folder every graph is compiled."""
+    """The compiled graphs in one folder; without a folder, every graph is compiled."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
     def compiled(self, build: Callable[[], ov.Model], config: dict[str, Any], **parts: str) -> Compiled:
-        """Returns the compiled graph of `build()`; `parts` with the machine's own facts are what makes it this one."""
+        """Returns a compiled graph, from the cache if it is there.
+
+        Args:
+            build: Builds the graph.
+            config: OpenVINO's settings for it.
+            **parts: What determines the graph, such as digests of weights; part of the key beside machine and config.
+        """
         core = ov.Core()
         if self._folder is None:
             return Compiled(core.compile_model(build(), DEVICE, config))
@@ -45,20 +51,20 @@ class GraphCache:
         if found is None:
             compiled = core.compile_model(build(), DEVICE, config)
             _write(file, compiled)
-            # Read, its weights are mapped pages, where the compiled one's are copies.
+            # Read back, since weights in a file are mapped pages, and those of a compilation are copies.
             found = _read(core, file, config) or Compiled(compiled)
         return found
 
 
 def _key(core: ov.Core, config: dict[str, Any], parts: dict[str, str]) -> str:
-    facts = {
+    key = {
         **parts,
         "config": {name: str(value) for name, value in config.items()},
         "openvino": ov.get_version(),
         "processor": core.get_property(DEVICE, "FULL_DEVICE_NAME"),
         "capabilities": sorted(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _read(core: ov.Core, file: Path, config: dict[str, Any]) -> Compiled | None:
@@ -69,23 +75,23 @@ def _read(core: ov.Core, file: Path, config: dict[str, Any]) -> Compiled | None:
         graph, digest = memory.data[:-DIGEST_BYTES], bytes(memory.data[-DIGEST_BYTES:])
         if hashlib.sha256(graph.data).digest() == digest:
             return Compiled(core.import_model(ov.Tensor(graph, shared_memory=True), DEVICE, config), memory)
-        why = "its digest is not that of its content"
-    except (OSError, ValueError, RuntimeError) as error:  # unreadable, empty, refused by OpenVINO
-        why = str(error).splitlines()[0]
-    logs.warning("a cached graph is damaged and is compiled anew", file=file, why=why)
+        cause = "wrong digest"
+    except (OSError, ValueError, RuntimeError) as error:  # unreadable, empty, rejected by OpenVINO
+        cause = str(error).splitlines()[0]
+    logs.warning("cached graph is damaged; compiling it again", file=file, cause=cause)
     return None
 
 
 def _write(file: Path, compiled: Any) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Of a name that no other process has, in this container or another one; gone with its folder.
+        # In a temporary folder, so that no other process, in this container or another, has the same name.
         with tempfile.TemporaryDirectory(dir=file.parent, prefix="part-") as folder:
-            part = Path(folder) / file.name
-            # The view is given up first, also where writing fails: its buffer cannot be closed while one is left.
-            with compiled.export_model() as exported, exported.getbuffer() as graph, part.open("wb") as stream:
+            partial_file = Path(folder) / file.name
+            # The view is released first, also if writing fails: a buffer with views cannot be closed.
+            with compiled.export_model() as exported, exported.getbuffer() as graph, partial_file.open("wb") as stream:
                 stream.write(graph)
                 stream.write(hashlib.sha256(graph).digest())
-            part.replace(file)
-    except (OSError, RuntimeError) as error:  # RuntimeError: of OpenVINO
-        logs.warning("the compiled graph is not kept", file=file, why=str(error).splitlines()[0])
+            partial_file.replace(file)
+    except (OSError, RuntimeError) as error:  # RuntimeError: raised by OpenVINO
+        logs.warning("cannot cache the compiled graph", file=file, cause=str(error).splitlines()[0])

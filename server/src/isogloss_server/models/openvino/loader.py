@@ -1,7 +1,7 @@
-"""A folder in the sentence-transformers layout to a packed model."""
+"""Loads a folder in the sentence-transformers layout as a model that OpenVINO runs."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,97 +25,110 @@ from isogloss_server.models.pooling import DenseLayer, Head
 from isogloss_server.models.safetensors_file import Tensors
 from isogloss_server.models.tokenizer import TextTokenizer, read_tokenizer
 
-# As tokenizer_config.json names what a tokenizer.json of BERT's kind settles.
+# Settings of BERT's normalizer: name in tokenizer_config.json -> name in tokenizer.json.
 BERT_SETTINGS = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
-
-
+SLOW_TOKENIZER_FILES = ("vocab.txt", "vocab.json", "*.model")  # which sentence-transformers can convert
 Precision = Literal["auto", "f32", "bf16"]
-
-
-# Known vectors are float32's; company makes no difference at all where registers hold 16 numbers.
+# Known vectors are those of float32. With AVX-512, results do not depend on the batch at all.
 TOLERANCES = {"f32": Tolerance(known=1e-5, batch_invariance=1e-6), "bf16": Tolerance(known=1e-2, batch_invariance=2e-3)}
-
-
 PROBE_TEXTS = ("Good morning, Straße!", "おはようございます")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """How a model is run."""
+    """The settings of the runtime."""
 
     precision: Precision
-    threads: int  # passes at a time, a thread each
+    threads: int  # batches at a time, one thread each
     graph_cache: Path | None  # folder for compiled graphs
 
 
 def load(folder: ModelFolder, runtime: Runtime) -> LoadedModel:
-    """Returns the packed model of a folder.
+    """Loads the model of a folder.
 
     Raises:
-        ModelFilesError: a file is missing or damaged, or the folder holds a kind of model that is not served.
-        StartupError: the processor does not have the precision.
+        UnsupportedModelError: This runtime does not support the model.
+        ModelFilesError: A file is missing or damaged.
+        StartupError: The processor does not support the precision.
     """
     plan = layout.transformer(folder)
     encoder = architecture.read(plan.config, folder.path / f"{plan.prefix}config.json")
-    precision = _precision(ov.Core(), runtime.precision)
-    weights, tokenizer = f"{plan.prefix}model.safetensors", f"{plan.prefix}tokenizer.json"
-    for name in (weights, tokenizer):
-        if not (folder.path / name).is_file():
-            raise UnsupportedModelError(f"model folder {folder.path} has no file {name}")
+    precision = _resolved_precision(ov.Core(), runtime.precision)
+    weights, tokenizer_json = f"{plan.prefix}model.safetensors", f"{plan.prefix}tokenizer.json"
+    layout.reject_pickled_weights(folder, plan.prefix)
+    _require(folder, weights, others=("model-*.safetensors",))
+    _require(folder, tokenizer_json, others=SLOW_TOKENIZER_FILES)
     tensors = Tensors(folder.file(weights), encoder.names.prefixes)
-    with ThreadPoolExecutor() as pool:  # all at once: digests, tokenizer and compilation release the interpreter
+    with ThreadPoolExecutor() as pool:  # in parallel: digests, tokenizer and compilation release the GIL
         digests = {
             name: pool.submit(folder.digest, name)
-            for name in (weights, tokenizer, *(f"{dense.prefix}model.safetensors" for dense in plan.dense))
+            for name in (weights, tokenizer_json, *(f"{dense.prefix}model.safetensors" for dense in plan.dense))
         }
-        reading = pool.submit(_tokens, folder, plan, encoder)
+        reading = pool.submit(_tokenizer, folder, plan, encoder)
         compiling = pool.submit(
             lambda: _compiled(encoder, tensors, precision, runtime, weights=digests[weights].result())
         )
         head = _head(folder, plan, encoder)
         embeddings = _embeddings(encoder, tensors)
-        tokens = reading.result()
+        tokenizer = reading.result()
         probes = [(probe.text, probe.vector) for probe in folder.card.probes]
-        probes = probes or _own_probes(encoder, tensors, embeddings, head, tokens)
+        probes = probes or _own_probes(encoder, tensors, embeddings, head, tokenizer)
         compiled = compiling.result()
-    space_id = layout.space_id(folder, plan, [digest.result() for digest in digests.values()], tokens.max_tokens)
+    space_id = layout.space_id(folder, plan, [digest.result() for digest in digests.values()], tokenizer.max_tokens)
     return LoadedModel(
         model=OpenVinoModel(compiled, embeddings, head, threads=runtime.threads),
-        tokenizer=tokens,
-        card=layout.card(folder, f"openvino-{precision}", space_id, tokens, head.dimensions(encoder.hidden)),
+        tokenizer=tokenizer,
+        card=layout.card(folder, f"openvino-{precision}", space_id, tokenizer, head.dimensions(encoder.hidden)),
         prompts=layout.prompts(folder),
         probes=probes,
         tolerance=TOLERANCES[precision],
         batched=True,
-        release_pages=lambda: release_pages(tensors, compiled),
+        release_pages=lambda: _release_pages(tensors, compiled),
     )
 
 
-def release_pages(tensors: Tensors, compiled: Compiled) -> None:
-    """Of both files little is read again: rows of the table of words. The rest is repacked by the first pass."""
+def _require(folder: ModelFolder, name: str, *, others: Sequence[str]) -> None:
+    """Checks that a file exists.
+
+    Raises:
+        UnsupportedModelError: The file is missing, but there are others in its place that another runtime may read.
+        ModelFilesError: There are none.
+    """
+    path = folder.path / name
+    if not path.is_file() and any(other for pattern in others for other in path.parent.glob(pattern)):
+        raise UnsupportedModelError(
+            f"model folder {folder.path} has no file {name}, which the openvino backend requires"
+        )
+    folder.file(name)
+
+
+def _release_pages(tensors: Tensors, compiled: Compiled) -> None:
+    """Releases the mapped pages: after the first batch, only rows of word embeddings are read again."""
     tensors.release_pages()
     if compiled.memory is not None:
         compiled.memory.release_pages()
 
 
-def _precision(core: ov.Core, wanted: Precision) -> str:
+def _resolved_precision(core: ov.Core, precision: Precision) -> str:
     has_bf16 = "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-    if wanted == "bf16" and not has_bf16:
-        raise StartupError("precision bf16: this processor has no bf16 instructions; auto or f32 run on it")
-    return "bf16" if has_bf16 and wanted == "auto" else "f32" if wanted == "auto" else wanted
+    if precision == "bf16" and not has_bf16:
+        raise StartupError("precision bf16 is not supported by this processor; use auto or f32")
+    if precision == "auto":
+        return "bf16" if has_bf16 else "f32"
+    return precision
 
 
 def _compiled(encoder: Encoder, tensors: Tensors, precision: str, runtime: Runtime, *, weights: str) -> Compiled:
-    """Returns the encoder's graph, ready to run; `weights` is their digest."""
+    """Returns the compiled graph of the encoder; `weights` is the digest of its weights."""
     config = {
         "INFERENCE_PRECISION_HINT": precision,
-        "NUM_STREAMS": runtime.threads,  # passes at a time; two of one thread do more than one of two
+        "NUM_STREAMS": runtime.threads,  # batches at a time; two with one thread each are faster than one with two
         "INFERENCE_NUM_THREADS": runtime.threads,
-        "ENABLE_CPU_PINNING": False,  # the process may share its cores with others
+        "ENABLE_CPU_PINNING": False,  # other processes may use the same cores
     }
     builder = hashlib.sha256(Path(graph.__file__).read_bytes()).hexdigest()
     cache = GraphCache(runtime.graph_cache)
@@ -124,28 +137,32 @@ def _compiled(encoder: Encoder, tensors: Tensors, precision: str, runtime: Runti
     )
 
 
-def _tokens(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> TextTokenizer:
+def _tokenizer(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> TextTokenizer:
     file = folder.file(f"{plan.prefix}tokenizer.json")
-    tokenizer = read_tokenizer(file)
-    _check_normalizer(tokenizer, layout.optional_object(folder, f"{plan.prefix}tokenizer_config.json"), file)
+    library_tokenizer = read_tokenizer(file)
+    _check_normalizer(library_tokenizer, layout.optional_object(folder, f"{plan.prefix}tokenizer_config.json"), file)
     if plan.lower_case:
-        parts = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
-        tokenizer.normalizer = normalizers.Sequence(parts)
+        own = [library_tokenizer.normalizer] if library_tokenizer.normalizer else []
+        library_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
     limit = min(plan.max_tokens or encoder.max_tokens, encoder.max_tokens)
-    tokens = TextTokenizer(tokenizer, max_tokens=limit, special=True)
-    if tokens.vocabulary_size > encoder.vocabulary:
-        raise ModelFilesError(f"{file} has {tokens.vocabulary_size} tokens, the table {encoder.vocabulary} rows")
-    return tokens
+    tokenizer = TextTokenizer(library_tokenizer, max_tokens=limit, special=True)
+    if tokenizer.vocabulary_size > encoder.vocabulary:
+        raise ModelFilesError(
+            f"{file} has {tokenizer.vocabulary_size} tokens, but the table of embeddings has {encoder.vocabulary} rows"
+        )
+    return tokenizer
 
 
 def _check_normalizer(tokenizer: Tokenizer, config: Mapping[str, Any], file: Path) -> None:
-    """Refuses a folder whose two files about the tokenizer disagree: transformers would follow the other one."""
+    """Rejects a folder whose tokenizer.json and tokenizer_config.json disagree: transformers would use the latter."""
     if not isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
         return
     for name, setting in BERT_SETTINGS.items():
         own = getattr(tokenizer.normalizer, setting)
         if config.get(name, own) != own:
-            raise UnsupportedModelError(f"{file} says {setting} {own}, tokenizer_config.json {name} {config[name]}")
+            raise UnsupportedModelError(
+                f"{file} has {setting} {own}, but tokenizer_config.json has {name} {config[name]}"
+            )
 
 
 def _embeddings(encoder: Encoder, tensors: Tensors) -> Embeddings:
@@ -170,12 +187,12 @@ def _head(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Hea
 
 
 def _own_probes(
-    encoder: Encoder, tensors: Tensors, embeddings: Embeddings, head: Head, tokens: TextTokenizer
+    encoder: Encoder, tensors: Tensors, embeddings: Embeddings, head: Head, tokenizer: TextTokenizer
 ) -> list[tuple[str, tuple[float, ...]]]:
-    """Returns what the packed graph must give, computed without it: a folder need not bring known vectors along."""
+    """Computes known vectors with the numpy reference, for folders without probes of their own."""
     probes: list[tuple[str, tuple[float, ...]]] = []
     for text in PROBE_TEXTS:
-        batch = tokens.encode([text], Truncation.END).batch
+        batch = tokenizer.encode([text], Truncation.END).batch
         encoded = numpy_reference.encode(encoder, tensors, embeddings.rows(batch))
         probes.append((text, tuple(head(encoded, batch.lengths)[0].tolist())))
     return probes

@@ -1,1 +1,1 @@
-"""Models that run at a provider: Cohere, OpenAI, and servers that speak the API of OpenAI."""
+"""Models that run at a provider: Cohere, OpenAI, and other servers that offer the API of OpenAI."""

@@ -1,6 +1,6 @@
-"""The models that run at a provider: what their names stand for, and what is known of them.
+"""The catalog of providers and their models.
 
-Facts are from the providers' pages: https://docs.cohere.com/docs/cohere-embed, https://docs.cohere.com/docs/rate-limits,
+Properties are from the providers' pages: https://docs.cohere.com/docs/cohere-embed, https://docs.cohere.com/docs/rate-limits,
 https://docs.cohere.com/docs/deprecations, https://platform.openai.com/docs/guides/embeddings.
 """
 
@@ -18,21 +18,21 @@ from isogloss_server.models.model_folder import fingerprint
 
 @dataclass(frozen=True, slots=True)
 class ProviderModel:
-    """One model of a provider's."""
+    """The properties of a provider's model."""
 
-    dimensions: tuple[int, ...]  # that mean something alone as leading columns, the model's own first
-    max_tokens: int
+    dimensions: tuple[int, ...]  # offered: the model's own first; empty if unknown
+    max_tokens: int  # of one text; 0 if unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderApi:
-    """One provider's API."""
+    """The properties of a provider's API; 0 stands for no limit."""
 
-    title: str
-    address: str
+    title: str  # name for people
+    address: str  # base URL
     max_texts: int  # of one call
-    max_bytes: int  # of UTF-8 in one call; 0: any number
-    texts_per_minute: int  # 0: any number
+    max_bytes: int  # UTF-8 of one call
+    texts_per_minute: int
     has_roles: bool
     truncations: tuple[Truncation, ...]
     models: Mapping[str, ProviderModel]
@@ -42,7 +42,6 @@ class ProviderApi:
 
 
 UNKNOWN = ProviderModel((), 0)
-
 
 COHERE = ProviderApi(
     title="Cohere",
@@ -64,13 +63,12 @@ COHERE = ProviderApi(
     successors=("embed-v4.0", "embed-multilingual-v3.0", "embed-multilingual-light-v3.0"),
 )
 
-
 OPENAI = ProviderApi(
     title="OpenAI",
     address="https://api.openai.com/v1",
     max_texts=2_048,
-    max_bytes=300_000,  # the API's limit is that many tokens, none of which is less than a byte
-    texts_per_minute=0,  # it differs with the account
+    max_bytes=300_000,  # the API's limit is 300,000 tokens, and a token has at least one byte
+    texts_per_minute=0,  # depends on the account
     has_roles=False,
     truncations=(Truncation.ERROR,),
     models={
@@ -83,53 +81,50 @@ OPENAI = ProviderApi(
     successors=(),
 )
 
-
 PROVIDERS: Mapping[str, ProviderApi] = dict(zip(PROVIDER_NAMES, (COHERE, OPENAI), strict=True))
-
-
-SELF_HOSTED_MAX_TEXTS = 32  # what text-embeddings-inference takes in one call by default; others take more
+SELF_HOSTED_MAX_TEXTS = 32  # of one call: the default limit of text-embeddings-inference; others allow more
 
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """A model at a provider, or at a server that speaks its API."""
+    """A model at a provider, or at another server that offers its API."""
 
     kind: str  # a key of PROVIDERS
-    model: str  # as the provider calls it
-    url: str  # where not the provider's own
+    model: str  # the provider's name of it
+    url: str  # base URL of another server; empty for the provider's own
 
     @property
     def provider(self) -> ProviderApi:
-        """Whose API it is."""
+        """The provider's API."""
         return PROVIDERS[self.kind]
 
     @property
     def address(self) -> str:
-        """Where the API is."""
+        """The base URL of the API."""
         return self.url or self.provider.address
 
     @property
     def title(self) -> str:
-        """Whom to name to people."""
+        """The name of the provider or server, for people."""
         return f"the server at {self.url}" if self.url else self.provider.title
 
     @property
     def known(self) -> ProviderModel:
-        """What is known of the model."""
+        """The model's properties; UNKNOWN for models of other servers."""
         return self.provider.models.get(self.model, UNKNOWN)
 
     @property
     def max_texts(self) -> int:
-        """How many texts one call may have."""
+        """The limit of texts in one call."""
         return SELF_HOSTED_MAX_TEXTS if self.kind == "openai" and self.url else self.provider.max_texts
 
     @property
     def texts_per_minute(self) -> int:
-        """How many texts the provider takes a minute; 0: any number."""
+        """The limit of texts a minute; 0 for no limit."""
         return 0 if self.url else self.provider.texts_per_minute
 
     def card(self, dimensions: tuple[int, ...]) -> ModelCard:
-        """Returns what there is to say of the model, whose vectors have so many columns."""
+        """Returns the description of the model, which offers these dimensions."""
         return ModelCard(
             backend=self.kind,
             space_id=fingerprint(provider=self.kind, model=self.model, address=self.address),
@@ -141,10 +136,13 @@ class HostedModel:
 
 
 def resolve(source: str) -> HostedModel:
-    """Returns what `PROVIDER:MODEL` or `PROVIDER:MODEL@URL` stands for.
+    """Resolves the source of a provider's model.
+
+    Args:
+        source: `PROVIDER:MODEL` or `PROVIDER:MODEL@URL`.
 
     Raises:
-        ProviderSetupError: no such model is known, it is retired, or the URL is none.
+        ProviderSetupError: The model is unknown or retired, or the URL is invalid.
     """
     kind, _, rest = source.partition(":")
     model, _, url = rest.partition("@http")
@@ -153,29 +151,37 @@ def resolve(source: str) -> HostedModel:
     if url:
         _check_url(url, source)
     if not model:
-        raise ProviderSetupError(f"{source!r} names no model; {_known(kind)}")
+        raise ProviderSetupError(f"missing model in {source!r}; {_known(kind)}")
     if not url and model in provider.retired:
         successors = " or ".join(f"{kind}:{name}" for name in provider.successors)
-        raise ProviderSetupError(f"{provider.title} has retired {model}; use {successors}, and embed anew")
+        raise ProviderSetupError(f"{provider.title} has retired {model}; use {successors}, and embed all texts again")
     if not url and model not in provider.models:
-        raise ProviderSetupError(f"{provider.title} has no model {model!r} that is known here; {_known(kind)}")
+        raise ProviderSetupError(_unknown_model(kind, model))
     return HostedModel(kind, model, url)
+
+
+def _unknown_model(kind: str, model: str) -> str:
+    name, at, address = model.partition("@")
+    if at:
+        example = "HOST" if "@" in address else address  # else it may hold a password
+        return f"invalid URL after {f'{kind}:{name}'!r}: it must begin with http:// or https://, as in http://{example}"
+    return f"unknown model {model!r} of {PROVIDERS[kind].title}; {_known(kind)}"
 
 
 def _known(kind: str) -> str:
     names = ", ".join(f"{kind}:{name}" for name in PROVIDERS[kind].models)
-    return f"known are {names}; {kind}:MODEL@URL names a server that speaks its API"
+    return f"known models: {names}; {kind}:MODEL@URL names a model at another server with this API"
 
 
 def _check_url(url: str, source: str) -> None:
     try:
         parts = urlsplit(url)
-        wrong = parts.scheme not in {"http", "https"} or not parts.hostname or bool(parts.query or parts.fragment)
-        _ = parts.port  # raises ValueError where it is none
+        is_invalid = parts.scheme not in {"http", "https"} or not parts.hostname or bool(parts.query or parts.fragment)
+        _ = parts.port  # raises ValueError if it is invalid
     except ValueError:
-        wrong = True
-    if wrong or parts.username or parts.password:
+        is_invalid = True
+    if is_invalid or parts.username or parts.password:  # not quoted: it may hold a password
         raise ProviderSetupError(
-            f"{source.partition('@')[0]!r} must be followed by @http://HOST[:PORT][/PATH] or @https://..., "
+            f"invalid URL after {source.partition('@')[0]!r}: it must be http://HOST[:PORT][/PATH] or https://..., "
             "without a user, a password or a query"
         )

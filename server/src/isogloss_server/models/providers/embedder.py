@@ -1,4 +1,4 @@
-"""What providers' APIs have in common: chunks, concurrency, retries within the deadline, a breaker, checked answers."""
+"""The embedder of models at a provider: chunks, concurrency, retries within the deadline, circuit breaker, checks."""
 
 import asyncio
 import contextlib
@@ -12,67 +12,90 @@ import numpy as np
 from isogloss.wire.enums import InputType, Truncation
 
 from isogloss_server import metrics
-from isogloss_server.circuit_breaker import Breaker
+from isogloss_server.circuit_breaker import CircuitBreaker
 from isogloss_server.clock import Clock, covered_s
-from isogloss_server.errors import DeadlineExceededError, DrainingError
-from isogloss_server.models.interfaces import Embedded, ModelCard, Report, Urgency
-from isogloss_server.models.providers.errors import BAD_ANSWER, LONG_TIMEOUT, RATE_LIMIT, TIMEOUT, ProviderCallError
+from isogloss_server.errors import DeadlineExceededError, DrainingError, ProviderUnavailableError
+from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
+from isogloss_server.models.providers.errors import BAD_RESPONSE, LONG_TIMEOUT, RATE_LIMIT, TIMEOUT, ProviderCallError
 from isogloss_server.models.providers.interface import InvalidResponseError, Provider, ProviderResponse, check_rows
 from isogloss_server.models.providers.rate_limiter import RateLimiter
 
-ATTEMPTS = 6  # of one call
-FIRST_BACKOFF_S = 0.25  # doubled with each attempt, and up to half of it random
-LONG_S = 10.0  # where a call was given so long and did not end, the provider is at fault
-PROBE = "isogloss"  # a text that costs a token or two
+MAX_ATTEMPTS = 6  # of one call
+FIRST_BACKOFF_S = 0.25  # doubled with each attempt; jitter shortens each by up to half
+LONG_TIMEOUT_S = 10.0  # from here on, a timeout counts as a failure of the provider
+PROBE_TEXT = "isogloss"  # costs a token or two
+FAILURES_TO_OPEN = 5  # consecutive ones
+FIRST_PAUSE_S = 2.0
+MAX_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderLimits:
-    """What one call may hold, and what a provider grants."""
+    """The limits of calls to a provider; 0 stands for no limit."""
 
     max_texts: int  # of one call
-    max_bytes: int  # of UTF-8 in one call, though a longer text still goes alone; 0: any number
-    calls: int  # in flight
-    texts_per_minute: int  # 0: any number
-    timeout_s: float  # of a job whose caller sets no deadline
+    max_bytes: int  # UTF-8 of one call; a single longer text is sent alone
+    calls: int  # in flight at the same time
+    texts_per_minute: int
+    timeout_s: float  # of requests whose caller sets no deadline
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """What one call gave, and the moments around its last attempt."""
+class _ChunkResult:
+    """The response for one chunk, and start and end of its last attempt in seconds of the clock."""
 
-    answer: ProviderResponse
+    response: ProviderResponse
     span: tuple[float, float]
 
 
 class ProviderEmbedder:
-    """Asks a provider, as fast as it allows, and for no longer than the caller waits."""
+    """Embeds texts by calls to a provider, within its rate limits and the caller's deadline."""
 
     def __init__(
         self,
         name: str,
         provider: Provider,
         card: ModelCard,
-        terms: ProviderLimits,
+        limits: ProviderLimits,
         clock: Clock,
         *,
-        report: Report,
+        on_health: Callable[[str], None],
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """Takes the name that the model is served under, for metrics, and `jitter`, which gives numbers in [0, 1)."""
+        """Creates an embedder whose circuit breaker is closed.
+
+        Args:
+            name: The name that the model is served under; a label of the metrics.
+            provider: Makes the HTTP calls.
+            card: Describes the model.
+            limits: The limits of calls.
+            clock: Measures deadlines, backoff and the provider's rate limit.
+            on_health: Receives the reason if the breaker opens or the server is misconfigured, and SERVING
+                when a call has succeeded.
+            jitter: Returns random numbers in [0, 1).
+        """
         self._name = name
         self._provider = provider
         self._card = card
-        self._terms = terms
+        self._limits = limits
         self._clock = clock
+        self._on_health = on_health
         self._jitter = jitter
-        self._rate_limiter = RateLimiter(clock, calls=terms.calls, texts_per_minute=terms.texts_per_minute)
-        self.breaker = Breaker(clock, self._probe, report)
+        self._rate_limiter = RateLimiter(clock, calls=limits.calls, texts_per_minute=limits.texts_per_minute)
+        self.breaker = CircuitBreaker(
+            clock,
+            self._probe,
+            self._report_health,
+            failures_to_open=FAILURES_TO_OPEN,
+            first_pause_s=FIRST_PAUSE_S,
+            max_pause_s=MAX_PAUSE_S,
+        )
+        self._reported = ""  # the reason of the last report; empty if SERVING
         self._closing: asyncio.Task[None] | None = None
 
     @property
     def card(self) -> ModelCard:
-        """What the model says of itself."""
+        """The description of the model."""
         return self._card
 
     async def embed(
@@ -84,157 +107,193 @@ class ProviderEmbedder:
         *,
         allow_partial: bool = False,  # noqa: ARG002 - providers have no errors of single texts
     ) -> Embedded:
-        """Returns the vectors of `texts`, in order, of which equal ones are sent once; see `models.base.Embedder`.
+        """Embeds texts; equal texts are sent once. See `models.interfaces.Embedder`.
 
         Raises:
-            DomainError: what became of the first call that failed; the others are cancelled.
+            DomainError: The first call that failed; the other calls of the request are cancelled.
         """
         if self._closing is not None:
-            raise DrainingError("the server is about to stop; another one may answer")
+            raise DrainingError("the server is stopping; retry on another server")
         began_s = self._clock.monotonic_s()
         if urgency.deadline_s == math.inf:
-            urgency = Urgency(urgency.priority, began_s + self._terms.timeout_s)
-        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        self._rate_limiter.check(len(places), urgency)  # of the job as a whole, before a part of it is paid for
+            urgency = Urgency(urgency.priority, began_s + self._limits.timeout_s)
+        positions = {text: position for position, text in enumerate(dict.fromkeys(texts))}
+        self._rate_limiter.check(len(positions), urgency)  # for the whole request, before any chunk of it is billed
         try:
             async with asyncio.TaskGroup() as group:
-                chunks = enumerate(self._chunks(list(places)))
+                chunks = enumerate(self._chunks(list(positions)))
                 tasks = [
                     group.create_task(self._call_with_retries(number, chunk, (input_type, truncation), urgency))
                     for number, chunk in chunks
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        parts = [task.result() for task in tasks]
-        rows = np.concatenate([part.answer.rows for part in parts])
-        inference_s = covered_s([part.span for part in parts])
+        results = [task.result() for task in tasks]
+        rows = np.concatenate([result.response.rows for result in results])
+        inference_s = covered_s([result.span for result in results])
         return Embedded(
-            rows=rows if len(rows) == len(texts) else rows[[places[text] for text in texts]],
+            rows=rows if len(rows) == len(texts) else rows[[positions[text] for text in texts]],
             token_counts=None,
-            total_tokens=sum(part.answer.billed_tokens for part in parts),
+            total_tokens=sum(result.response.billed_tokens for result in results),
             queue_s=self._clock.monotonic_s() - began_s - inference_s,
             inference_s=inference_s,
         )
 
-    async def _probe(self) -> None:
-        await probe(self._provider, timeout_s=self._terms.timeout_s, columns=self._card.dimensions[0])
-
     def close(self, wait_s: float = 0.0) -> None:  # noqa: ARG002
-        """Takes no more texts; calls end with the requests that they are for."""
+        """Rejects further texts, and closes the provider's connections; calls in flight end with their requests."""
         self._rate_limiter.close()
-        self.breaker.close()
+        self.breaker.stop()
         self._closing = asyncio.get_running_loop().create_task(self._provider.close())
 
+    async def _probe(self) -> str:
+        try:
+            await probe(self._provider, timeout_s=self._limits.timeout_s, columns=self._card.dimensions[0])
+        except ProviderCallError as error:
+            return str(error)
+        return ""
+
+    def _report_health(self, detail: str) -> None:
+        if detail != self._reported:
+            self._reported = detail
+            self._on_health(detail)
+
     def _chunks(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Yields `texts` in parts, each of which one call may hold."""
-        most = min(self._terms.max_texts, self._terms.texts_per_minute or self._terms.max_texts)
+        """Yields `texts` in parts that each fit one call."""
+        most = min(self._limits.max_texts, self._limits.texts_per_minute or self._limits.max_texts)
         first, size = 0, 0
         for row, text in enumerate(texts):
-            length = len(text.encode()) if self._terms.max_bytes else 0
-            if row > first and (row - first == most or size + length > self._terms.max_bytes):
+            length = len(text.encode()) if self._limits.max_bytes else 0
+            if row > first and (row - first == most or size + length > self._limits.max_bytes):
                 yield texts[first:row]
                 first, size = row, 0
             size += length
         yield texts[first:]
 
     async def _call_with_retries(
-        self, number: int, texts: Sequence[str], manner: tuple[InputType, Truncation], urgency: Urgency
-    ) -> _Part:
-        """Makes one call, again where that may help and the deadline leaves time for it; `number` is the chunk's."""
+        self, number: int, texts: Sequence[str], options: tuple[InputType, Truncation], urgency: Urgency
+    ) -> _ChunkResult:
+        """Embeds one chunk; retries a call if a retry may succeed before the deadline. `number` is the chunk's."""
         for attempt in itertools.count():
-            self.breaker.check()
+            if self.breaker.is_open:
+                raise ProviderUnavailableError(self.breaker.detail, retry_after_s=self.breaker.next_probe_in_s)
             async with self._slot(0 if attempt else number, len(texts), urgency):
                 began_s = self._clock.monotonic_s()
                 try:
-                    answer = await self._call(texts, manner, urgency.deadline_s - began_s)
+                    response = await self._call(texts, options, urgency.deadline_s - began_s)
                     break
-                except ProviderCallError as fault:
-                    wait_s = self._wait_s(fault, attempt)
-                    last = attempt + 1 == ATTEMPTS or self._clock.monotonic_s() + wait_s >= urgency.deadline_s
-                    if last or not fault.kind.retryable or self.breaker.is_open:
-                        raise fault.error(wait_s) from None
+                except ProviderCallError as error:
+                    wait_s = self._wait_s(error, attempt)
+                    last = attempt + 1 == MAX_ATTEMPTS or self._clock.monotonic_s() + wait_s >= urgency.deadline_s
+                    if last or not error.kind.retryable or self.breaker.is_open:
+                        raise error.to_domain_error(wait_s) from None
             metrics.PROVIDER_RETRIES.labels(self._name).inc()
             await self._clock.sleep(wait_s)
-        return _Part(answer, (began_s, self._clock.monotonic_s()))
+        return _ChunkResult(response, (began_s, self._clock.monotonic_s()))
 
     @contextlib.asynccontextmanager
     async def _slot(self, number: int, texts: int, urgency: Urgency) -> AsyncIterator[None]:
-        """Holds a call's place at the provider.
+        """Waits for the rate limiter, and holds one of the calls in flight.
 
         Raises:
-            DeadlineExceededError: the deadline passed before there was one.
-            ProviderRateLimitError: there will be none before the deadline.
+            DeadlineExceededError: The deadline passed before the call could start.
+            ProviderRateLimitError: The call cannot start before the deadline.
         """
         try:
             async with asyncio.timeout(urgency.deadline_s - self._clock.monotonic_s()):
                 await self._rate_limiter.acquire(texts, urgency, number)
         except TimeoutError:
-            raise DeadlineExceededError("the deadline passed while the texts waited for the provider") from None
+            raise DeadlineExceededError(
+                "the deadline passed before the provider's rate limit allowed the call"
+            ) from None
         try:
             yield
         finally:
             self._rate_limiter.release(texts)
 
-    def _wait_s(self, fault: ProviderCallError, attempt: int) -> float:
-        """Returns how long to wait before the next attempt; a rate limit holds up all callers."""
+    def _wait_s(self, error: ProviderCallError, attempt: int) -> float:
+        """Returns the seconds to wait before the next attempt; a rate limit pauses all callers."""
         backoff_s: float = FIRST_BACKOFF_S * 2**attempt * (1 - self._jitter() / 2)
-        wait_s = max(backoff_s, fault.retry_after_s or 0.0)
-        if fault.kind is RATE_LIMIT:
+        wait_s = max(backoff_s, error.retry_after_s or 0.0)
+        if error.kind is RATE_LIMIT:
             self._rate_limiter.pause(wait_s)
         return wait_s
 
     async def _call(
-        self, texts: Sequence[str], manner: tuple[InputType, Truncation], timeout_s: float
+        self, texts: Sequence[str], options: tuple[InputType, Truncation], timeout_s: float
     ) -> ProviderResponse:
-        """Makes one call, and tells metrics and breaker.
+        """Makes one call, and updates metrics, breaker and health.
 
         Raises:
-            ProviderCallError: it gave no vectors of these texts.
+            ProviderCallError: The call returned no vectors of these texts.
         """
         columns = self._card.dimensions[0]
         try:
-            answer = await call(self._provider, texts, manner, timeout_s=timeout_s, columns=columns)
-        except ProviderCallError as fault:
-            metrics.PROVIDER_CALLS.labels(self._name, fault.kind.error.reason).inc()
-            self.breaker.failed(fault)
+            response = await call(self._provider, texts, options, timeout_s=timeout_s, columns=columns)
+        except ProviderCallError as error:
+            metrics.PROVIDER_CALLS.labels(self._name, error.kind.error.reason).inc()
+            if error.kind.misconfigured:
+                self._report_health(str(error))
+            if error.kind.counts_as_failure:
+                self.breaker.failed(str(error))
             raise
         metrics.PROVIDER_CALLS.labels(self._name, "ok").inc()
         metrics.PROVIDER_TEXTS.labels(self._name).inc(len(texts))
-        metrics.PROVIDER_BILLED_TOKENS.labels(self._name).inc(answer.billed_tokens)
+        metrics.PROVIDER_BILLED_TOKENS.labels(self._name).inc(response.billed_tokens)
         self.breaker.succeeded()
-        return answer
+        if not self.breaker.is_open:
+            self._report_health("")
+        return response
 
 
 async def call(
-    provider: Provider, texts: Sequence[str], manner: tuple[InputType, Truncation], *, timeout_s: float, columns: int
+    provider: Provider, texts: Sequence[str], options: tuple[InputType, Truncation], *, timeout_s: float, columns: int
 ) -> ProviderResponse:
-    """Returns what a provider answers: finite float32 [n, columns]; 0 columns: any number of them.
+    """Makes one call to a provider, and checks its response.
+
+    Args:
+        provider: Makes the HTTP call.
+        texts: The n texts of the call.
+        options: What the texts are for, and their truncation.
+        timeout_s: Time limit of the call, in seconds.
+        columns: The number of columns d that the vectors must have; 0 accepts any.
+
+    Returns:
+        The response, whose rows are finite float32 [n, d].
 
     Raises:
-        ProviderCallError: it gave no such answer in time.
+        ProviderCallError: The call failed or timed out, or its response is not that.
     """
     try:
         async with asyncio.timeout(timeout_s):
-            answer = await provider.embed(texts, *manner, timeout_s)
-        check_rows(answer.rows, len(texts), columns)
+            response = await provider.embed(texts, *options, timeout_s)
+        check_rows(response.rows, len(texts), columns)
     except TimeoutError:
-        raise ProviderCallError(LONG_TIMEOUT if timeout_s >= LONG_S else TIMEOUT, provider.title) from None
+        kind = LONG_TIMEOUT if timeout_s >= LONG_TIMEOUT_S else TIMEOUT
+        raise ProviderCallError(kind, provider.title) from None
     except InvalidResponseError as error:
-        raise ProviderCallError(BAD_ANSWER, provider.title, str(error)) from error
+        raise ProviderCallError(BAD_RESPONSE, provider.title, str(error)) from error
     except ProviderCallError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever else an SDK raises, it is about what came back
-        why = f"the SDK cannot read it ({type(error).__name__})"
-        raise ProviderCallError(BAD_ANSWER, provider.title, why) from None
-    return answer
+    except Exception as error:  # noqa: BLE001 - SDKs raise anything on a malformed response
+        cause = f"the SDK cannot parse it ({type(error).__name__})"
+        raise ProviderCallError(BAD_RESPONSE, provider.title, cause) from None
+    return response
 
 
 async def probe(provider: Provider, *, timeout_s: float, columns: int = 0) -> int:
-    """Makes one small call; returns the width of its vector.
+    """Makes one small call to a provider.
+
+    Args:
+        provider: Makes the HTTP call.
+        timeout_s: Time limit of the call, in seconds.
+        columns: The number of columns that the vector must have; 0 accepts any.
+
+    Returns:
+        The number of columns of the vector.
 
     Raises:
-        ProviderCallError: it gave no vector, or not one of so many columns.
+        ProviderCallError: The call failed or timed out, or its response is not one vector of `columns` columns.
     """
-    manner = InputType.DOCUMENT, Truncation.ERROR
-    answer = await call(provider, [PROBE], manner, timeout_s=timeout_s, columns=columns)
-    return int(answer.rows.shape[1])
+    options = InputType.DOCUMENT, Truncation.ERROR
+    response = await call(provider, [PROBE_TEXT], options, timeout_s=timeout_s, columns=columns)
+    return int(response.rows.shape[1])

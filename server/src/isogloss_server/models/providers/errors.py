@@ -1,8 +1,11 @@
-"""What a call to a provider can end in, other than vectors: one table from HTTP status to what becomes of it."""
+"""Failures of calls to a provider: their kinds, and the mapping of HTTP statuses to them."""
 
 import email.utils
 import math
-from collections.abc import Mapping
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import SecretStr
@@ -18,66 +21,45 @@ from isogloss_server.errors import (
     ProviderUnavailableError,
 )
 
-MAX_SAID_CHARACTERS = 200
-
-
+MAX_MESSAGE_CHARACTERS = 200  # of a provider's own message
 KEY_PIECE_CHARACTERS = 8
-
-
-LONGEST_RETRY_S = 300.0  # that a provider is let alone on its word: then it may say so again
-
-
-SERVER_FAULTS = 500  # HTTP statuses from here on
+MAX_RETRY_AFTER_S = 300.0  # longest pause that a provider can ask for; after it, it may ask again
+FIRST_REDIRECTION, FIRST_CLIENT_ERROR, FIRST_SERVER_ERROR = 300, 400, 500  # HTTP statuses
 
 
 @dataclass(frozen=True, slots=True)
 class FailureKind:
-    """One kind of fault: the error that callers get, and what the server makes of it."""
+    """A kind of failure: the error that callers get, and the reaction of the server."""
 
     error: type[DomainError]
-    message: str  # "{provider}" and "{why}" stand for what is known
-    retryable: bool = False  # another try may help
-    counts_as_failure: bool = False  # the provider is at fault: the breaker counts it
-    misconfigured: bool = False  # the server's settings are at fault: health says so
+    message: str  # "{provider}" and "{cause}" are filled in
+    retryable: bool = False  # a retry may succeed
+    counts_as_failure: bool = False  # for the circuit breaker: the provider failed
+    misconfigured: bool = False  # the server's settings or its account are wrong: health reports it
 
 
-REFUSED = FailureKind(ProviderRefusedError, "{provider} refuses the request: {why}")
-
-
+REFUSED = FailureKind(ProviderRefusedError, "{provider} rejected the request: {cause}")
 CREDENTIALS = FailureKind(
-    ProviderCredentialsError, "{provider} does not accept the server's key: {why}", misconfigured=True
+    ProviderCredentialsError, "{provider} rejected the server's API key: {cause}", misconfigured=True
 )
-
-
 NO_MODEL = FailureKind(
-    ProviderModelError, "{provider} has no such model, or not at this address: {why}", misconfigured=True
+    ProviderModelError, "{provider} does not have the model at this address: {cause}", misconfigured=True
 )
-
-
-RATE_LIMIT = FailureKind(ProviderRateLimitError, "{provider} takes no more at the moment: {why}", retryable=True)
-
-
-QUOTA = FailureKind(ProviderRateLimitError, "the account with {provider} is used up: {why}", misconfigured=True)
-
-
-UNAVAILABLE = FailureKind(ProviderUnavailableError, "{provider} fails: {why}", retryable=True, counts_as_failure=True)
-
-
+RATE_LIMIT = FailureKind(ProviderRateLimitError, "the rate limit of {provider} is reached: {cause}", retryable=True)
+QUOTA = FailureKind(
+    ProviderRateLimitError, "the quota of the account with {provider} is used up: {cause}", misconfigured=True
+)
+UNAVAILABLE = FailureKind(
+    ProviderUnavailableError, "{provider} is failing: {cause}", retryable=True, counts_as_failure=True
+)
 UNREACHABLE = FailureKind(
-    ProviderUnavailableError, "{provider} cannot be reached: {why}", retryable=True, counts_as_failure=True
+    ProviderUnavailableError, "{provider} is unreachable: {cause}", retryable=True, counts_as_failure=True
 )
-
-
-BAD_ANSWER = FailureKind(
-    ProviderResponseError, "the answer of {provider} is of no use: {why}", retryable=True, counts_as_failure=True
+BAD_RESPONSE = FailureKind(
+    ProviderResponseError, "the response of {provider} is invalid: {cause}", retryable=True, counts_as_failure=True
 )
-
-
-TIMEOUT = FailureKind(DeadlineExceededError, "{provider} did not answer in time")
-
-
-LONG_TIMEOUT = FailureKind(DeadlineExceededError, "{provider} did not answer in time", counts_as_failure=True)
-
+TIMEOUT = FailureKind(DeadlineExceededError, "{provider} did not respond in time")
+LONG_TIMEOUT = FailureKind(DeadlineExceededError, "{provider} did not respond in time", counts_as_failure=True)
 
 BY_STATUS: Mapping[int, FailureKind] = {
     401: CREDENTIALS,
@@ -91,50 +73,98 @@ BY_STATUS: Mapping[int, FailureKind] = {
     499: UNAVAILABLE,
 }
 
+CONNECTION_CAUSES = {  # by the names that HTTP libraries share
+    "ReadError": "the connection broke",
+    "WriteError": "the connection broke",
+    "CloseError": "the connection broke",
+    "RemoteProtocolError": "the server closed the connection or does not speak HTTP",
+    "ProxyError": "the proxy failed",
+    "UnsupportedProtocol": "unsupported URL",
+}
+
 
 class ProviderCallError(Exception):
-    """A call to a provider that gave no vectors."""
+    """A call to a provider failed."""
 
-    def __init__(self, kind: FailureKind, provider: str, why: str = "", *, retry_after_s: float | None = None) -> None:
-        super().__init__(kind.message.format(provider=provider, why=why))
+    def __init__(
+        self, kind: FailureKind, provider: str, cause: str = "", *, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(kind.message.format(provider=provider, cause=cause))
         self.kind = kind
         self.retry_after_s = retry_after_s  # as the provider asks
 
-    def error(self, wait_s: float) -> DomainError:
-        """Returns what the caller gets; where another try may help, it should wait so long before."""
+    def to_domain_error(self, wait_s: float) -> DomainError:
+        """Returns the error for the caller; `wait_s` is the pause before a retry, in seconds, if one may succeed."""
         return self.kind.error(str(self), retry_after_s=wait_s if self.kind.retryable else math.inf)
 
 
 def from_status(
-    provider: str, status: int, headers: Mapping[str, str], *, said: str = "", exhausted: bool = False
+    provider: str, status: int, headers: Mapping[str, str], *, message: str = "", quota_exhausted: bool = False
 ) -> ProviderCallError:
-    """Returns the fault of an HTTP status.
+    """Maps an HTTP status to an error.
 
-    `said` is the provider's own sentence: only a refused request's is passed on, since others may quote the key.
-    `exhausted` where the provider says that no money is left, which it does by status 429 too.
+    Args:
+        provider: Name of the provider, for people.
+        status: The HTTP status.
+        headers: The headers of the response.
+        message: The provider's own message. Only that of a rejected request is passed on: others may quote the key.
+        quota_exhausted: True if the response says so; its status is 429, as for a rate limit.
+
+    Returns:
+        The error, with the pause that the headers ask for.
     """
     kind = BY_STATUS.get(status)
     if kind is None:
-        kind = UNAVAILABLE if status >= SERVER_FAULTS else REFUSED if status >= 400 else BAD_ANSWER
-    if kind is RATE_LIMIT and exhausted:
+        is_client_error = FIRST_CLIENT_ERROR <= status < FIRST_SERVER_ERROR
+        kind = REFUSED if is_client_error else UNAVAILABLE if status >= FIRST_SERVER_ERROR else BAD_RESPONSE
+    if kind is RATE_LIMIT and quota_exhausted:
         kind = QUOTA
-    why = f"HTTP {status}"
-    if kind is REFUSED and said:
-        why += f", {said[:MAX_SAID_CHARACTERS]}"
-    return ProviderCallError(kind, provider, why, retry_after_s=retry_after_s(headers))
+    cause = f"HTTP {status}"
+    if kind is BAD_RESPONSE and status < FIRST_REDIRECTION:
+        cause += ", unreadable body"
+    if kind is REFUSED and message:
+        cause += f", {message[:MAX_MESSAGE_CHARACTERS]}"
+    return ProviderCallError(kind, provider, cause, retry_after_s=retry_after_s(headers))
 
 
-def redact_key(said: str, key: SecretStr) -> str:
-    """Returns a provider's sentence, or nothing of it where it quotes as much as a piece of the key."""
+def connection_failure(error: BaseException) -> str:
+    """Describes why an HTTP library could not connect, from only the types and numbers of the exceptions."""
+    for link in _chain(error):
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return f"invalid TLS certificate ({link.verify_message})"
+        if isinstance(link, ssl.SSLError):
+            return "the TLS handshake failed"
+        if isinstance(link, socket.gaierror):
+            return "unknown host name"
+        if isinstance(link, OSError) and link.errno:
+            return os.strerror(link.errno).lower()
+    return CONNECTION_CAUSES.get(type(error).__name__, "no connection")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.exceptions[0] if isinstance(link, BaseExceptionGroup) else link.__cause__ or link.__context__
+
+
+def redact_key(message: str, key: SecretStr) -> str:
+    """Returns a provider's message, or an empty string if it quotes any 8 consecutive characters of the key."""
     secret = key.get_secret_value()
     pieces = (secret[at : at + KEY_PIECE_CHARACTERS] for at in range(max(1, len(secret) - KEY_PIECE_CHARACTERS + 1)))
-    return "" if secret and any(piece in said for piece in pieces) else said
+    return "" if secret and any(piece in message for piece in pieces) else message
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds that `retry-after-ms` or `Retry-After` (RFC 9110, 10.2.3) asks to wait, if any.
+    """Parses the pause that a response asks for.
 
-    A date is measured from the answer's own `Date`, so that the two machines' clocks need not agree.
+    A date is compared with the response's own `Date`, so that the clocks of the two machines need not agree.
+
+    Args:
+        headers: Of the response; `retry-after-ms`, or `Retry-After` (RFC 9110, 10.2.3) in seconds or as a date.
+
+    Returns:
+        Seconds, at most MAX_RETRY_AFTER_S; None without a valid header.
     """
     lower = {name.lower(): value for name, value in headers.items()}
     for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
@@ -142,9 +172,9 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
             seconds = float(lower[name]) * unit_s
         except (KeyError, ValueError):
             continue
-        return min(seconds, LONGEST_RETRY_S) if seconds >= 0 else None
+        return min(seconds, MAX_RETRY_AFTER_S) if seconds >= 0 else None
     try:
         until, now = (email.utils.parsedate_to_datetime(lower[name]) for name in ("retry-after", "date"))
-        return min(max(0.0, (until - now).total_seconds()), LONGEST_RETRY_S)
-    except (KeyError, ValueError, TypeError):  # none, no date, or dates with and without a zone
+        return min(max(0.0, (until - now).total_seconds()), MAX_RETRY_AFTER_S)
+    except (KeyError, ValueError, TypeError):  # missing, not a date, or only one of the dates has a time zone
         return None

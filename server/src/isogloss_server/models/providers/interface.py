@@ -1,4 +1,4 @@
-"""The interface of a provider's API, and the answers it gives."""
+"""The interface to a provider's API, and the parsing and checking of its responses."""
 
 import binascii
 from collections.abc import Sequence
@@ -12,45 +12,51 @@ from isogloss_server.models.interfaces import Rows
 
 
 class InvalidResponseError(Exception):
-    """An answer that cannot be the vectors that were asked for; the message never quotes it."""
+    """A response does not hold valid vectors; the message never quotes the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderResponse:
-    """The vectors, float32 [n, d], of the n texts of one call, and the tokens that the provider bills for them."""
+    """The response to one call with n texts."""
 
-    rows: Rows
-    billed_tokens: int
+    rows: Rows  # float32 [n, d]
+    billed_tokens: int  # 0 if the provider does not report them
 
 
 def to_rows(vectors: Sequence[Any]) -> Rows:
-    """Returns float32 [n, d] of a provider's vectors: each a list of numbers, or base64 of little-endian float32.
+    """Converts a provider's vectors.
+
+    Args:
+        vectors: n vectors; each is a list of numbers, or base64 of little-endian float32.
+
+    Returns:
+        float32 [n, d].
 
     Raises:
-        InvalidResponseError: they are something else, or differ in width.
+        InvalidResponseError: They are something else, or differ in length.
     """
     try:
         rows = [_row(vector) for vector in vectors]
     except (ValueError, TypeError) as error:
-        raise InvalidResponseError("a vector is neither numbers nor base64 of them") from error
+        raise InvalidResponseError("a vector is neither a list of numbers nor base64 of float32") from error
     if len({row.shape for row in rows}) > 1:
-        raise InvalidResponseError("its vectors differ in width")
+        raise InvalidResponseError("the vectors differ in length")
     return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
 
 def check_rows(rows: Rows, texts: int, columns: int) -> None:
-    """Raises InvalidResponseError unless `rows` are finite float32 [texts, columns]; 0 columns: any number."""
+    """Raises InvalidResponseError unless `rows` are finite float32 [texts, columns]; columns 0 accepts any number."""
     if len(rows) != texts:
         raise InvalidResponseError(f"{len(rows)} vectors for {texts} texts")
     if columns and rows.shape[1] != columns:
-        raise InvalidResponseError(f"vectors of {rows.shape[1]} numbers, where {columns} are due")
+        raise InvalidResponseError(f"vectors of {rows.shape[1]} numbers instead of {columns}")
     if not rows.shape[1] or not np.isfinite(rows).all():
-        raise InvalidResponseError("numbers that are not finite")
+        raise InvalidResponseError("vectors that are empty or not finite")
 
 
 def _row(vector: Any) -> Rows:
     if isinstance(vector, str):
-        # Not base64.b64decode, which looks through the text in Python before it decodes it.
+        # Faster than base64.b64decode, which checks the text in Python first.
         return np.frombuffer(binascii.a2b_base64(vector, strict_mode=True), "<f4").astype(np.float32)
     row = np.asarray(vector, np.float32)
     if row.ndim != 1:
@@ -59,20 +65,26 @@ def _row(vector: Any) -> Rows:
 
 
 class Provider(Protocol):
-    """One provider's API, on its SDK."""
+    """One model at a provider, called through the provider's SDK."""
 
-    title: str  # its name, for people
+    title: str  # the provider's name, for people
 
     async def embed(
         self, texts: Sequence[str], input_type: InputType, truncation: Truncation, timeout_s: float
     ) -> ProviderResponse:
-        """Makes one HTTP call.
+        """Makes one HTTP call, without retries.
+
+        Args:
+            texts: The texts to embed, within the provider's limits.
+            input_type: What the texts are for.
+            truncation: The end that texts over the model's limit are cut at.
+            timeout_s: Time limit, in seconds.
 
         Raises:
-            ProviderCallError: it gave no answer.
-            InvalidResponseError: or one that could not be understood.
-            TimeoutError: or none within `timeout_s`.
-            Exception: whatever its SDK makes of an answer that it cannot read.
+            ProviderCallError: The call failed.
+            InvalidResponseError: The response does not hold vectors.
+            TimeoutError: There was no response within `timeout_s`.
+            Exception: The SDK could not parse the response.
         """
         ...
 

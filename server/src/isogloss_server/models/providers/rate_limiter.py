@@ -1,4 +1,4 @@
-"""When a call to a provider may begin: so many at once, so many texts a minute, INTERACTIVE ones first."""
+"""Rate limiter of a provider: limits calls in flight and texts a minute; INTERACTIVE calls start first."""
 
 import asyncio
 from collections import deque
@@ -16,123 +16,135 @@ MINUTE_S = 60.0
 
 
 class _Waiter(NamedTuple):
-    """One call that waits; they sort by lane, then by turn, then by arrival."""
+    """A waiting call. Waiters are ordered by priority, then by round, then by arrival."""
 
-    lane: int
-    turn: int
+    priority: int  # 0 INTERACTIVE, 1 BULK
+    round: int
     number: int
     texts: int
-    begins: "asyncio.Future[None]"
+    started: "asyncio.Future[None]"
 
 
 class RateLimiter:
-    """One provider model's calls in flight, and its token bucket of texts.
+    """Limits the calls in flight to one provider's model, and its texts a minute by a token bucket.
 
-    A text's token comes back a minute after its call has ended, so that in no minute, wherever it begins, the
-    provider sees more texts than it allows.
+    A text's token returns to the bucket a minute after its call has ended, so that the provider's limit holds in every
+    interval of a minute.
     """
 
     def __init__(self, clock: Clock, *, calls: int, texts_per_minute: int) -> None:
-        """Takes how many calls may be in flight, and how many texts a minute may have; 0: any number."""
+        """Creates a limiter with a full bucket.
+
+        Args:
+            clock: Measures the minutes and the pauses.
+            calls: The limit of calls in flight.
+            texts_per_minute: The limit of texts; 0 for no limit.
+        """
         self._clock = clock
         self._free_calls = calls
         self._texts_per_minute = texts_per_minute
-        self._taken_texts = 0  # tokens that are out of the bucket
-        self._coming_back: deque[tuple[float, int]] = deque()  # moment and number of those that will be put back
+        self._taken_texts = 0  # tokens taken from the bucket and not yet returned
+        self._returns: deque[tuple[float, int]] = deque()  # time of a return to the bucket, and number of tokens
         self._paused_until_s = 0.0
         self._waiting: list[_Waiter] = []
         self._numbers = count()
-        self._turn = 0  # of the last call that began
-        self._alarm: asyncio.Task[None] | None = None
+        self._round = 0  # of the call that started last
+        self._timer: asyncio.Task[None] | None = None
 
     async def acquire(self, texts: int, urgency: Urgency, chunk: int = 0) -> None:
-        """Returns when a call with so many texts may begin; `leave` must be called once it has ended.
+        """Waits until a call may start; `release` must follow when it has ended.
 
-        Jobs take turns: a job's chunk 3 begins after the first three of one that came later, and before its fourth.
+        Requests share the limit round by round: chunk 3 of a request starts after chunks 0 to 2 of a later request, and
+        before its chunk 3.
+
+        Args:
+            texts: The number of texts of the call.
+            urgency: Priority and deadline of the request.
+            chunk: The number of the chunk in its request.
 
         Raises:
-            ProviderRateLimitError: that cannot be before the deadline.
+            ProviderRateLimitError: The call cannot start before the deadline.
         """
-        begins = asyncio.get_running_loop().create_future()
-        lane = int(urgency.priority is Priority.BULK)
-        waiter = _Waiter(lane, self._turn + chunk, next(self._numbers), texts, begins)
+        started = asyncio.get_running_loop().create_future()
+        priority = int(urgency.priority is Priority.BULK)
+        waiter = _Waiter(priority, self._round + chunk, next(self._numbers), texts, started)
         self.check(texts + sum(other.texts for other in self._waiting if other < waiter), urgency)
         heappush(self._waiting, waiter)
-        self._begin_what_may()
+        self._start_waiters()
         try:
-            await waiter.begins
+            await waiter.started
         except asyncio.CancelledError:
-            if waiter.begins.done() and not waiter.begins.cancelled():  # no call was made: its tokens go back at once
+            if waiter.started.done() and not waiter.started.cancelled():  # no call was made: return its tokens at once
                 self._free_calls += 1
                 self._taken_texts -= texts
-            self._begin_what_may()
+            self._start_waiters()
             raise
 
     def check(self, texts: int, urgency: Urgency) -> None:
-        """Returns where so many texts can be sent before the deadline.
+        """Checks that a number of texts can be sent before the deadline.
 
         Raises:
-            ProviderRateLimitError: they cannot.
+            ProviderRateLimitError: They cannot.
         """
         now_s = self._clock.monotonic_s()
         wait_s = self._wait_s(texts, now_s)
         if now_s + wait_s >= urgency.deadline_s:
-            message = "the provider's limit leaves no room for the texts before the deadline"
+            message = f"the provider's rate limit delays the texts by {wait_s:.1f} s, beyond the deadline"
             raise ProviderRateLimitError(message, retry_after_s=wait_s, limit=self._texts_per_minute)
 
     def release(self, texts: int) -> None:
-        """Makes room for the next call."""
+        """Records the end of a call, and starts waiting calls."""
         self._free_calls += 1
         if self._texts_per_minute:
-            self._coming_back.append((self._clock.monotonic_s() + MINUTE_S, texts))
-        self._begin_what_may()
+            self._returns.append((self._clock.monotonic_s() + MINUTE_S, texts))
+        self._start_waiters()
 
     def pause(self, seconds: float) -> None:
-        """Lets no call begin for so long: the provider asks for it."""
+        """Starts no call for a number of seconds, as the provider asks."""
         self._paused_until_s = max(self._paused_until_s, self._clock.monotonic_s() + seconds)
 
     def close(self) -> None:
-        """Ends what runs by itself."""
-        if self._alarm is not None:
-            self._alarm.cancel()
+        """Cancels the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def _begin_what_may(self) -> None:
+    def _start_waiters(self) -> None:
         now_s = self._clock.monotonic_s()
-        while self._coming_back and self._coming_back[0][0] <= now_s:
-            self._taken_texts -= self._coming_back.popleft()[1]
+        while self._returns and self._returns[0][0] <= now_s:
+            self._taken_texts -= self._returns.popleft()[1]
         while self._waiting and self._free_calls:
             first = self._waiting[0]
-            if not first.begins.done():  # else it was cancelled
+            if not first.started.done():  # else its request was cancelled
                 wait_s = self._wait_s(first.texts, now_s)
                 if wait_s > 0:
-                    self._look_again_in(wait_s)
+                    self._start_waiters_after(wait_s)
                     return
-                self._turn = first.turn
+                self._round = first.round
                 self._free_calls -= 1
                 self._taken_texts += first.texts
-                first.begins.set_result(None)
+                first.started.set_result(None)
             heappop(self._waiting)
 
     def _wait_s(self, texts: int, now_s: float) -> float:
-        """Returns how long it takes until the bucket has so many tokens, and no pause holds."""
+        """Returns the seconds until the bucket holds `texts` tokens and any pause has ended; 0 if it does now."""
         paused_s = max(0.0, self._paused_until_s - now_s)
         if not self._texts_per_minute:
             return paused_s
         missing = texts - (self._texts_per_minute - self._taken_texts)
         if missing <= 0:
             return paused_s
-        for moment_s, returned in self._coming_back:
+        for return_s, returned in self._returns:
             missing -= returned
             if missing <= 0:
-                return max(paused_s, moment_s - now_s)
-        # Some are of calls that have not ended: theirs come back a minute after that, at the earliest.
+                return max(paused_s, return_s - now_s)
+        # Some tokens belong to calls in flight: they return a minute after the end of their call, at the earliest.
         return max(paused_s, MINUTE_S * -(-missing // self._texts_per_minute))
 
-    def _look_again_in(self, seconds: float) -> None:
+    def _start_waiters_after(self, seconds: float) -> None:
         self.close()
-        self._alarm = asyncio.create_task(self._look_again(seconds))
+        self._timer = asyncio.create_task(self._wait_and_start(seconds))
 
-    async def _look_again(self, seconds: float) -> None:
+    async def _wait_and_start(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
-        self._alarm = None
-        self._begin_what_may()
+        self._timer = None
+        self._start_waiters()
