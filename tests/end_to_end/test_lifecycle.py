@@ -135,7 +135,7 @@ def test_an_invalid_host_is_one_line_and_status_1() -> None:
     """An invalid host name is one line."""
     process = ServerProcess("--host", "a" * 70)
     assert process.wait() == 1
-    assert process.lines == [f"isogloss-server: cannot listen on {'a' * 70}:0: that is no host name\n"]
+    assert process.lines == [f"isogloss-server: cannot listen on {'a' * 70}:0: invalid host name\n"]
 
 
 def test_a_missing_model_is_one_line_and_status_1(tmp_path: Path) -> None:

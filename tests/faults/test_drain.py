@@ -61,7 +61,7 @@ class Load:
 
 
 def test_a_drain_fails_no_accepted_call() -> None:
-    """A server that drains under load answers every call that it accepted, and the callers receive all responses."""
+    """A draining server completes every call that it accepted, and the callers receive all responses."""
     server = ServerProcess()
     load = Load(server.address)
     assert load.warm.wait(60)

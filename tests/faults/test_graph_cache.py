@@ -24,7 +24,7 @@ def serving(tmp_path: Path, cache: Path, *limits: str) -> Iterator[ServerProcess
 
 
 def check_served_with_one_warning(server: ServerProcess) -> str:
-    """Asserts that the server answers and has warned once; returns the cause."""
+    """Asserts that the server embeds texts and has logged one warning; returns the cause in it."""
     with Client(server.address) as client:
         assert client.embed(["one text", "and another"]).vectors.shape[0] == 2
     assert server.stop() == 0

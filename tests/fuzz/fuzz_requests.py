@@ -39,7 +39,8 @@ class Target:
         self._registry = Registry(["isogloss-static"])
         self._pipeline = Pipeline(self._registry, executor, clock)
         self._loop = asyncio.new_event_loop()
-        self._loop.run_until_complete(self._serve(load("isogloss-static", settings, executor, clock)))
+        ready = load("isogloss-static", "isogloss-static", settings, executor, clock)
+        self._loop.run_until_complete(self._serve(ready))
         self.kinds: list[tuple[Any, Callable[[Any], Any]]] = [
             (pb.EmbedRequest, self._embed),
             (pb.SimilarityRequest, self._similarity),

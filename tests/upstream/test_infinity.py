@@ -115,14 +115,14 @@ def test_infinity_is_killed_and_restarted(minilm: Path) -> None:
             with pytest.raises(UnavailableError) as raised:
                 under_way.result()
             assert raised.value.reason == "PROVIDER_UNAVAILABLE"
-            server.wait_for("model not well")
+            server.wait_for("model degraded")
             health = client.health()
             assert health.status == "degraded"
             assert f"127.0.0.1:{port}" in health.models[0].detail
             with pytest.raises(UnavailableError):
                 client.embed(["Guten Morgen"])
             with Infinity(minilm, MODEL, port=port):
-                server.wait_for("model well again")
+                server.wait_for("model recovered")
                 assert client.health().status == "serving"
                 after = client.embed(["Guten Morgen", "Доброе утро"])
     assert after.space_id == before.space_id

@@ -151,12 +151,12 @@ async def test_values_that_do_not_verify_are_counted_and_replaced(store: DictSto
     store.values[keys[1]] = store.values[keys[1]][:1] + bytes([VERSION + 1]) + store.values[keys[1]][2:]
     store.values[keys[2]] = store.values[keys[3]]
     before, two = counted("shared", "bad"), await Server(store).start()
-    answer = await two.embed("a", "b", "c", "d")
+    recomputed = await two.embed("a", "b", "c", "d")
     assert two.embedder.calls == [["a", "b", "c"]]
-    np.testing.assert_array_equal(answer.rows[3], first.rows[3])
+    np.testing.assert_array_equal(recomputed.rows[3], first.rows[3])
     assert counted("shared", "bad") - before == 3
     three = await Server(store).start()
-    np.testing.assert_array_equal((await three.embed("a", "b", "c", "d")).rows, answer.rows)
+    np.testing.assert_array_equal((await three.embed("a", "b", "c", "d")).rows, recomputed.rows)
     assert three.embedder.calls == []
     for server in (one, two, three):
         await server.cache.close()

@@ -181,8 +181,8 @@ def test_similarity_rejects(
     assert (error.code, error.reason, error.fields) == (code, reason, fields)
 
 
-def test_all_pairs_and_nearest_count_their_answers_bytes() -> None:
-    """An answer of too many bytes is refused before any work, though its pairs are few enough."""
+def test_a_response_with_too_many_bytes_is_rejected_before_inference() -> None:
+    """All pairs and nearest are rejected if the response would exceed its limit of bytes, within the limit of pairs."""
     from isogloss_server.engine.request import AllPairs, Limits, Nearest, SimilarityRequest, TextSide
     from isogloss_server.errors import ResponseTooLargeError
     from isogloss_server.models.interfaces import InputType, ModelCard
