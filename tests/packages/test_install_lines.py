@@ -57,15 +57,15 @@ def run_line(line: str, programs: Path) -> None:
 
 
 def test_the_documents_have_install_lines() -> None:
-    """The documents say how to install the client, the server, and the server with each of its extras."""
+    """The documents have install lines for the client, the server, and the server with each of its extras."""
     extras = {extra for line in LINES for extra in re.findall(r"\[([\w-]+)\]", line)}
     assert {"pip install ./client", "pip install ./client ./server"} < set(LINES)
     assert extras == set(metadata.metadata("isogloss-server").get_all("Provides-Extra") or [])
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if "[" not in line])
-def test_a_line_installs_what_starts(line: str, tmp_path: Path) -> None:
-    """A line without an extra installs commands that start."""
+def test_an_install_line_installs_commands_that_start(line: str, tmp_path: Path) -> None:
+    """The commands that a line without an extra installs run with --help."""
     programs = empty_environment(tmp_path / "environment")
     run_line(line, programs)
     for command in {"isogloss", *(["isogloss-server"] if "server" in line else [])}:
@@ -73,6 +73,6 @@ def test_a_line_installs_what_starts(line: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if "[" in line])
-def test_a_line_with_an_extra_resolves(line: str, stays_empty: Path) -> None:
-    """A line with an extra finds everything that the extra needs; nothing is installed, since torch is large."""
+def test_an_install_line_with_an_extra_resolves(line: str, stays_empty: Path) -> None:
+    """A line with an extra resolves; the test installs nothing, because torch is large."""
     run_line(f"{line} --dry-run", stays_empty)
