@@ -33,10 +33,10 @@ class Face:
         return pb.ServingStatus.Name(model.status).removeprefix("SERVING_STATUS_"), model.detail
 
     def is_degraded(self) -> bool:
-        """Whether health says that the cache does not answer."""
+        """Returns True if health is DEGRADED because of the shared cache."""
         status, detail = self.health()
         assert status in {"DEGRADED", "SERVING"}
-        assert ("the shared cache does not answer" in detail) == (status == "DEGRADED")
+        assert ("shared cache unavailable: " in detail) == (status == "DEGRADED")
         return status == "DEGRADED"
 
     def counted(self, sample: str) -> float:
