@@ -1,4 +1,4 @@
-"""Servers and model folders that the tests share."""
+"""Servers and model folders that tests share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +14,15 @@ from tests.support.skips import pytest_make_collect_report, pytest_runtest_maker
 
 __all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]  # hooks of pytest
 
-settings.register_profile("untimed", deadline=None)  # how long a test takes says more of the machine than of the code
+settings.register_profile("untimed", deadline=None)  # the time of a test depends on the load of the machine
 settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """A real server with the bundled model and the default settings, but for the cache.
+    """A real server with the bundled model and the default settings, but without a cache.
 
-    It would answer for the model where a text comes again, and so for whatever a test holds against what came before.
+    A cache would return stored rows for repeated texts, where tests compare computed ones.
     """
     with ServerProcess("--cache-bytes", "0") as process:
         yield process
@@ -30,7 +30,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="session")
 def small_server() -> Iterator[ServerProcess]:
-    """A real server whose limits are soon reached."""
+    """A real server with small limits."""
     limits = {"texts": 8, "request-bytes": 4096, "response-bytes": 5000, "pairs": 20}
     with ServerProcess(*(f"--max-{name}={limit}" for name, limit in limits.items())) as process:
         yield process
@@ -38,22 +38,24 @@ def small_server() -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def stub(server: ServerProcess) -> Iterator[embedding_pb2_grpc.EmbeddingServiceStub]:
-    """The generated stub on the default server."""
+    """The generated stub, connected to `server`."""
     with grpc.insecure_channel(server.address) as channel:
         yield embedding_pb2_grpc.EmbeddingServiceStub(channel)
 
 
 @pytest.fixture
 def small_stub(small_server: ServerProcess) -> Iterator[embedding_pb2_grpc.EmbeddingServiceStub]:
-    """The generated stub on the server with small limits."""
+    """The generated stub, connected to `small_server`."""
     with grpc.insecure_channel(small_server.address) as channel:
         yield embedding_pb2_grpc.EmbeddingServiceStub(channel)
 
 
 @pytest.fixture
 def static_folder(tmp_path: Path) -> Path:
-    """A static model of four words in three dimensions, whose normaliser drops exclamation marks."""
-    from safetensors.numpy import save_file  # here, since the client's tests also run where no server is
+    """A folder with a static model of four words in three dimensions, whose normalizer removes exclamation marks."""
+    from safetensors.numpy import (
+        save_file,
+    )  # not at the top: the client is also tested without the server's dependencies
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     folder = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Reads the fenced blocks of the documents, and runs them."""
+"""Reads and runs the fenced code blocks of the documents."""
 
 import io
 import json
@@ -17,15 +17,15 @@ FILES = [
     *(ROOT / name for name in ("README.md", "client/README.md", "server/README.md")),
     *(ROOT / "docs").glob("*.md"),
 ]
-ADDRESS = "localhost:50051"  # what the documents write for a server
+ADDRESS = "localhost:50051"  # the address of the server in the documents
 FENCE = re.compile(r"^ *```(.*)$")
-# Beside a print stands what it prints, in which ... stands for anything.
-PROMISE = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
+# A comment after a print has its output, in which ... matches anything.
+EXPECTED = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins, its language, its lines."""
+    """A fenced block: its file, first line, language and text."""
 
     file: Path
     line: int
@@ -37,25 +37,25 @@ class Block:
 
     @property
     def needs_pytest(self) -> bool:
-        """Whether it is a file of tests."""
+        """Whether the block is a file of tests."""
         return "def test_" in self.text
 
 
 def blocks_of(file: Path) -> list[Block]:
     """Returns the blocks of a file, in order."""
     found: list[Block] = []
-    begun: tuple[int, str] | None = None
+    opened: tuple[int, str] | None = None
     lines: list[str] = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         fence = FENCE.match(line)
-        if fence and begun is None:
-            begun, lines = (number, fence[1].strip()), []
-        elif fence and begun is not None:
-            found.append(Block(file, begun[0], begun[1], "\n".join([*lines, ""])))
-            begun = None
-        elif begun is not None:
+        if fence and opened is None:
+            opened, lines = (number, fence[1].strip()), []
+        elif fence and opened is not None:
+            found.append(Block(file, opened[0], opened[1], "\n".join([*lines, ""])))
+            opened = None
+        elif opened is not None:
             lines.append(line)
-    assert begun is None, f"{file}: a block is not closed"
+    assert opened is None, f"{file}: a block is not closed"
     return found
 
 
@@ -68,36 +68,43 @@ def of_language(language: str) -> list[Block]:
 
 
 def run_python(block: Block, namespace: dict[str, Any], address: str) -> None:
-    """Runs a block, and holds what it prints against what it says that it prints."""
+    """Runs a block and compares its output with the comments after its prints."""
     source = "\n" * block.line + block.text.replace(ADDRESS, address)
     printed = io.StringIO()
     with redirect_stdout(printed):
         exec(compile(source, str(block.file), "exec"), namespace)
-    for promise in PROMISE.findall(block.text):
-        pattern = re.escape(promise).replace(re.escape("..."), ".*")
+    for expected in EXPECTED.findall(block.text):
+        pattern = re.escape(expected).replace(re.escape("..."), ".*")
         shown = printed.getvalue()
         assert re.search(f"^{pattern}$", shown, re.MULTILINE), (
-            f"{block}: {promise!r} is not among what it prints: {shown}"
+            f"{block}: the output {shown!r} does not contain {expected!r}"
         )
 
 
 def run_pytest(block: Block, folder: Path) -> None:
-    """Runs a block that is a file of tests, in a pytest of its own."""
+    """Runs a block that is a file of tests in a separate pytest."""
     (folder / "test_block.py").write_text(block.text, encoding="utf-8")
-    without = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:timeout"]  # other plugins of this environment
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", *without, "test_block.py"]
+    disabled = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:asyncio",
+        "-p",
+        "no:timeout",
+    ]  # plugins that a user of the example may not have
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", *disabled, "test_block.py"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, f"{block}: {done.stdout}{done.stderr}"
 
 
 def commands_of(block: Block) -> list[str]:
-    """Returns the commands of a shell block, one a line, without comments."""
+    """Returns the commands of a shell block, one for each line, without comments."""
     lines = block.text.replace("\\\n", " ").splitlines()
     return [line for line in lines if shlex.split(line, comments=True)]
 
 
 def run_shell(command: str, folder: Path, address: str) -> None:
-    """Runs a command as a reader would: with the generator's tools and ours at hand, and the server of the test."""
+    """Runs a command with the tools of both environments on the PATH, and the server at `address`."""
     programs = [ROOT / ".venv-proto" / "bin", Path(sys.executable).parent]
     path = os.pathsep.join([*map(str, programs), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "ISOGLOSS_SERVER": address}
@@ -109,7 +116,7 @@ def run_shell(command: str, folder: Path, address: str) -> None:
 
 
 def check_make(target: str) -> None:
-    """Asks make whether there is such a target, without making it."""
+    """Checks that make has a target, without running it."""
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
 
@@ -121,7 +128,7 @@ def check_pip(folders: list[str]) -> None:
 
 
 def serve_flags(command: str) -> list[str]:
-    """Returns the flags of an `isogloss-server serve ...`, but for the port, which the test chooses."""
+    """Returns the flags of a command `isogloss-server serve`, without the port, which the test sets."""
     words = shlex.split(command, comments=True)[2:]
     if "--port" in words:
         at = words.index("--port")
@@ -130,6 +137,6 @@ def serve_flags(command: str) -> list[str]:
 
 
 def grpc_probes(manifest: Any) -> list[str]:
-    """Returns the names that a Kubernetes manifest's probes ask about, wherever they stand in it."""
+    """Returns the service names of all gRPC probes in a Kubernetes manifest."""
     found = re.findall(r'"grpc": (\{[^}]*\})', json.dumps(manifest))
     return [json.loads(probe).get("service", "") for probe in found]

@@ -1,4 +1,4 @@
-"""Every block of code in the documents does what it says."""
+"""Every code block of the documents runs and prints what it states."""
 
 import shutil
 import signal
@@ -26,7 +26,7 @@ COMMANDS = [(block, command) for block in of_language("sh") for command in block
 
 @pytest.fixture
 def reader(tmp_path: Path, static_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the things that a reader of the documents would have."""
+    """The working directory, a folder with the files that the documents refer to."""
     folder = tmp_path / "reader"
     folder.mkdir()
     (folder / "sentences.txt").write_text(SENTENCES, encoding="utf-8")
@@ -37,16 +37,16 @@ def reader(tmp_path: Path, static_folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_the_language_is_known(block: Block) -> None:
-    """Each block is in a language that is run or read by a test; what is not to be run says so, as text."""
+def test_the_language_of_each_block_is_tested(block: Block) -> None:
+    """Each block is in a language that a test runs or reads, or is marked as text."""
     assert block.language in LANGUAGES
 
 
 @pytest.mark.parametrize(
     "file", sorted({block.file for block in PYTHON}), ids=lambda file: str(file.relative_to(blocks.ROOT))
 )
-def test_python_runs(file: Path, server: ServerProcess, reader: Path) -> None:
-    """A file's blocks run one after the other, and print what they say that they print."""
+def test_python_blocks_run(file: Path, server: ServerProcess, reader: Path) -> None:
+    """The Python blocks of a file run in sequence, and their output matches their comments."""
     namespace: dict[str, Any] = {"__name__": "docs"}
     for block in PYTHON:
         if block.file == file:
@@ -54,14 +54,14 @@ def test_python_runs(file: Path, server: ServerProcess, reader: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in of_language("python") if block.needs_pytest], ids=str)
-def test_tests_pass(block: Block, reader: Path) -> None:
-    """An example of a test file passes in a pytest that knows nothing but what is installed."""
+def test_example_tests_pass(block: Block, reader: Path) -> None:
+    """An example of a test file passes in a pytest with the installed plugin only."""
     blocks.run_pytest(block, reader)
 
 
 @pytest.mark.parametrize(("block", "command"), COMMANDS, ids=str)
-def test_commands_run(block: Block, command: str, server: ServerProcess, reader: Path) -> None:
-    """Commands of ours run with exit status 0; what would install or make something exists."""
+def test_shell_commands_succeed(block: Block, command: str, server: ServerProcess, reader: Path) -> None:
+    """Commands of Isogloss exit with status 0; the targets of make and the folders of pip exist."""
     match command.partition("#")[0].split():
         case ["make", target]:
             blocks.check_make(target)
@@ -73,24 +73,24 @@ def test_commands_run(block: Block, command: str, server: ServerProcess, reader:
         case ["isogloss", *_] | ["buf", "curl", *_] | ["python", "-m", "grpc_tools.protoc", *_]:
             blocks.run_shell(command, reader, server.address)
         case _:
-            pytest.fail(f"{block}: nobody knows how to run {command!r}")
+            pytest.fail(f"{block}: no test for the command {command!r}")
 
 
 @pytest.mark.parametrize("block", of_language("toml"), ids=str)
-def test_settings_load(block: Block, reader: Path) -> None:
-    """A TOML file is one that the server takes."""
+def test_toml_blocks_are_valid_settings(block: Block, reader: Path) -> None:
+    """The server accepts each TOML block as a config file."""
     _write_config(block.file, reader)
     assert load({"config": "isogloss.toml"}) != Settings()
 
 
 @pytest.mark.parametrize("block", of_language("yaml"), ids=str)
-def test_manifests_are_true(block: Block, server: ServerProcess) -> None:
-    """A manifest is YAML, its probes ask about names that the server knows, its containers give known settings."""
+def test_manifests_match_the_server(block: Block, server: ServerProcess) -> None:
+    """The probes of a manifest use services that the server has, and its containers use known settings."""
     documents = list(yaml.safe_load_all(block.text))
     with grpc.insecure_channel(server.address) as channel:
         for name in blocks.grpc_probes(documents):
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name))
+            assert response.status == health_pb2.HealthCheckResponse.SERVING
     pods = [document["spec"]["template"]["spec"] for document in documents if document["kind"] == "Deployment"]
     for pod in pods:
         for container in pod["containers"]:
@@ -99,8 +99,8 @@ def test_manifests_are_true(block: Block, server: ServerProcess) -> None:
             assert loaded.port in {port["containerPort"] for port in container["ports"]}
 
 
-def test_every_document_is_read() -> None:
-    """The documents are found, and they have blocks of every kind."""
+def test_all_documents_are_found() -> None:
+    """The documents are found and have blocks of every language."""
     assert len(FILES) >= 8
     assert {block.language for block in BLOCKS} == LANGUAGES
 
@@ -112,14 +112,14 @@ def _settings(arguments: list[str]) -> Settings:
 
 
 def _write_config(file: Path, folder: Path) -> None:
-    """Writes the TOML block of a document as the file that its commands name."""
+    """Writes the TOML block of a document to isogloss.toml, which its commands use."""
     for block in of_language("toml"):
         if block.file == file:
             (folder / "isogloss.toml").write_text(block.text, encoding="utf-8")
 
 
 def _serve(flags: list[str]) -> None:
-    """Starts a server, and stops it without the delay that it may have been told."""
+    """Starts a server and stops it; a second signal skips the delay of the drain."""
     process = ServerProcess(*flags, "--port", "0", "--log-format", "json")
     assert process.address
     process.signal(signal.SIGTERM)

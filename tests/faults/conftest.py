@@ -1,4 +1,4 @@
-"""A server that the tests of faults share, each of which leaves it as it was."""
+"""The observer of the server that the tests of injected faults share."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from tests.support.server_process import ServerProcess
 
 @pytest.fixture(scope="session")
 def observer(server: ServerProcess) -> Iterator[Observer]:
-    """Looks at the server that all tests share."""
+    """Reads the resources and the health of the shared server."""
     observer = Observer(server)
     yield observer
     observer.close()

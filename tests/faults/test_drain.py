@@ -1,4 +1,4 @@
-"""SIGTERM under load."""
+"""SIGTERM under load: the drain fails no accepted call."""
 
 import json
 import signal
@@ -15,15 +15,15 @@ from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.server_process import ServerProcess
 
-CALLERS, BEFORE = 8, 100  # calls that are answered before the signal
+CALLERS, WARM_CALLS = 8, 100  # WARM_CALLS succeed before the signal
 REQUEST = pb.EmbedRequest(texts=[f"text {number} " + "of many words " * 20 for number in range(64)])
 
 
 class Load:
-    """Callers that call without a break until the server takes no more."""
+    """Callers that call continuously until the server accepts no more calls."""
 
     def __init__(self, address: str) -> None:
-        self.texts = 0  # whose vectors have come
+        self.texts = 0  # with vectors received
         self.codes: Counter[str] = Counter()
         self.warm = threading.Event()
         self._address = address
@@ -42,26 +42,26 @@ class Load:
             code = "OK"
             while code == "OK":
                 try:
-                    for answer in self._answers(stub, streams=streams):
+                    for response in self._responses(stub, streams=streams):
                         with self._lock:
-                            self.texts += answer.embeddings.rows
+                            self.texts += response.embeddings.rows
                 except grpc.RpcError as error:
                     code = error.code().name
                 with self._lock:
                     self.codes[code] += 1
-                    if self.codes["OK"] >= BEFORE:
+                    if self.codes["OK"] >= WARM_CALLS:
                         self.warm.set()
 
-    def _answers(self, stub: Any, *, streams: bool) -> Iterator[pb.EmbedResponse]:
+    def _responses(self, stub: Any, *, streams: bool) -> Iterator[pb.EmbedResponse]:
         if streams:
-            for answer in stub.EmbedStream(iter([pb.EmbedStreamRequest(id=1, request=REQUEST)])):
-                yield answer.response
+            for response in stub.EmbedStream(iter([pb.EmbedStreamRequest(id=1, request=REQUEST)])):
+                yield response.response
         else:
             yield stub.Embed(REQUEST)
 
 
-def test_no_call_that_was_accepted_fails() -> None:
-    """A server that is told to stop under load answers every call that it took, and its callers have every answer."""
+def test_a_drain_fails_no_accepted_call() -> None:
+    """A draining server completes every call that it accepted, and the callers receive all responses."""
     server = ServerProcess()
     load = Load(server.address)
     assert load.warm.wait(60)
@@ -72,22 +72,27 @@ def test_no_call_that_was_accepted_fails() -> None:
         assert not thread.is_alive()
     calls = [fields for line in server.lines if (fields := json.loads(line)).get("message") == "call"]
     assert {fields["code"] for fields in calls if fields["method"] == "Embed"} == {"OK"}
-    assert {fields["code"] for fields in calls} <= {"OK", "UNAVAILABLE"}  # streams end so when all read is answered
+    assert {fields["code"] for fields in calls} <= {
+        "OK",
+        "UNAVAILABLE",
+    }  # the end of a stream after all its requests are answered
     assert sum(fields["texts"] for fields in calls) == load.texts
-    refused = load.codes["UNAVAILABLE"] + load.codes["CANCELLED"]  # the latter by gRPC, which had not handed them over
-    assert load.codes.total() - load.codes["OK"] == refused == CALLERS
+    rejected = (
+        load.codes["UNAVAILABLE"] + load.codes["CANCELLED"]
+    )  # gRPC cancels calls that it has not passed to the server
+    assert load.codes.total() - load.codes["OK"] == rejected == CALLERS
 
 
-def test_callers_of_two_servers_do_not_notice_that_one_stops() -> None:
-    """Where one of two servers is told to stop under load, not one call of their clients fails."""
+def test_clients_of_two_servers_see_no_error_when_one_drains() -> None:
+    """If one of two servers drains under load, no call of the clients fails."""
     with ServerProcess() as one, ServerProcess() as other:
         target = f"ipv4:{one.address},{other.address}"
-        stopped, warm = threading.Event(), threading.Semaphore(0)
+        stopping, warm = threading.Event(), threading.Semaphore(0)
 
         def call() -> int:
             calls = 0
             with Client(target) as client:
-                while not stopped.is_set():
+                while not stopping.is_set():
                     assert len(client.embed(list(REQUEST.texts)).vectors) == len(REQUEST.texts)
                     calls += 1
                     warm.release()
@@ -95,8 +100,8 @@ def test_callers_of_two_servers_do_not_notice_that_one_stops() -> None:
 
         with ThreadPoolExecutor(CALLERS) as pool:
             callers = [pool.submit(call) for _ in range(CALLERS)]
-            assert all(warm.acquire(timeout=60) for _ in range(BEFORE))
+            assert all(warm.acquire(timeout=60) for _ in range(WARM_CALLS))
             assert one.stop() == 0
-            assert all(warm.acquire(timeout=60) for _ in range(BEFORE))
-            stopped.set()
+            assert all(warm.acquire(timeout=60) for _ in range(WARM_CALLS))
+            stopping.set()
             assert all(caller.result() for caller in callers)

@@ -1,4 +1,4 @@
-"""How libFuzzer changes a request: as bytes, or, where they are a message, field by field."""
+"""Custom mutator of libFuzzer: alters the fields of valid messages, or the bytes of other inputs."""
 
 import random
 from typing import Any
@@ -25,8 +25,8 @@ WORDS = (
 REPEATS = (1, 2, 3, 17, 300)
 
 
-def mutated(data: bytes, max_size: int, kinds: list[type[Message]], random_: random.Random) -> bytes:
-    """Returns changed bytes, of which the first says what the others are."""
+def mutate(data: bytes, max_size: int, kinds: list[type[Message]], random_: random.Random) -> bytes:
+    """Returns a mutated input, whose first byte selects the type of the message in the others."""
     if not data:
         return bytes([random_.randrange(256)])
     kind, message = kinds[data[0] % len(kinds)], None
@@ -44,7 +44,7 @@ def mutated(data: bytes, max_size: int, kinds: list[type[Message]], random_: ran
 
 
 def change(message: Message, random_: random.Random) -> None:
-    """Changes something in a message: a field of it, or of one that it holds."""
+    """Changes a random field of a message or of a message in it."""
     if not message.DESCRIPTOR.fields:
         return
     field = random_.choice(message.DESCRIPTOR.fields)
@@ -66,8 +66,8 @@ def change(message: Message, random_: random.Random) -> None:
         setattr(message, field.name, value_of(field, random_))
 
 
-def value_of(field: FieldDescriptor, random_: random.Random) -> Any:  # noqa: PLR0911 - one for each kind
-    """Returns a value that a field can have."""
+def value_of(field: FieldDescriptor, random_: random.Random) -> Any:  # noqa: PLR0911 - one for each type
+    """Returns a random value for a field."""
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
             return random_.randbytes(random_.choice((0, 1, 4, 8, 16, 32, 64)))

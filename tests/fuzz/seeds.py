@@ -1,4 +1,4 @@
-"""Good messages of every RPC, which fuzzing begins with; and every method that the server has."""
+"""Every method of the server, with valid requests as seeds."""
 
 import struct
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ OURS = "/isogloss.v1.EmbeddingService/"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC: its path, what its requests are, and whether they or the answers come in streams."""
+    """One RPC: its path, the type and the seeds of its requests, and whether requests or responses are streamed."""
 
     path: str
     request: type[Message]
@@ -31,12 +31,12 @@ def matrix(rows: int = 2, columns: int = 4, kind: int = pb.ELEMENT_TYPE_FLOAT32)
 
 
 def texts(*lines: str) -> pb.Items:
-    """Returns a side of texts."""
+    """Returns a side of a comparison that has texts."""
     return pb.Items(texts=pb.TextList(texts=lines, input_type=pb.INPUT_TYPE_QUERY))
 
 
 def vectors(kind: int = pb.ELEMENT_TYPE_FLOAT32) -> pb.Items:
-    """Returns a side of vectors."""
+    """Returns a side of a comparison that has vectors."""
     return pb.Items(vectors=pb.VectorList(vectors=matrix(kind=kind), space_id="s"))
 
 
@@ -57,12 +57,12 @@ STREAMED = tuple(
     for number, request in enumerate(EMBEDS)
 )
 HEALTH_CHECK = (health_pb2.HealthCheckRequest(service="isogloss-static"), health_pb2.HealthCheckRequest())
-ASKED = reflection_pb2.ServerReflectionRequest
+ReflectionRequest = reflection_pb2.ServerReflectionRequest
 REFLECTIONS = (
-    ASKED(list_services=""),
-    ASKED(file_containing_symbol="isogloss.v1.EmbeddingService"),
-    ASKED(file_by_filename="isogloss/v1/embedding.proto"),
-    ASKED(all_extension_numbers_of_type="isogloss.v1.EmbedRequest"),
+    ReflectionRequest(list_services=""),
+    ReflectionRequest(file_containing_symbol="isogloss.v1.EmbeddingService"),
+    ReflectionRequest(file_by_filename="isogloss/v1/embedding.proto"),
+    ReflectionRequest(all_extension_numbers_of_type="isogloss.v1.EmbedRequest"),
 )
 METHODS = {
     "Embed": Method(OURS + "Embed", pb.EmbedRequest, EMBEDS),
@@ -74,18 +74,18 @@ METHODS = {
     "List": Method("/grpc.health.v1.Health/List", health_pb2.HealthListRequest, (health_pb2.HealthListRequest(),)),
     "Watch": Method("/grpc.health.v1.Health/Watch", health_pb2.HealthCheckRequest, HEALTH_CHECK, streams=True),
     "Reflection": Method(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ASKED, REFLECTIONS, streams=True
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ReflectionRequest, REFLECTIONS, streams=True
     ),
 }
 
 
 def nested(depth: int) -> bytes:
-    """Returns groups in groups, which no field of any message is."""
+    """Returns nested groups of an unknown field."""
     return b"\xa3\x06" * depth + b"\xa4\x06" * depth
 
 
-def odd(method: Method) -> list[bytes]:
-    """Returns requests of a kind that comes by chance seldom: nested, unknown, huge, cut, no UTF-8."""
+def unusual(method: Method) -> list[bytes]:
+    """Returns requests that random mutation rarely produces: nested, unknown, large, truncated, invalid UTF-8."""
     seed = method.seeds[0].SerializeToString()
     unknown = b"\xf8\xff\xff\xff\x0f\x01" + b"\xa2\x06\x03abc"  # fields 536870911 and 100
     return [
@@ -95,11 +95,11 @@ def odd(method: Method) -> list[bytes]:
         seed + unknown,
         seed * 50,
         seed[:-1],
-        b"\x0a\x02\xc3\x28",  # field 1: no UTF-8
+        b"\x0a\x02\xc3\x28",  # field 1, invalid UTF-8
         b"\x12\x02\xc3\x28",
-        b"\x0a\x00" * 300_000,  # field 1, empty, over and over
-        b"\x0a" + b"\xff" * 9 + b"\x01",  # longer than anything
+        b"\x0a\x00" * 300_000,  # field 1, empty, many times
+        b"\x0a" + b"\xff" * 9 + b"\x01",  # a length of 2**64 - 1
         b"\x0a" + struct.pack("<I", 0xFFFFFFFF),
-        b"\x08" + b"\x80" * 20,  # a number without an end
+        b"\x08" + b"\x80" * 20,  # an endless varint
         b"\x00" * 1000,
     ]

@@ -1,8 +1,8 @@
-"""Bytes for hypothesis: random ones, and good messages that were changed."""
+"""Hypothesis strategies for requests: random bytes, altered messages, and unusual ones."""
 
 from hypothesis import strategies as st
 
-from tests.fuzz.seeds import Method, odd
+from tests.fuzz.seeds import Method, unusual
 
 Edit = tuple[str, int, bytes]
 EDITS = st.tuples(
@@ -10,10 +10,10 @@ EDITS = st.tuples(
 )
 
 
-def edited(message: bytes, edits: list[Edit]) -> bytes:
-    """Returns bytes after some changes, each somewhere."""
-    for kind, place, part in edits:
-        at = place % (len(message) + 1)
+def edit(message: bytes, edits: list[Edit]) -> bytes:
+    """Returns a message after edits, each at its position."""
+    for kind, position, part in edits:
+        at = position % (len(message) + 1)
         match kind:
             case "insert":
                 message = message[:at] + part + message[at:]
@@ -29,7 +29,7 @@ def edited(message: bytes, edits: list[Edit]) -> bytes:
 
 
 def requests(method: Method) -> st.SearchStrategy[bytes]:
-    """Requests of a method, hardly any of which is a good one."""
+    """Returns a strategy for requests of a method, of which few are valid."""
     seeds = st.sampled_from([seed.SerializeToString() for seed in method.seeds])
-    changed = st.builds(edited, seeds, st.lists(EDITS, min_size=1, max_size=4))
-    return st.one_of(changed, st.binary(max_size=200), st.sampled_from(odd(method)))
+    altered = st.builds(edit, seeds, st.lists(EDITS, min_size=1, max_size=4))
+    return st.one_of(altered, st.binary(max_size=200), st.sampled_from(unusual(method)))

@@ -1,4 +1,4 @@
-"""Both distributions as a user gets them: built, installed into empty environments, and used there."""
+"""Both distributions, built, installed into empty environments, and used there."""
 
 import json
 import os
@@ -18,11 +18,11 @@ pytestmark = [pytest.mark.packages, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "constraints" / "runtime.txt"
 CLIENT_NEEDS = {"grpcio", "protobuf", "googleapis-common-protos", "numpy"}
-THEIR_NEEDS = {"typing-extensions"}  # of grpcio
+INDIRECT = {"typing-extensions"}  # of grpcio
 
 
 def run(*command: str | Path, **env: str) -> str:
-    """Returns what a command prints; the test fails with its errors where it fails."""
+    """Returns the output of a command, which must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env}, cwd="/")
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -30,7 +30,7 @@ def run(*command: str | Path, **env: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheels of both distributions, each built from its sdist; both check clean."""
+    """The wheels of both distributions, built from their sdists and checked by twine."""
     out = tmp_path_factory.mktemp("dist")
     for name in ("client", "server"):
         run(sys.executable, "-m", "build", "--outdir", out, ROOT / name)
@@ -62,17 +62,17 @@ def both(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return environment(tmp_path_factory.mktemp("both"), *wheels.values())
 
 
-def test_the_client_drags_in_nothing_else(client_only: Path) -> None:
-    """The client brings grpcio, protobuf, googleapis-common-protos and numpy, and nothing of the server."""
+def test_the_client_installs_only_its_dependencies(client_only: Path) -> None:
+    """The client installs grpcio, protobuf, googleapis-common-protos and numpy, and nothing of the server."""
     listed = json.loads(run(client_only / "pip", "list", "--format", "json"))
     names = {package["name"].lower().replace("_", "-") for package in listed} - {"pip", "setuptools", "wheel"}
-    assert names - THEIR_NEEDS == {"isogloss"} | CLIENT_NEEDS
+    assert names - INDIRECT == {"isogloss"} | CLIENT_NEEDS
     with pytest.raises(AssertionError, match="isogloss_server"):
         run(client_only / "python", "-c", "import isogloss_server")
 
 
-def test_the_client_alone_talks_to_a_server(client_only: Path, server: ServerProcess) -> None:
-    """The lines that a caller writes work in an environment that holds the client alone."""
+def test_the_client_works_without_the_server_package(client_only: Path, server: ServerProcess) -> None:
+    """A program with the client runs in an environment without the server package."""
     program = """
 import sys
 from isogloss import Client
@@ -86,13 +86,13 @@ with Client(sys.argv[1]) as client:
 
 
 def test_the_command_line_is_installed(client_only: Path, server: ServerProcess) -> None:
-    """`isogloss` stands on the path and answers."""
-    told = json.loads(run(client_only / "isogloss", "health", "--json", "--server", server.address))
-    assert told["status"] == "serving"
+    """The wheel of the client installs the command `isogloss`."""
+    health = json.loads(run(client_only / "isogloss", "health", "--json", "--server", server.address))
+    assert health["status"] == "serving"
 
 
 def test_the_server_runs_from_its_wheel(both: Path, wheels: dict[str, Path]) -> None:
-    """The server's wheel carries the bundled model, serves it, and stops with status 0."""
+    """The wheel of the server contains the bundled model, serves it, and exits with status 0."""
     process = ServerProcess(python=both / "python")
     scores = run(both / "isogloss", "similarity", "Good night", "Gute Nacht", "--server", process.address)
     assert "Gute Nacht" in scores
@@ -116,16 +116,18 @@ def test_the_server_runs_from_its_wheel(both: Path, wheels: dict[str, Path]) -> 
         ),
     ],
 )
-def test_wheels_carry_what_belongs_to_them(wheels: dict[str, Path], name: str, expected: list[str]) -> None:
-    """Licence, typing marker, stubs and the bundled model are in the wheels, and no tests."""
+def test_wheels_have_licence_typing_marker_stubs_and_model(
+    wheels: dict[str, Path], name: str, expected: list[str]
+) -> None:
+    """The wheels contain the licence, typing marker, stubs and bundled model, and no tests."""
     names = zipfile.ZipFile(wheels[name]).namelist()
-    [described] = [entry for entry in names if entry.endswith("METADATA")]
-    told = zipfile.ZipFile(wheels[name]).read(described).decode()
-    assert f"Version: {isogloss.__version__}" in told
-    assert "License-Expression: Apache-2.0" in told
-    assert "# isogloss" in told
+    [metadata] = [entry for entry in names if entry.endswith("METADATA")]
+    text = zipfile.ZipFile(wheels[name]).read(metadata).decode()
+    assert f"Version: {isogloss.__version__}" in text
+    assert "License-Expression: Apache-2.0" in text
+    assert "# isogloss" in text
     if name == "isogloss_server":
-        assert f"Requires-Dist: isogloss=={isogloss.__version__}" in told
+        assert f"Requires-Dist: isogloss=={isogloss.__version__}" in text
     for end in expected:
         assert [entry for entry in names if entry.endswith(end)], end
     assert not [entry for entry in names if entry.startswith("tests") or "/test_" in entry]

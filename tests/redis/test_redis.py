@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
 
-from tests.support.cached_server import Face, serving
+from tests.support.cached_server import CachedServer, serving
 from tests.support.redis_server import Proxy, RedisServer, binary, until
 
 pytestmark = pytest.mark.redis
@@ -35,17 +35,17 @@ def redis() -> Iterator[RedisServer]:
         yield server
 
 
-def filled(face: Face, redis: RedisServer) -> pb.EmbedResponse:
+def filled(server: CachedServer, redis: RedisServer) -> pb.EmbedResponse:
     """Embeds TEXTS, and returns the response when Redis has all of them."""
-    until(lambda: not face.is_degraded())
-    answer = face.embed(TEXTS)
+    until(lambda: not server.is_degraded())
+    answer = server.embed(TEXTS)
     until(lambda: len(redis.values()) >= len(TEXTS))
     return answer
 
 
-def all_hits(face: Face) -> bool:
+def all_hits(server: CachedServer) -> bool:
     """Returns True if a server finds all TEXTS in Redis."""
-    return face.embed(TEXTS).timings.cached_rows == len(TEXTS)
+    return server.embed(TEXTS).timings.cached_rows == len(TEXTS)
 
 
 def test_servers_share_vectors(redis: RedisServer) -> None:
@@ -70,14 +70,14 @@ def test_servers_share_vectors(redis: RedisServer) -> None:
 
 def test_killed_and_restarted_under_load(redis: RedisServer) -> None:
     """While Redis is killed and restarted every call succeeds, health reports it, and hits resume."""
-    with serving(redis.url) as face, ThreadPoolExecutor(4) as pool:
-        right = filled(face, redis).embeddings.data
+    with serving(redis.url) as server, ThreadPoolExecutor(4) as pool:
+        right = filled(server, redis).embeddings.data
         ending = False
 
         def load() -> int:
             calls = 0
             while not ending:
-                assert face.embed(TEXTS).embeddings.data == right
+                assert server.embed(TEXTS).embeddings.data == right
                 calls += 1
             return calls
 
@@ -85,10 +85,10 @@ def test_killed_and_restarted_under_load(redis: RedisServer) -> None:
         try:
             for _ in range(2):
                 redis.kill()
-                until(face.is_degraded)
+                until(server.is_degraded)
                 redis.start()
-                until(lambda: not face.is_degraded())
-                until(lambda: all_hits(face))
+                until(lambda: not server.is_degraded())
+                until(lambda: all_hits(server))
         finally:
             ending = True
         assert all(loaded.result() for loaded in loads)
@@ -97,46 +97,46 @@ def test_killed_and_restarted_under_load(redis: RedisServer) -> None:
 @pytest.mark.parametrize("process", [False, True])
 def test_slow(redis: RedisServer, *, process: bool) -> None:
     """While the network or Redis hangs, calls succeed without it; afterwards they use it again."""
-    with Proxy(redis.port) as proxy, serving(proxy.url, timeout_ms=SLOW_MS) as face:
-        right = filled(face, redis).embeddings.data
+    with Proxy(redis.port) as proxy, serving(proxy.url, timeout_ms=SLOW_MS) as server:
+        right = filled(server, redis).embeddings.data
         hanging = redis if process else proxy
         hanging.hang(on=True)
-        answers = [face.embed(TEXTS) for _ in range(6)]
+        answers = [server.embed(TEXTS) for _ in range(6)]
         assert [answer.embeddings.data == right for answer in answers] == [True] * 6
-        assert face.is_degraded()
+        assert server.is_degraded()
         hanging.hang(on=False)
-        until(lambda: not face.is_degraded())
-        until(lambda: all_hits(face))
+        until(lambda: not server.is_degraded())
+        until(lambda: all_hits(server))
 
 
 def test_full(redis: RedisServer) -> None:
     """A full Redis still returns its rows; rejected rows are counted, logged once, and computed each time."""
-    with serving(redis.url) as face:
-        filled(face, redis)
+    with serving(redis.url) as server:
+        filled(server, redis)
         redis.client.config_set("maxmemory-policy", "noeviction")
         redis.client.config_set("maxmemory", "1")
         for _ in range(3):
-            assert face.embed(["something new"]).timings.cached_rows == 0
-        until(lambda: face.counted('isogloss_cache_shared_errors_total{operation="set"}') >= 3)
-        assert all_hits(face)
-        assert not face.is_degraded()
+            assert server.embed(["something new"]).timings.cached_rows == 0
+        until(lambda: server.metric('isogloss_cache_shared_errors_total{operation="set"}') >= 3)
+        assert all_hits(server)
+        assert not server.is_degraded()
         redis.client.config_set("maxmemory", "0")
-        until(lambda: face.embed(["something new"]).timings.cached_rows == 1)
-    assert sum("writing to the shared cache failed" in line for line in face.process.lines) == 1
+        until(lambda: server.embed(["something new"]).timings.cached_rows == 1)
+    assert sum("writing to the shared cache failed" in line for line in server.process.lines) == 1
 
 
 def test_a_read_only_replica(redis: RedisServer) -> None:
     """A read-only replica returns its rows, and calls succeed although it stores nothing."""
-    with serving(redis.url) as face:
-        right = filled(face, redis).embeddings.data
+    with serving(redis.url) as server:
+        right = filled(server, redis).embeddings.data
     with RedisServer("--replicaof", "127.0.0.1", str(redis.port)) as replica:
         until(lambda: len(replica.values()) >= len(TEXTS))
-        with serving(replica.url) as face:
-            until(lambda: all_hits(face))
-            assert face.embed(TEXTS).embeddings.data == right
-            face.embed(["something new"])
-            until(lambda: face.counted('isogloss_cache_shared_errors_total{operation="set"}') >= 1)
-            assert not face.is_degraded()
+        with serving(replica.url) as server:
+            until(lambda: all_hits(server))
+            assert server.embed(TEXTS).embeddings.data == right
+            server.embed(["something new"])
+            until(lambda: server.metric('isogloss_cache_shared_errors_total{operation="set"}') >= 1)
+            assert not server.is_degraded()
 
 
 @pytest.mark.parametrize(
@@ -151,39 +151,39 @@ def test_a_read_only_replica(redis: RedisServer) -> None:
 )
 def test_damaged_values(redis: RedisServer, damage: Callable[[bytes], bytes]) -> None:
     """Values that fail verification are ignored, counted and written again."""
-    with serving(redis.url) as face:
-        right = filled(face, redis).embeddings.data
+    with serving(redis.url) as server:
+        right = filled(server, redis).embeddings.data
         redis.client.mset({name: damage(value) for name, value in redis.values().items()})
-        answer = face.embed(TEXTS)
+        answer = server.embed(TEXTS)
         assert (answer.timings.cached_rows, answer.embeddings.data == right) == (0, True)
-        assert face.counted('isogloss_cache_rows_total{level="shared",outcome="bad"}') == len(TEXTS)
-        until(lambda: all_hits(face))
+        assert server.metric('isogloss_cache_rows_total{level="shared",outcome="bad"}') == len(TEXTS)
+        until(lambda: all_hits(server))
 
 
 def test_keys_of_another_type(redis: RedisServer) -> None:
     """If the keys do not hold strings, calls succeed."""
-    with serving(redis.url) as face:
-        right = filled(face, redis).embeddings.data
+    with serving(redis.url) as server:
+        right = filled(server, redis).embeddings.data
         for name in redis.values():
             redis.client.delete(name)
             redis.client.lpush(name, "not a string")
-        assert face.embed(TEXTS).embeddings.data == right
-        until(lambda: all_hits(face))
+        assert server.embed(TEXTS).embeddings.data == right
+        until(lambda: all_hits(server))
 
 
 def test_the_password_never_leaks() -> None:
     """With the right password rows are shared; otherwise the server starts DEGRADED; the password never leaks."""
     with RedisServer(password=PASSWORD) as redis:
-        with serving(redis.url, "--log-level", "debug") as face:
-            filled(face, redis)
-            until(lambda: all_hits(face))
-        lines = list(face.process.lines)
+        with serving(redis.url, "--log-level", "debug") as server:
+            filled(server, redis)
+            until(lambda: all_hits(server))
+        lines = list(server.process.lines)
         for wrong in (redis.url.replace(PASSWORD, f"{PASSWORD}-of-old"), f"redis://127.0.0.1:{redis.port}"):
-            with serving(wrong, "--log-level", "debug") as face:
-                until(face.is_degraded)
-                assert face.embed(TEXTS).timings.cached_rows == 0
-                assert PASSWORD not in face.health()[1]
-            lines += face.process.lines
+            with serving(wrong, "--log-level", "debug") as server:
+                until(server.is_degraded)
+                assert server.embed(TEXTS).timings.cached_rows == 0
+                assert PASSWORD not in server.health()[1]
+            lines += server.process.lines
     assert lines
     assert not [line for line in lines if PASSWORD in line]
 
@@ -192,9 +192,9 @@ def test_no_redis() -> None:
     """Without a Redis, the server starts, reports it, and serves."""
     with RedisServer() as redis:
         redis.kill()
-        with serving(redis.url) as face:
-            until(face.is_degraded)
-            assert face.embed(TEXTS).timings.cached_rows == 0
+        with serving(redis.url) as server:
+            until(server.is_degraded)
+            assert server.embed(TEXTS).timings.cached_rows == 0
         redis.start()
 
 

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 import pytest
 from isogloss_server.circuit_breaker import CircuitBreaker
 
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 
 
 class Dependency:
     """A dependency whose probes fail with `failure`, or succeed if that is empty; with the breaker in front of it."""
 
     def __init__(self) -> None:
-        self.clock = OwnTime()
+        self.clock = ManualClock()
         self.failure = ""
         self.broken_probe = False
         self.probes_s: list[float] = []  # times of the probes
@@ -28,10 +28,10 @@ class Dependency:
             raise KeyError
         return self.failure
 
-    async def pass_s(self, seconds: float) -> None:
+    async def advance(self, seconds: float) -> None:
         """Advances the clock, and runs what wakes."""
         await settle()
-        self.clock.pass_s(seconds)
+        self.clock.advance(seconds)
         await settle()
 
 
@@ -74,9 +74,9 @@ async def test_probes_back_off_up_to_the_limit(dependency: Dependency) -> None:
     dependency.breaker.open("no connection")
     for pause_s in (2.0, 4.0, 8.0, 10.0, 10.0):
         assert dependency.breaker.next_probe_in_s == pause_s
-        await dependency.pass_s(pause_s / 2)
+        await dependency.advance(pause_s / 2)
         assert dependency.breaker.next_probe_in_s == pause_s / 2
-        await dependency.pass_s(pause_s / 2)
+        await dependency.advance(pause_s / 2)
     assert [probe_s - opened_s for probe_s in dependency.probes_s] == [2, 6, 14, 24, 34]
 
 
@@ -84,12 +84,12 @@ async def test_the_first_probe_that_succeeds_closes_it(dependency: Dependency) -
     """A successful probe closes it, reports that, and restarts the count of failures."""
     for _ in range(3):
         dependency.breaker.failed("no connection")
-    await dependency.pass_s(2.0)
+    await dependency.advance(2.0)
     assert (dependency.breaker.is_open, dependency.changes) == (False, ["no connection", ""])
     dependency.breaker.failed("no connection")
     dependency.breaker.failed("no connection")
     assert not dependency.breaker.is_open
-    await dependency.pass_s(100.0)
+    await dependency.advance(100.0)
     assert len(dependency.probes_s) == 1
 
 
@@ -97,8 +97,8 @@ async def test_a_new_reason_is_reported(dependency: Dependency) -> None:
     """While it is open, a probe that fails for another reason is a change; the same reason again is not."""
     dependency.breaker.open("timeout")
     dependency.failure = "no connection"
-    await dependency.pass_s(2.0)
-    await dependency.pass_s(4.0)
+    await dependency.advance(2.0)
+    await dependency.advance(4.0)
     assert dependency.changes == ["timeout", "no connection"]
 
 
@@ -106,7 +106,7 @@ async def test_a_start_probes_at_once(dependency: Dependency) -> None:
     """From the start it is open without a reason, until an immediate probe has succeeded."""
     dependency.breaker.start()
     assert (dependency.breaker.is_open, dependency.changes) == (True, [])
-    await dependency.pass_s(0.0)
+    await dependency.advance(0.0)
     assert (dependency.breaker.is_open, dependency.changes, len(dependency.probes_s)) == (False, [], 1)
 
 
@@ -114,10 +114,10 @@ async def test_a_start_whose_probe_fails_reports_the_reason(dependency: Dependen
     """If the immediate probe fails, it stays open with the reason, and the next probe is after the first pause."""
     dependency.failure = "no connection"
     dependency.breaker.start()
-    await dependency.pass_s(0.0)
+    await dependency.advance(0.0)
     assert (dependency.breaker.is_open, dependency.changes) == (True, ["no connection"])
     dependency.failure = ""
-    await dependency.pass_s(2.0)
+    await dependency.advance(2.0)
     assert (dependency.breaker.is_open, dependency.changes) == (False, ["no connection", ""])
 
 
@@ -125,10 +125,10 @@ async def test_a_bug_in_the_probe_does_not_end_the_probing(dependency: Dependenc
     """An exception of the probe is a failed probe, and a later one can still close the breaker."""
     dependency.broken_probe = True
     dependency.breaker.open("no connection")
-    await dependency.pass_s(2.0)
+    await dependency.advance(2.0)
     assert dependency.changes[1:] == ["internal error in a probe; see the server log"]
     dependency.broken_probe = False
-    await dependency.pass_s(4.0)
+    await dependency.advance(4.0)
     assert not dependency.breaker.is_open
 
 
@@ -137,5 +137,5 @@ async def test_no_probe_runs_after_stop(dependency: Dependency) -> None:
     dependency.breaker.open("no connection")
     await settle()
     dependency.breaker.stop()
-    await dependency.pass_s(100.0)
+    await dependency.advance(100.0)
     assert dependency.probes_s == []

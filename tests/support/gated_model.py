@@ -1,4 +1,4 @@
-"""A model whose batches the test sees, holds and fails, and a clock that the test owns."""
+"""A model whose batches a test observes, delays and fails."""
 
 import asyncio
 import queue
@@ -10,34 +10,19 @@ from isogloss_server.engine.batcher import Batcher
 from isogloss_server.models.interfaces import Rows, TokenBatch, Urgency
 
 DIMENSIONS = 3
-WATCHDOG_S = 80.0  # so that one look of the watch is 10 s after the other
-
-
-class OwnClock:
-    """Stands still until the test moves it."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def monotonic_s(self) -> float:
-        """Returns the seconds that the test has set."""
-        return self.now_s
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleeps for ever: a test in which somebody is to wake takes a clock that lets time pass."""
-        await asyncio.get_running_loop().create_future()
+WATCHDOG_S = 80.0  # the watchdog checks every 10 s
 
 
 class GatedModel:
-    """Gives each text the row that `row_of` says; where `gated`, every batch waits for a `go`."""
+    """Returns the row `row_of(text)` for each text. If `gated`, every batch waits for a `release`."""
 
     def __init__(self, *, gated: bool = False, change: Callable[[Rows], Rows] = lambda rows: rows) -> None:
-        """`change` is what becomes of a batch's rows before they are given; it may raise."""
+        """Takes `change`, which is applied to the rows of each batch; it may raise."""
         self.batches: list[list[list[int]]] = []
         self._gated = gated
         self._change = change
         self._began: queue.SimpleQueue[list[list[int]]] = queue.SimpleQueue()
-        self._permits: queue.SimpleQueue[None] = queue.SimpleQueue()  # whole in one step, should the thread die
+        self._permits: queue.SimpleQueue[None] = queue.SimpleQueue()  # `get` is atomic, also in a killed thread
 
     def forward(self, batch: TokenBatch) -> Rows:
         """Returns rows float32 [n, 3]."""
@@ -49,28 +34,28 @@ class GatedModel:
         return self._change(np.array([row_of(text) for text in texts], np.float32))
 
     async def next_batch(self) -> list[list[int]]:
-        """Returns the texts of the next batch that has begun."""
+        """Waits for the next batch to begin and returns its texts."""
         return await asyncio.get_running_loop().run_in_executor(None, lambda: self._began.get(timeout=60))
 
-    def go(self, batches: int = 1) -> None:
-        """Lets so many batches be computed."""
+    def release(self, batches: int = 1) -> None:
+        """Permits `batches` gated batches to be computed."""
         for _ in range(batches):
             self._permits.put(None)
 
 
 def row_of(text: Sequence[int]) -> list[float]:
-    """Returns what the model gives for a text: its length, its first token, and the sum of its tokens."""
+    """Returns the model's row for a text: its length, its first token, and the sum of its tokens."""
     return [len(text), text[0], sum(text)]
 
 
 def batch_of(*texts: Sequence[int]) -> TokenBatch:
-    """Returns the token batch of some texts."""
+    """Returns the token batch of texts given as tokens."""
     ids = np.array([token for text in texts for token in text], np.int32)
     return TokenBatch(ids, np.array([len(text) for text in texts]))
 
 
-async def busy(batcher: Batcher, model: GatedModel) -> "asyncio.Future[Any]":
-    """Keeps the one thread at work until the model may `go`; whatever is submitted then waits."""
+async def occupy(batcher: Batcher, model: GatedModel) -> "asyncio.Future[Any]":
+    """Occupies the only thread of `batcher` until `model.release`, so that later texts stay in the queue."""
     future = batcher.submit(batch_of([0]), Urgency())
     await model.next_batch()
     return future

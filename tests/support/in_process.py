@@ -1,7 +1,8 @@
-"""The gRPC face around an embedder and a clock that the test owns, in the test's own process and loop."""
+"""Serves an embedder over gRPC in the process and on the event loop of the test."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -25,7 +26,7 @@ LIMITS = Limits(max_texts=5000, max_request_bytes=1 << 22, max_response_bytes=1 
 
 
 class CountingEmbedder:
-    """Gives each text the row [its length, 1, 1, 1]; a text "!!!" has no tokens; `before` runs first."""
+    """Returns the row [length, 1, 1, 1] for each text; "!!!" has no tokens. Each call runs `before` first."""
 
     def __init__(self, before: Callable[[], None] = lambda: None) -> None:
         self.calls: list[list[str]] = []
@@ -53,11 +54,33 @@ class CountingEmbedder:
         return Embedded(rows=rows, token_counts=counts, row_errors=row_errors, total_tokens=int(counts.sum()))
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Has nothing to end."""
+        """Does nothing."""
+
+
+class TruncationRecorder(CountingEmbedder):
+    """Offers only the truncations `offered`, and records the truncation of each call in `truncations`."""
+
+    def __init__(self, *offered: Truncation) -> None:
+        super().__init__()
+        self.truncations: list[Truncation] = []
+        self.card = replace(CARD, truncations=offered)
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
+    ) -> Embedded:
+        """Returns rows float32 [n, 4]."""
+        self.truncations.append(truncation)
+        return await super().embed(texts, input_type, truncation, urgency, allow_partial=allow_partial)
 
 
 def ready(embedder: Embedder, clock: Clock | None = None, **limits: int) -> ReadyModel:
-    """Returns the embedder as a loaded model; `limits` are those of admission that differ from the defaults."""
+    """Returns the embedder as a loaded model; `limits` are the AdmissionLimits that differ from the defaults."""
     admission = Admission("test", embedder.card, AdmissionLimits(**limits), clock or SystemClock())
     return ReadyModel(embedder, LIMITS, admission)
 
@@ -70,15 +93,15 @@ def ready_registry(embedder: Embedder, clock: Clock | None = None, **limits: int
 
 
 @asynccontextmanager
-async def serving_until(
+async def stoppable_serving(
     registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
-    """Serves a registry on a free port; gives the stub (its channel as `stub.channel`) and what stops the server."""
-    clock, workers = clock or SystemClock(), Executor(2)
+    """Serves a registry on a free port; yields the stub, with its channel as `stub.channel`, and `Server.stop`."""
+    clock, executor = clock or SystemClock(), Executor(2)
     for model in registry.models:
         if model.is_loaded:
             model.ready.admission._clock = clock
-    server = Server(Settings(port=0, **settings), registry, Pipeline(registry, workers, clock, cache), workers, clock)
+    server = Server(Settings(port=0, **settings), registry, Pipeline(registry, executor, clock, cache), executor, clock)
     port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -87,13 +110,13 @@ async def serving_until(
             yield stub, server.stop
     finally:
         await server.stop(None)
-        workers.close()
+        executor.close()
 
 
 @asynccontextmanager
 async def serving(
     registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
 ) -> AsyncIterator[Any]:
-    """Serves a registry on a free port; gives the stub."""
-    async with serving_until(registry, clock, cache=cache, **settings) as (stub, _):
+    """Serves a registry on a free port; yields the stub."""
+    async with stoppable_serving(registry, clock, cache=cache, **settings) as (stub, _):
         yield stub

@@ -1,4 +1,4 @@
-"""Loads packed models and asks them, without what stands around them in a server."""
+"""Loads packed models and runs them without a server."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,17 +14,17 @@ Precision = Literal["auto", "f32", "bf16"]
 
 
 def load(folder: Path, precision: Precision = "auto", cache: Path | None = None) -> LoadedModel:
-    """Returns a folder's packed model, for one thread."""
+    """Returns the packed model of a folder, for one thread."""
     runtime = packed.Runtime(precision=precision, threads=1, graph_cache=cache)
     return packed.load(model_folder.locate(str(folder)), runtime)
 
 
-def tokenized(parts: LoadedModel, some: list[str]) -> list[np.ndarray]:
+def tokenized(parts: LoadedModel, texts: list[str]) -> list[np.ndarray]:
     """Returns the tokens of each text."""
-    batch = parts.tokenizer.encode(some, Truncation.END).batch
+    batch = parts.tokenizer.encode(texts, Truncation.END).batch
     return np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
 
 
 def forward(parts: LoadedModel, ids: list[np.ndarray]) -> Rows:
-    """Returns the vectors of texts given as tokens, float32 [n, d]."""
-    return parts.model.forward(TokenBatch(np.concatenate(ids), np.array([len(one) for one in ids])))
+    """Returns the vectors of texts that are given as tokens, float32 [n, d]."""
+    return parts.model.forward(TokenBatch(np.concatenate(ids), np.array([len(text_ids) for text_ids in ids])))

@@ -72,7 +72,7 @@ class Observer:
         )
 
     @contextlib.contextmanager
-    def unharmed(self) -> Iterator[None]:
+    def unaffected(self) -> Iterator[None]:
         """Asserts after the block that the server runs, responds, and has freed the resources of the block."""
         self.check_freed(before := self.held())
         yield

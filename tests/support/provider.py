@@ -27,7 +27,7 @@ from pydantic import SecretStr
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.in_process import serving
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 
 KEY = "sk-test-0123456789abcdefghij"
 LIMITS = Limits(max_texts=2000, max_request_bytes=1 << 22, max_response_bytes=1 << 24, max_pairs=1 << 22)
@@ -74,7 +74,7 @@ def client_of(hosted: catalog.HostedModel) -> Provider:
 
 
 @asynccontextmanager
-async def remote(fake: FakeProvider, source: str, clock: OwnTime, **terms: Any) -> AsyncIterator[Remote]:
+async def remote(fake: FakeProvider, source: str, clock: ManualClock, **terms: Any) -> AsyncIterator[Remote]:
     """Serves a model of the fake provider's as "m"; `terms` are those that differ from the provider's."""
     hosted = catalog.resolve(f"{source}@{fake.address}{'/v1' if source.startswith('openai') else ''}")
     card = hosted.card(hosted.known.dimensions or (fake.widths[hosted.model],))

@@ -1,4 +1,4 @@
-"""HTTP/2 byte by byte, for callers that no gRPC library would let one be."""
+"""HTTP/2 frames and raw connections, for requests that no gRPC library sends."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ from typing import Self
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS = 0x1, 0x4
-INITIAL_WINDOW_SIZE = 0x4  # a setting
+INITIAL_WINDOW_SIZE = 0x4  # identifier of a setting
 SERVICE = "/isogloss.v1.EmbeddingService/"
 
 
@@ -19,27 +19,27 @@ def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -
 
 
 def grpc_message(message: bytes, *, length: int | None = None, compressed: bool = False) -> bytes:
-    """Returns a message as gRPC frames it, or one that says a length which is not its own."""
+    """Returns a message with the prefix of gRPC; `length` replaces the true length in it."""
     return struct.pack(">BI", compressed, len(message) if length is None else length) + message
 
 
 def header_block(*pairs: tuple[bytes, bytes]) -> bytes:
-    """Returns headers as literals that nothing is indexed of (RFC 7541, 6.2.2)."""
-    return b"".join(b"\x00" + _word(name) + _word(value) for name, value in pairs)
+    """Returns headers as literals without indexing (RFC 7541, 6.2.2)."""
+    return b"".join(b"\x00" + _string(name) + _string(value) for name, value in pairs)
 
 
-def _word(word: bytes) -> bytes:
-    if len(word) < 127:
-        return bytes([len(word)]) + word
-    rest, size = len(word) - 127, [127]
+def _string(value: bytes) -> bytes:
+    if len(value) < 127:
+        return bytes([len(value)]) + value
+    rest, size = len(value) - 127, [127]
     while rest >= 128:
         size.append(rest % 128 + 128)
         rest //= 128
-    return bytes([*size, rest]) + word
+    return bytes([*size, rest]) + value
 
 
 def call_headers(method: str, *more: tuple[bytes, bytes]) -> bytes:
-    """Returns the headers that begin a gRPC call."""
+    """Returns the request headers of a gRPC call."""
     return header_block(
         (b":method", b"POST"),
         (b":scheme", b"http"),
@@ -52,58 +52,58 @@ def call_headers(method: str, *more: tuple[bytes, bytes]) -> bytes:
 
 
 class RawCaller:
-    """A connection that says what it is told to, and reads nothing unless asked."""
+    """A connection that sends only the bytes it is given, and reads only on request."""
 
-    def __init__(self, address: str, *, greet: bool = True) -> None:
-        """Connects; `greet` sends what HTTP/2 begins with."""
+    def __init__(self, address: str, *, preface: bool = True) -> None:
+        """Connects; `preface` sends the connection preface of HTTP/2."""
         host, port = address.rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)), timeout=60)
-        if greet:
+        if preface:
             self.send(PREFACE + frame(SETTINGS))
 
-    def send(self, said: bytes) -> None:
-        """Sends bytes; a server that has hung up is no error."""
+    def send(self, data: bytes) -> None:
+        """Sends bytes; ignores a connection that the server has closed."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.socket.sendall(said)
+            self.socket.sendall(data)
 
     def begin(self, method: str, *more: tuple[bytes, bytes], stream: int = 1, flags: int = END_HEADERS) -> None:
         """Begins a call."""
         self.send(frame(HEADERS, call_headers(method, *more), flags=flags, stream=stream))
 
     def data(self, part: bytes, *, stream: int = 1, flags: int = 0) -> None:
-        """Sends a part of a call's messages, in frames of 16 KiB at most."""
+        """Sends a part of the messages of a call, in frames of at most 16 KiB."""
         for at in range(0, max(1, len(part)), 16_384):
             last = at + 16_384 >= len(part)
             self.send(frame(DATA, part[at : at + 16_384], flags=flags if last else 0, stream=stream))
 
-    def end_saying(self) -> None:
-        """Says that nothing more will be said; the answers may still come."""
-        with contextlib.suppress(OSError):  # the server has hung up already
+    def half_close(self) -> None:
+        """Closes the connection for writing; it can still be read."""
+        with contextlib.suppress(OSError):  # the server has closed the connection
             self.socket.shutdown(socket.SHUT_WR)
 
     def read_to_end(self) -> bytes:
-        """Returns all that the server says until it hangs up."""
-        said = b""
+        """Returns all bytes of the server until it closes the connection."""
+        received = b""
         try:
             while part := self.socket.recv(1 << 16):
-                said += part
+                received += part
         except ConnectionResetError:
             pass
-        return said
+        return received
 
-    def until_ended(self, stream: int = 1) -> None:
-        """Reads frames until one ends a stream with a status, or breaks it off."""
-        said = self.socket.makefile("rb")
-        while head := said.read(9):
-            payload = said.read(int.from_bytes(head[:3], "big"))
-            kind, flags, of = head[3], head[4], int.from_bytes(head[5:], "big")
-            assert not (of == stream and kind == RST_STREAM), payload
-            if of == stream and kind == HEADERS and flags & END_STREAM:
+    def wait_for_status(self, stream: int = 1) -> None:
+        """Reads frames until the trailers of a stream; fails if the stream is reset or the connection closed."""
+        file = self.socket.makefile("rb")
+        while head := file.read(9):
+            payload = file.read(int.from_bytes(head[:3], "big"))
+            kind, flags, stream_id = head[3], head[4], int.from_bytes(head[5:], "big")
+            assert not (stream_id == stream and kind == RST_STREAM), payload
+            if stream_id == stream and kind == HEADERS and flags & END_STREAM:
                 return
-        raise AssertionError("the server hung up")
+        raise AssertionError("the server closed the connection")
 
-    def vanish(self) -> None:
-        """Ends the connection with a reset, as where a process was killed."""
+    def reset(self) -> None:
+        """Resets the connection, as if the process of the caller was killed."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 

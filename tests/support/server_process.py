@@ -1,4 +1,4 @@
-"""A real `isogloss-server` in a process of its own, for tests that go through the socket."""
+"""Runs `isogloss-server` in a separate process, for tests over a real socket."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from typing import Any, Self
 
 
 class ServerProcess:
-    """Runs `isogloss-server serve` on a free port; the lines of its stdout and stderr are kept."""
+    """Runs `isogloss-server serve` on a free port and keeps the lines of its stdout and stderr."""
 
     def __init__(
         self, *flags: str, python: str | Path = sys.executable, env: Mapping[str, str | None] | None = None
     ) -> None:
-        """`env` is laid over the test's own environment; None takes a variable out of it."""
+        """`env` is added to the environment of the test; None removes a variable."""
         command = [python, "-m", "isogloss_server", "serve", "--port", "0", "--log-format", "json", *flags]
         variables = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
         self.process = subprocess.Popen(
@@ -27,7 +27,7 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            errors="backslashreplace",  # a reader that stumbled over what gRPC's core says would stop the server
+            errors="backslashreplace",  # a decoding error would end the reader and block the server
             env=variables,
         )
         self.lines: list[str] = []
@@ -43,16 +43,16 @@ class ServerProcess:
         self._queue.put("")
 
     def wait_for(self, message: str) -> dict[str, Any]:
-        """Returns the fields of the next log line with this message."""
+        """Returns the fields of the next log line that has this message."""
         while line := self._queue.get(timeout=60):
             fields = json.loads(line) if line.startswith("{") else {}
             if fields.get("message") == message:
                 return fields
-        raise AssertionError(f"the server ended without saying {message!r}: {''.join(self.lines)}")
+        raise AssertionError(f"the server ended without the log line {message!r}: {''.join(self.lines)}")
 
     @property
     def address(self) -> str:
-        """Host and port, once ready."""
+        """Host and port; waits until the server is ready."""
         if not hasattr(self, "_address"):
             self._address = str(self.wait_for("serving")["address"])
         return self._address
@@ -62,7 +62,7 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Returns the exit status, once it has ended."""
+        """Waits for the end of the process and returns its exit status."""
         status = self.process.wait(timeout=60)
         self._reader.join(timeout=60)
         assert self.process.stdout is not None
@@ -70,7 +70,7 @@ class ServerProcess:
         return status
 
     def stop(self) -> int:
-        """Asks it to drain; returns the exit status."""
+        """Sends SIGTERM, waits for the end of the drain, and returns the exit status."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         return self.wait()
@@ -82,3 +82,12 @@ class ServerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def python_with_limits(folder: Path, *limits: str) -> Path:
+    """Returns a program that sets each of `limits`, such as "-n 64", with `ulimit` and then runs Python."""
+    program = folder / "python-limited"
+    lines = ["#!/bin/sh", *(f"ulimit {limit} || exit 97" for limit in limits), f'exec "{sys.executable}" "$@"']
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o755)
+    return program

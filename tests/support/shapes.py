@@ -1,7 +1,7 @@
-"""Model folders in the sentence-transformers layout, of any size, with random weights; numpy alone writes them.
+"""Writes model folders in the sentence-transformers layout, of any size, with random weights.
 
-`MULTILINGUAL` is paraphrase-multilingual-MiniLM-L12-v2 in all but the values of its weights: names, shapes, files,
-tokenizer with as many pieces. The same shape and seed give the same files, byte for byte.
+`MULTILINGUAL` is paraphrase-multilingual-MiniLM-L12-v2 except for the values of its weights: names, shapes, files, and
+the size of the tokenizer. The same shape and seed result in the same bytes.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as XLM-RoBERTa has them
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in XLM-RoBERTa
 MASK = "<mask>"  # the last id
 SPECIAL_NAMES = {
     **{f"{name}_token": "<s>" for name in ("bos", "cls")},
@@ -24,13 +24,13 @@ SPECIAL_NAMES = {
     "unk_token": "<unk>",
     "mask_token": MASK,
 }
-FILLER_SCORE = -100.0  # of pieces that are never the best reading of a text
+FILLER_SCORE = -100.0  # low enough that no text is split into filler pieces
 Tensors = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The sizes of a model; `positions` counts the rows of the table, 2 of which XLM-RoBERTa never reads."""
+    """Sizes of a model; `positions` is the number of rows of the table, 2 of which XLM-RoBERTa never reads."""
 
     layers: int = 12
     hidden: int = 384
@@ -43,7 +43,7 @@ class Shape:
     pooling: Literal["mean", "cls", "max"] = "mean"
     dense: int | None = None  # width of a Dense module with tanh after the pooling
     normalize: bool = False
-    std: float = 0.02  # of the weights; wider, each text's first token comes to differ from all others'
+    std: float = 0.02  # of the weights; with a larger one, the first tokens of texts differ more
 
 
 MULTILINGUAL = Shape()
@@ -51,7 +51,7 @@ SMALL = Shape(layers=2, hidden=48, heads=4, intermediate=96, vocabulary=4_000, p
 
 
 def write(folder: Path, shape: Shape = MULTILINGUAL, *, seed: int = 0) -> Path:
-    """Returns `folder`, made where missing, with a model of `shape` in it."""
+    """Writes a model of `shape` into `folder`, which is created if missing, and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     _json(folder / "config.json", _config(shape))
@@ -84,12 +84,12 @@ def _modules(shape: Shape) -> list[dict[str, Any]]:
     kinds = ["Transformer", "Pooling", *(["Dense"] if shape.dense else []), *(["Normalize"] if shape.normalize else [])]
     return [
         {
-            "idx": place,
-            "name": str(place),
-            "path": f"{place}_{kind}" if place else "",
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{kind}" if index else "",
             "type": f"sentence_transformers.models.{kind}",
         }
-        for place, kind in enumerate(kinds)
+        for index, kind in enumerate(kinds)
     ]
 
 
@@ -116,13 +116,13 @@ def _config(shape: Shape) -> dict[str, object]:
         "type_vocab_size": 2 if bert else 1,
         "pad_token_id": 0
         if bert
-        else 1,  # the BERT-typed multilingual models say 0, though their tokenizer pads with 1
+        else 1,  # multilingual models of type BERT have 0, although their tokenizer pads with 1
         "position_embedding_type": "absolute",
     }
 
 
 def _names(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields each tensor's name and shape, as the real repositories name them."""
+    """Yields the name and shape of each tensor, as in the real repositories."""
     yield "embeddings.word_embeddings.weight", (shape.vocabulary, shape.hidden)
     yield "embeddings.position_embeddings.weight", (shape.positions, shape.hidden)
     if shape.model_type != "distilbert":
@@ -130,14 +130,14 @@ def _names(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "embeddings.token_type_embeddings.weight", (types, shape.hidden)
     yield from _norm("embeddings.LayerNorm", shape.hidden)
     layer = _distilbert_layer if shape.model_type == "distilbert" else _bert_layer
-    for place in range(shape.layers):
-        yield from layer(place, shape)
+    for index in range(shape.layers):
+        yield from layer(index, shape)
     if shape.model_type != "distilbert":
         yield from _linear("pooler.dense", shape.hidden, shape.hidden)
 
 
-def _bert_layer(place: int, shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    prefix, hidden, wide = f"encoder.layer.{place}", shape.hidden, shape.intermediate
+def _bert_layer(index: int, shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    prefix, hidden, wide = f"encoder.layer.{index}", shape.hidden, shape.intermediate
     for name in ("query", "key", "value"):
         yield from _linear(f"{prefix}.attention.self.{name}", hidden, hidden)
     yield from _linear(f"{prefix}.attention.output.dense", hidden, hidden)
@@ -147,8 +147,8 @@ def _bert_layer(place: int, shape: Shape) -> Iterator[tuple[str, tuple[int, ...]
     yield from _norm(f"{prefix}.output.LayerNorm", hidden)
 
 
-def _distilbert_layer(place: int, shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    prefix, hidden, wide = f"transformer.layer.{place}", shape.hidden, shape.intermediate
+def _distilbert_layer(index: int, shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    prefix, hidden, wide = f"transformer.layer.{index}", shape.hidden, shape.intermediate
     for name in ("q_lin", "k_lin", "v_lin", "out_lin"):
         yield from _linear(f"{prefix}.attention.{name}", hidden, hidden)
     yield from _norm(f"{prefix}.sa_layer_norm", hidden)
@@ -168,7 +168,7 @@ def _norm(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _random(rng: np.random.Generator, names: Iterator[tuple[str, tuple[int, ...]]], std: float) -> Tensors:
-    """Returns normal values, float32; a LayerNorm starts at 1 and 0, as one does before training."""
+    """Returns random normal values, float32; a LayerNorm has weights 1 and biases 0, as before training."""
     tensors: Tensors = {}
     for name, size in names:
         if "norm" in name.lower():
@@ -179,17 +179,17 @@ def _random(rng: np.random.Generator, names: Iterator[tuple[str, tuple[int, ...]
 
 
 def _tokenizer(vocabulary: int) -> dict[str, Any]:
-    """Returns the bundled tokenizer with XLM-RoBERTa's special tokens, its pieces cut or filled to `vocabulary`."""
+    """Returns the bundled tokenizer with XLM-RoBERTa's special tokens, truncated or padded to `vocabulary` pieces."""
     bundled = resources.files("isogloss_server") / "bundled" / "tokenizer.json"
     tokenizer: dict[str, Any] = json.loads(bundled.read_text(encoding="utf-8"))
-    pieces = tokenizer["model"]["vocab"][2 : vocabulary - len(SPECIAL) + 1]  # but [PAD] and [UNK]
+    pieces = tokenizer["model"]["vocab"][2 : vocabulary - len(SPECIAL) + 1]  # without [PAD] and [UNK]
     vocab = [[token, 0.0] for token in SPECIAL] + pieces
-    # A private-use character, so that no text has it, before a number.
-    vocab += [[f"\ue000{place}", FILLER_SCORE] for place in range(vocabulary - 1 - len(vocab))] + [[MASK, 0.0]]
+    # A character for private use, which no text contains, and a number.
+    vocab += [[f"\ue000{index}", FILLER_SCORE] for index in range(vocabulary - 1 - len(vocab))] + [[MASK, 0.0]]
     tokenizer["model"] |= {"vocab": vocab, "unk_id": SPECIAL.index("<unk>")}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    ids = {**{token: place for place, token in enumerate(SPECIAL)}, MASK: vocabulary - 1}
-    tokenizer["added_tokens"] = [{"id": place, "content": token, **flags} for token, place in ids.items()]
+    ids = {**{token: index for index, token in enumerate(SPECIAL)}, MASK: vocabulary - 1}
+    tokenizer["added_tokens"] = [{"id": index, "content": token, **flags} for token, index in ids.items()]
     start, end = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("<s>", "</s>"))
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
     tokenizer["post_processor"] = {

@@ -1,4 +1,4 @@
-"""Real sentences of many scripts, made into texts of many lengths."""
+"""Texts of various lengths from real sentences in many scripts."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ SENTENCES = Path(__file__).parents[2] / "benchmarks" / "texts.tsv"  # Tatoeba, C
 
 
 def sentences() -> list[str]:
-    """Returns a thousand sentences, of 39 languages in turn."""
+    """Returns a thousand sentences in 39 languages, in turn."""
     lines = SENTENCES.read_text(encoding="utf-8").splitlines()
     return [line.split("\t")[1] for line in lines if not line.startswith("#")]
 
 
 def mixed(count: int, seed: int = 0) -> list[str]:
-    """Returns texts of 1 to 16 sentences each, most of them short; the same for the same seed."""
+    """Returns texts of 1 to 16 sentences, most of them short; the same seed results in the same texts."""
     rng = np.random.default_rng(seed)
     lines = sentences()
     sizes = rng.choice([1, 1, 1, 1, 2, 3, 5, 16], count)

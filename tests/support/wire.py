@@ -1,4 +1,4 @@
-"""Raw calls on the generated stubs, and errors read back from the wire as any gRPC client would read them."""
+"""Messages of the contract, and errors as any gRPC client reads them, for tests with the generated stubs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from isogloss.v1 import embedding_pb2 as pb
 
 @dataclass(frozen=True)
 class WireError:
-    """What a failed call told."""
+    """The status, details and trailers of a failed call."""
 
     code: str
     message: str
@@ -25,7 +25,7 @@ class WireError:
 
 
 def error_of(call: Callable[[], Any]) -> WireError:
-    """Returns the error that a call fails with; the test fails where it does not."""
+    """Returns the error of a call, which must fail."""
     with pytest.raises(grpc.RpcError) as raised:
         call()
     error: Any = raised.value
@@ -59,12 +59,12 @@ DTYPES = {
 
 
 def array_of(matrix: pb.Matrix) -> np.ndarray[Any, Any]:
-    """Returns the elements of a matrix as they travelled, [rows, ...]."""
+    """Returns the elements of a matrix as encoded, [rows, ...]."""
     return np.frombuffer(matrix.data, DTYPES[matrix.element_type]).reshape(matrix.rows, -1)
 
 
 def matrix_of(rows: Any, element_type: int = pb.ELEMENT_TYPE_FLOAT32, scales: Sequence[float] = ()) -> pb.Matrix:
-    """Returns the message of an array [n, d]."""
+    """Returns the Matrix of an array [n, d]."""
     array = np.asarray(rows, dtype=DTYPES[element_type])
     return pb.Matrix(
         data=array.tobytes(), rows=array.shape[0], columns=array.shape[1], element_type=element_type, row_scales=scales
@@ -72,10 +72,10 @@ def matrix_of(rows: Any, element_type: int = pb.ELEMENT_TYPE_FLOAT32, scales: Se
 
 
 def texts(*lines: str, input_type: int = 0) -> pb.Items:
-    """Returns a side of a comparison given as texts."""
+    """Returns a side of a comparison that has texts."""
     return pb.Items(texts=pb.TextList(texts=lines, input_type=input_type))
 
 
 def vectors(matrix: pb.Matrix, space_id: str) -> pb.Items:
-    """Returns a side of a comparison given as vectors."""
+    """Returns a side of a comparison that has vectors."""
     return pb.Items(vectors=pb.VectorList(vectors=matrix, space_id=space_id))

@@ -1,4 +1,4 @@
-"""Batchers that are closed at the end."""
+"""Fixture of the tests of the batcher."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,12 +8,13 @@ from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.models.interfaces import Model
 
-from tests.support.gated_model import DIMENSIONS, WATCHDOG_S, OwnClock
+from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
+from tests.support.manual_clock import ManualClock
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Batcher]]:
-    """Makes batchers that are closed at the end."""
+def make_batcher() -> Iterator[Callable[..., Batcher]]:
+    """Returns a function that makes batchers, which are closed after the test."""
     made: list[Batcher] = []
 
     def batcher(
@@ -30,7 +31,7 @@ def make() -> Iterator[Callable[..., Batcher]]:
                 dimensions=DIMENSIONS,
                 threads=threads,
                 max_batch_tokens=tokens,
-                clock=clock or OwnClock(),
+                clock=clock or ManualClock(),
                 watchdog_s=WATCHDOG_S,
                 report=report,
             )
@@ -38,6 +39,6 @@ def make() -> Iterator[Callable[..., Batcher]]:
         return made[-1]
 
     yield batcher
-    for one in made:
-        one.close(wait_s=60)
-        assert not any(thread.is_alive() for thread in one._threads)
+    for instance in made:
+        instance.close(wait_s=60)
+        assert not any(thread.is_alive() for thread in instance._threads)

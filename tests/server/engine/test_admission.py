@@ -1,4 +1,4 @@
-"""Admission to a model's queue: the requests that it admits, those that it refuses, and the time to retry."""
+"""Admission: the requests that it admits, those that it rejects, and the retry delay."""
 
 import asyncio
 import math
@@ -19,7 +19,7 @@ from isogloss_server.engine.request import RequestSize
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
 from isogloss_server.models.interfaces import Embedded, ModelCard
 
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 
 BULK, INTERACTIVE = Priority.BULK, Priority.INTERACTIVE
 DIMENSIONS = 1
@@ -28,7 +28,7 @@ CARD = ModelCard(backend="test", space_id="s-test", dimensions=(DIMENSIONS,), ma
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request of one text that is estimated at `tokens` tokens and holds `held_bytes` bytes."""
+    """A request of one text with an estimate of `tokens` tokens, which holds `held_bytes` bytes."""
 
     tokens: int
     held_bytes: int = 10
@@ -42,8 +42,8 @@ class Request:
 
 
 def admission_of(max_tokens: int = 100, max_bytes: int = 1000, *, bulk_slots: int = 100) -> Admission:
-    """Returns an empty queue that estimates one token for each byte, at the time 0."""
-    clock = OwnTime()
+    """Returns an admission without requests, with an estimate of one token per byte, at the time 0."""
+    clock = ManualClock()
     clock.now_s = 0.0
     limits = AdmissionLimits(max_tokens=max_tokens, max_bytes=max_bytes, bulk_slots=bulk_slots)
     admission = Admission("test", CARD, limits, clock)
@@ -52,7 +52,7 @@ def admission_of(max_tokens: int = 100, max_bytes: int = 1000, *, bulk_slots: in
 
 
 async def enter(admission: Admission, tokens: int, **options: Any) -> AsyncExitStack:
-    """Admits a request; closing what is returned ends it."""
+    """Admits a request; closing the returned stack ends it."""
     stack = AsyncExitStack()
     request: Any = Request(tokens=tokens, **options)
     await stack.enter_async_context(admission.admit(request))
@@ -60,7 +60,7 @@ async def enter(admission: Admission, tokens: int, **options: Any) -> AsyncExitS
 
 
 async def measured(rate: int) -> Admission:
-    """Returns an empty queue of 100,000 tokens that has done `rate` tokens a second under load."""
+    """Returns an admission of up to 100,000 tokens that has measured `rate` tokens a second under load."""
     admission = admission_of(100_000, 1 << 30)
     loads = [await enter(admission, 10_000) for _ in range(2)]
     for second in range(60):
@@ -70,8 +70,8 @@ async def measured(rate: int) -> Admission:
     return admission
 
 
-async def test_a_full_queue_refuses_until_requests_leave() -> None:
-    """A full queue refuses with its figures; a request that ends makes room."""
+async def test_a_full_queue_rejects_until_requests_end() -> None:
+    """The error has the admitted tokens and the limit; a request that ends frees its tokens."""
     admission = admission_of()
     first = await enter(admission, 60)
     with pytest.raises(OverloadedError, match="full") as refused:
@@ -84,7 +84,7 @@ async def test_a_full_queue_refuses_until_requests_leave() -> None:
 
 
 async def test_an_empty_queue_admits_any_request() -> None:
-    """An empty queue admits a request larger than its room; otherwise one needs at most half the room."""
+    """An empty queue admits a request that exceeds its limit; so does a queue of at most half its limit."""
     admission = admission_of()
     await (await enter(admission, 5_000)).aclose()
     await enter(admission, 50)
@@ -92,8 +92,8 @@ async def test_an_empty_queue_admits_any_request() -> None:
     assert admission.tokens == 5_050
 
 
-async def test_bulk_is_refused_before_interactive() -> None:
-    """BULK finds no room while INTERACTIVE still does."""
+async def test_bulk_is_rejected_before_interactive() -> None:
+    """INTERACTIVE is admitted at a load at which BULK is rejected."""
     admission = admission_of()
     await enter(admission, 40, priority=BULK)
     with pytest.raises(OverloadedError):
@@ -103,8 +103,8 @@ async def test_bulk_is_refused_before_interactive() -> None:
         await enter(admission, 40)
 
 
-async def test_memory_is_bounded_for_calls_and_streams() -> None:
-    """Beyond the bytes, calls and streams alike are refused."""
+async def test_held_bytes_are_bounded_for_calls_and_streams() -> None:
+    """Requests of calls and of streams are rejected beyond the limit of bytes."""
     admission = admission_of()
     await enter(admission, 1, held_bytes=600)
     with pytest.raises(OverloadedError, match="memory") as refused:
@@ -114,8 +114,8 @@ async def test_memory_is_bounded_for_calls_and_streams() -> None:
         await enter(admission, 1, held_bytes=500, from_stream=True)
 
 
-async def test_bulk_leaves_half_of_the_memory_to_interactive() -> None:
-    """However much BULK asks for, by calls or streams, INTERACTIVE finds memory."""
+async def test_bulk_leaves_half_of_the_bytes_to_interactive() -> None:
+    """BULK calls and streams together may hold half of the bytes; the rest is for INTERACTIVE."""
     admission = admission_of(10_000)
     await enter(admission, 1, held_bytes=300, priority=BULK, from_stream=True)
     await enter(admission, 1, held_bytes=200, priority=BULK)
@@ -125,8 +125,8 @@ async def test_bulk_leaves_half_of_the_memory_to_interactive() -> None:
     await enter(admission, 1, held_bytes=400)
 
 
-async def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once() -> None:
-    """A request whose deadline is before the estimated end of the queued work is refused, with the estimate."""
+async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once() -> None:
+    """A request that expires before the estimated end of the queued work is rejected, with the estimate."""
     admission = await measured(10_000)
     await enter(admission, 30_000)
     clock: Any = admission._clock
@@ -138,15 +138,15 @@ async def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once() -> N
     assert refused.value.retry_after_s == pytest.approx(1.5, rel=0.05)
 
 
-async def test_a_small_backlog_never_refuses_by_time() -> None:
-    """With little queued, a request is admitted however near its deadline is."""
+async def test_a_small_backlog_does_not_reject_by_deadline() -> None:
+    """With a small backlog a request is admitted regardless of its deadline."""
     admission = await measured(10_000)
     await enter(admission, 4_000)
     await enter(admission, 90_000, deadline_s=0.001)
 
 
-async def test_interactive_requests_wait_for_interactive_ones_alone() -> None:
-    """BULK in the queue does not make an INTERACTIVE deadline impossible; INTERACTIVE does that to BULK."""
+async def test_bulk_does_not_count_in_the_wait_of_interactive() -> None:
+    """The estimated wait of INTERACTIVE ignores queued BULK; that of BULK includes both."""
     admission = await measured(10_000)
     await enter(admission, 40_000, priority=BULK)
     await enter(admission, 10, deadline_s=1.0)
@@ -154,8 +154,8 @@ async def test_interactive_requests_wait_for_interactive_ones_alone() -> None:
         await enter(admission, 10, priority=BULK, deadline_s=1.0)
 
 
-async def test_the_time_to_retry_is_that_until_the_queue_is_half_empty() -> None:
-    """RetryInfo follows from the measured rate, within bounds."""
+async def test_the_retry_delay_is_the_time_until_the_queue_is_half_empty() -> None:
+    """The retry delay follows from the measured rate and has an upper bound."""
     admission = await measured(10_000)
     await enter(admission, 100_000)
     with pytest.raises(OverloadedError) as refused:
@@ -169,7 +169,7 @@ async def test_the_time_to_retry_is_that_until_the_queue_is_half_empty() -> None
 
 
 async def test_slow_callers_do_not_lower_the_measured_rate() -> None:
-    """With a small backlog no rate is learnt: a caller of one short text a second does not make the model slow."""
+    """No rate is measured with a small backlog, where throughput is the demand and not the capacity."""
     admission = admission_of(100_000, 1 << 30)
     for second in range(100):
         load = await enter(admission, 10)
@@ -180,7 +180,7 @@ async def test_slow_callers_do_not_lower_the_measured_rate() -> None:
 
 
 async def test_idle_time_does_not_lower_the_measured_rate() -> None:
-    """A large request now and then, with idle time between, does not make the model slow."""
+    """The time between occasional large requests does not count as time of work."""
     admission = admission_of(100_000, 1 << 30)
     for minute in range(20):
         load = await enter(admission, 5_000)
@@ -190,60 +190,60 @@ async def test_idle_time_does_not_lower_the_measured_rate() -> None:
     await enter(admission, 5_000, deadline_s=1.0)
 
 
-def test_estimates_follow_the_texts() -> None:
-    """The estimate starts at a usual ratio, follows the model's tokenizer, and is bounded by the length limit."""
+def test_estimates_follow_the_measured_tokens() -> None:
+    """The estimate starts at a default ratio, follows the measured one, and is bounded by the limit of tokens."""
     card = ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=0)
-    admission = Admission("test", card, AdmissionLimits(), OwnTime())
+    admission = Admission("test", card, AdmissionLimits(), ManualClock())
     before = admission.estimate_tokens(1000, 1)
     for _ in range(50):
         admission._learn_ratio(100_000, 80_000)
     assert before < 400 < admission.estimate_tokens(1000, 1) == pytest.approx(800, abs=2)
     short = Admission("test", ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=128),
-                      AdmissionLimits(), OwnTime())  # fmt: skip
+                      AdmissionLimits(), ManualClock())  # fmt: skip
     assert short.estimate_tokens(1000, 2) == 256
 
 
-def test_only_texts_that_were_computed_whole_teach_the_ratio() -> None:
-    """Truncated, failed and cached rows are not typical; computed ones count."""
+def test_the_ratio_is_learned_only_from_untruncated_computed_texts() -> None:
+    """A request with truncated, failed or cached rows is not typical; its computed rows are counted."""
     import numpy as np
 
     rows = np.zeros((4, 1), np.float32)
     slot = Slot(10, 10, INTERACTIVE, from_stream=False)
     slot.record(Embedded(rows=rows, token_counts=None, total_tokens=7, cached_rows=1))
     assert (slot.computed_rows, slot.actual_tokens, slot.is_typical) == (3, 7, False)
-    whole = Slot(10, 10, INTERACTIVE, from_stream=False)
-    whole.record(Embedded(rows=rows, token_counts=None, total_tokens=7))
-    assert (whole.computed_rows, whole.is_typical) == (4, True)
+    complete = Slot(10, 10, INTERACTIVE, from_stream=False)
+    complete.record(Embedded(rows=rows, token_counts=None, total_tokens=7))
+    assert (complete.computed_rows, complete.is_typical) == (4, True)
 
 
-async def test_streams_wait_for_room_in_order() -> None:
-    """A stream's request waits until those before it have left; calls have room of their own meanwhile."""
-    admission = admission_of(400)  # of which streams have 100
+async def test_stream_requests_wait_for_room_in_order() -> None:
+    """A request of a stream waits until earlier ones have ended; calls have a share of their own."""
+    admission = admission_of(400)  # streams have 100 of them
     first = await enter(admission, 80, priority=BULK, from_stream=True)
-    entered: list[str] = []
+    admitted_names: list[str] = []
 
     async def wait(name: str, tokens: int) -> None:
         await enter(admission, tokens, priority=BULK, from_stream=True)
-        entered.append(name)
+        admitted_names.append(name)
 
     waiting = [asyncio.create_task(wait("large", 90)), asyncio.create_task(wait("small", 10))]
     await asyncio.sleep(0)
     await enter(admission, 100, priority=BULK)
-    assert entered == []
+    assert admitted_names == []
     await first.aclose()
     await asyncio.gather(*waiting)
-    assert entered == ["large", "small"]
+    assert admitted_names == ["large", "small"]
 
 
-async def test_a_cancelled_stream_request_leaves_the_queue_as_it_was() -> None:
-    """Cancelled while it waits or at the moment of its admission, a request leaves nothing in the queue."""
+async def test_a_cancelled_stream_request_frees_all_that_it_holds() -> None:
+    """A request that is cancelled while it waits, or at its admission, holds no tokens and no bytes."""
     admission = admission_of(400)
     first = await enter(admission, 100, priority=BULK, from_stream=True)
-    waits = asyncio.create_task(enter(admission, 50, priority=BULK, from_stream=True))
+    waiting = asyncio.create_task(enter(admission, 50, priority=BULK, from_stream=True))
     admitted = asyncio.create_task(enter(admission, 60, priority=BULK, from_stream=True))
     await asyncio.sleep(0)
-    waits.cancel()
-    await asyncio.gather(waits, return_exceptions=True)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
     await first.aclose()
     admitted.cancel()
     await asyncio.gather(admitted, return_exceptions=True)
@@ -253,7 +253,7 @@ async def test_a_cancelled_stream_request_leaves_the_queue_as_it_was() -> None:
 
 
 async def test_interactive_streams_do_not_wait_for_bulk_streams() -> None:
-    """While requests of BULK streams wait for room, one of an INTERACTIVE stream is admitted."""
+    """A request of an INTERACTIVE stream is admitted while requests of BULK streams wait."""
     admission = admission_of(400, 1 << 20)
     await enter(admission, 100, priority=BULK, from_stream=True)
     waiting = asyncio.create_task(enter(admission, 100, priority=BULK, from_stream=True))
@@ -264,8 +264,8 @@ async def test_interactive_streams_do_not_wait_for_bulk_streams() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_a_request_that_expires_while_it_waits_for_a_bulk_slot_is_not_run() -> None:
-    """A BULK request whose deadline passes before a slot is free fails, and frees its place in the queue."""
+async def test_a_request_that_expires_before_it_has_a_bulk_slot_fails() -> None:
+    """A BULK request whose deadline passes before a slot is free fails and frees its tokens."""
     admission = admission_of(bulk_slots=1)
     first = await enter(admission, 10, priority=BULK)
     second = asyncio.create_task(enter(admission, 10, priority=BULK, deadline_s=5.0))

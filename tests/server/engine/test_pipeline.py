@@ -1,33 +1,39 @@
-"""One job's story: partial answers, lanes, truncation."""
+"""Pipeline: partial results, priorities, truncation, tokenization, and both sides of a comparison."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from isogloss.wire.enums import InputType, Priority, Truncation
 from isogloss_server.clock import SystemClock
+from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor
+from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.request import EmbedRequest, SimilarityRequest, TextSide, VectorSide
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
-from isogloss_server.models.interfaces import Urgency
+from isogloss_server.models import model_folder, static
+from isogloss_server.models.interfaces import Embedder, Urgency
+from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
 
-from tests.support.cutting import Cutting
-from tests.support.in_process import CARD, CountingEmbedder, ready_registry
+from tests.support.in_process import CARD, CountingEmbedder, TruncationRecorder, ready_registry
 
 
-def pipeline(embedder: CountingEmbedder) -> Pipeline:
+def make_pipeline(embedder: Embedder) -> Pipeline:
     return Pipeline(ready_registry(embedder), Executor(1), SystemClock())
 
 
-async def test_partial_blames_single_texts_and_embeds_the_others() -> None:
-    """With allow_partial a text at fault is a row of zeros with its error; the others get what they get alone."""
-    job = EmbedRequest(texts=["", "ab", "!!!", " ", "abc"], allow_partial=True, normalize=False)
-    result = await pipeline(CountingEmbedder()).embed(job)
+async def test_partial_returns_row_errors_and_embeds_the_other_texts() -> None:
+    """With allow_partial a text that fails has a row of zeros and a row error; other rows are those without it."""
+    request = EmbedRequest(texts=["", "ab", "!!!", " ", "abc"], allow_partial=True, normalize=False)
+    result = await make_pipeline(CountingEmbedder()).embed(request)
     expected = [[0] * 4, [2, 1, 1, 1], [0] * 4, [0] * 4, [3, 1, 1, 1]]
     np.testing.assert_array_equal(result.matrix.array, expected)
-    assert {row: fault.reason for row, fault in result.embedded.row_errors.items()} == {
+    assert {row: error.reason for row, error in result.embedded.row_errors.items()} == {
         0: "EMPTY_TEXT", 2: "TEXT_WITHOUT_TOKENS", 3: "EMPTY_TEXT"
     }  # fmt: skip
     assert result.embedded.token_counts is not None
@@ -35,94 +41,96 @@ async def test_partial_blames_single_texts_and_embeds_the_others() -> None:
 
 
 @pytest.mark.parametrize("texts", [["", " "], ["!!!", ""], ["!!!"]])
-async def test_partial_with_no_good_text_is_zeros(texts: list[str]) -> None:
-    """Where every text is at fault every row is zeros, and each is told."""
-    result = await pipeline(CountingEmbedder()).embed(EmbedRequest(texts=texts, allow_partial=True, dimensions=2))
+async def test_partial_without_a_valid_text_returns_zeros(texts: list[str]) -> None:
+    """If every text fails, every row is zeros and has a row error."""
+    result = await make_pipeline(CountingEmbedder()).embed(EmbedRequest(texts=texts, allow_partial=True, dimensions=2))
     np.testing.assert_array_equal(result.matrix.array, np.zeros((len(texts), 2)))
     assert sorted(result.embedded.row_errors) == list(range(len(texts)))
 
 
-async def test_without_partial_the_whole_job_fails_before_inference() -> None:
-    """An empty text fails the job before the embedder is asked; a text without tokens fails it too."""
+async def test_without_partial_a_row_error_fails_the_request() -> None:
+    """An empty text fails the request without a call of the embedder; a text without tokens fails it as well."""
     embedder = CountingEmbedder()
     with pytest.raises(EmptyTextError):
-        await pipeline(embedder).embed(EmbedRequest(texts=["a", " "]))
+        await make_pipeline(embedder).embed(EmbedRequest(texts=["a", " "]))
     assert embedder.calls == []
     with pytest.raises(TextWithoutTokensError) as raised:
-        await pipeline(embedder).embed(EmbedRequest(texts=["a", "!!!", "b", "!!!"]))
+        await make_pipeline(embedder).embed(EmbedRequest(texts=["a", "!!!", "b", "!!!"]))
     assert [violation.field for violation in raised.value.violations] == ["texts[1]", "texts[3]"]
 
 
-async def test_bulk_jobs_work_one_at_a_time_and_hold_nobody() -> None:
-    """However many BULK jobs wait, one works, and an INTERACTIVE job goes past them all."""
-    began, go_on = asyncio.Event(), asyncio.Event()
+async def test_bulk_requests_run_one_at_a_time_and_do_not_delay_interactive() -> None:
+    """With one BULK slot one BULK request runs, and an INTERACTIVE request does not wait for queued BULK."""
+    began, released = asyncio.Event(), asyncio.Event()
 
     class Slow(CountingEmbedder):
         async def embed(self, texts: Any, *arguments: Any, **options: Any) -> Any:
             if texts == ["bulk"]:
                 began.set()
-                await go_on.wait()
+                await released.wait()
             return await super().embed(texts, *arguments, **options)
 
     embedder = Slow()
     registry = ready_registry(embedder)
-    line = Pipeline(registry, Executor(1), SystemClock())
-    bulk = [asyncio.ensure_future(line.embed(EmbedRequest(texts=["bulk"], priority=Priority.BULK))) for _ in range(5)]
+    pipeline = Pipeline(registry, Executor(1), SystemClock())
+    bulk = [
+        asyncio.ensure_future(pipeline.embed(EmbedRequest(texts=["bulk"], priority=Priority.BULK))) for _ in range(5)
+    ]
     await began.wait()
-    interactive = await line.embed(EmbedRequest(texts=["now"]))
+    interactive = await pipeline.embed(EmbedRequest(texts=["now"]))
     assert interactive.matrix.array.shape == (1, 4)
     assert embedder.calls == [["now"]]
     assert registry.get("test").queued_texts == 5
     bulk[1].cancel()
-    go_on.set()
-    done = await asyncio.gather(*bulk, return_exceptions=True)
-    assert [type(result).__name__ for result in done].count("EmbedResult") == 4
+    released.set()
+    results = await asyncio.gather(*bulk, return_exceptions=True)
+    assert [type(result).__name__ for result in results].count("EmbedResult") == 4
     assert registry.get("test").queued_texts == 0
     assert registry.get("test").embedded_texts == 5
 
 
-async def test_a_model_with_a_queue_works_on_many_bulk_jobs() -> None:
-    """So many BULK jobs work at once as the model says, each with its urgency; one more waits for one to end."""
-    go_on = asyncio.Event()
-    at_work: list[Urgency] = []
+async def test_as_many_bulk_requests_run_as_there_are_slots() -> None:
+    """With three BULK slots three requests run, each with its own urgency; a fourth waits for a slot."""
+    released = asyncio.Event()
+    running: list[Urgency] = []
 
-    class Held(CountingEmbedder):
+    class Gated(CountingEmbedder):
         async def embed(
             self, texts: Any, input_type: InputType, truncation: Truncation, urgency: Urgency, **options: Any
         ) -> Any:
-            at_work.append(urgency)
-            await go_on.wait()
+            running.append(urgency)
+            await released.wait()
             return await super().embed(texts, input_type, truncation, urgency)
 
-    registry = ready_registry(Held(), bulk_slots=3)
-    line = Pipeline(registry, Executor(1), SystemClock())
-    jobs = [EmbedRequest(texts=["a"], priority=Priority.BULK, deadline_s=1e9 + n) for n in range(4)]
-    bulk = [asyncio.ensure_future(line.embed(job)) for job in jobs]
+    registry = ready_registry(Gated(), bulk_slots=3)
+    pipeline = Pipeline(registry, Executor(1), SystemClock())
+    requests = [EmbedRequest(texts=["a"], priority=Priority.BULK, deadline_s=1e9 + n) for n in range(4)]
+    bulk = [asyncio.ensure_future(pipeline.embed(request)) for request in requests]
     for _ in range(10):
         await asyncio.sleep(0)
-    assert at_work == [Urgency(Priority.BULK, 1e9 + n) for n in range(3)]
-    go_on.set()
+    assert running == [Urgency(Priority.BULK, 1e9 + n) for n in range(3)]
+    released.set()
     await asyncio.gather(*bulk)
-    assert len(at_work) == 4
+    assert len(running) == 4
 
 
 @pytest.mark.parametrize("truncation", [Truncation.START, Truncation.END])
-async def test_a_truncation_that_the_model_does_not_offer_is_refused(truncation: Truncation) -> None:
-    """Some providers cannot cut at every end; what they do not offer is refused with what they do, END as well."""
-    embedder = Cutting(Truncation.ERROR)
+async def test_a_truncation_that_the_model_does_not_offer_is_rejected(truncation: Truncation) -> None:
+    """A request for an unsupported truncation, also END, fails with the truncations that the model offers."""
+    embedder = TruncationRecorder(Truncation.ERROR)
     side = TextSide("queries", ["a"], InputType.QUERY)
-    for refused in (
-        pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=truncation)),
-        pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=None, truncation=truncation)),
+    for call in (
+        make_pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=truncation)),
+        make_pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=None, truncation=truncation)),
     ):
         with pytest.raises(UnsupportedTruncationError) as raised:
-            await refused
+            await call
         assert raised.value.figures == {"actual": truncation.value, "offered": "error"}
-    assert embedder.asked == []
+    assert embedder.truncations == []
 
 
 @pytest.mark.parametrize(
-    ("offered", "said", "done"),
+    ("offered", "requested", "expected"),
     [
         (tuple(Truncation), None, Truncation.END),
         ((Truncation.ERROR, Truncation.END), None, Truncation.END),
@@ -132,20 +140,20 @@ async def test_a_truncation_that_the_model_does_not_offer_is_refused(truncation:
         (tuple(Truncation), Truncation.ERROR, Truncation.ERROR),
     ],
 )
-async def test_a_truncation_left_unsaid_is_end_where_the_model_offers_it(
-    offered: tuple[Truncation, ...], said: Truncation | None, done: Truncation
+async def test_the_default_truncation_is_end_if_the_model_offers_it(
+    offered: tuple[Truncation, ...], requested: Truncation | None, expected: Truncation
 ) -> None:
-    """Nothing said is END, or ERROR by a model without END, in embeddings and comparisons; what is said is done."""
-    embedder = Cutting(*offered)
+    """The default is END, or ERROR for a model without END, in Embed and Similarity; a request overrides it."""
+    embedder = TruncationRecorder(*offered)
     side = TextSide("queries", ["a"], InputType.QUERY)
-    await pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=said))
-    await pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=said, allow_partial=True))
-    await pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=side, truncation=said))
-    assert embedder.asked == [done] * 4
+    await make_pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=requested))
+    await make_pipeline(embedder).embed(EmbedRequest(texts=["a"], truncation=requested, allow_partial=True))
+    await make_pipeline(embedder).similarity(SimilarityRequest(queries=side, candidates=side, truncation=requested))
+    assert embedder.truncations == [expected] * 4
 
 
-async def test_a_comparison_of_vectors_leaves_the_queue_as_it_was() -> None:
-    """Of vectors alone nothing is learnt, and whatever was asked, nothing stays in the queue."""
+async def test_a_comparison_of_vectors_frees_all_that_it_holds() -> None:
+    """After a comparison with vectors no texts and no tokens stay admitted."""
     registry = ready_registry(CountingEmbedder())
     model = registry.get("test")
     side = VectorSide("queries.vectors", np.ones((3, 4), np.float32), CARD.space_id, 48)
@@ -155,3 +163,68 @@ async def test_a_comparison_of_vectors_leaves_the_queue_as_it_was() -> None:
         result = await pipeline.similarity(SimilarityRequest(queries=side, candidates=candidates))
         assert len(result.compared) == 3
         assert (model.queued_texts, model.ready.admission.tokens) == (0, 0)
+
+
+class CountingTokenizer(TextTokenizer):
+    """A tokenizer that counts how often it tokenizes each text."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(read_tokenizer(file), max_tokens=1000)
+        self.counts: Counter[str] = Counter()
+
+    def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
+        self.counts.update(texts)
+        return super().encode(texts, truncation)
+
+
+@pytest.mark.parametrize("allow_partial", [False, True])
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+async def test_each_text_is_tokenized_once(static_folder: Path, cache_bytes: int, *, allow_partial: bool) -> None:
+    """A request with a text without tokens tokenizes each text once: with and without a cache, strict and partial."""
+    texts = [" ".join(["one"] * (1 + number)) for number in range(101)]
+    texts[40] = "!!!"
+    parts, executor, clock = static.load(model_folder.locate(str(static_folder))), Executor(1), SystemClock()
+    tokenizer = CountingTokenizer(static_folder / "tokenizer.json")
+    embedder = LocalEmbedder(parts.model, tokenizer, parts.card, {}, executor, clock)
+    pipeline = Pipeline(ready_registry(embedder), executor, clock, Cache(clock, max_bytes=cache_bytes))
+    request = EmbedRequest(texts=texts, allow_partial=allow_partial)
+    if allow_partial:
+        result = await pipeline.embed(request)
+        assert list(result.embedded.row_errors) == [40]
+        assert np.flatnonzero((result.embedded.rows == 0).all(axis=1)).tolist() == [40]
+    else:
+        with pytest.raises(TextWithoutTokensError) as raised:
+            await pipeline.embed(request)
+        assert [violation.field for violation in raised.value.violations] == ["texts[40]"]
+    executor.close()
+    assert tokenizer.counts == Counter(texts)
+
+
+async def test_both_sides_of_a_comparison_are_embedded_concurrently() -> None:
+    """The embedder is called for both sides before either call returns."""
+
+    class Meeting(CountingEmbedder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.barrier = asyncio.Barrier(2)
+
+        async def embed(self, *arguments: Any, **options: Any) -> Any:
+            async with asyncio.timeout(60):
+                await self.barrier.wait()
+            return await super().embed(*arguments, **options)
+
+    embedder = Meeting()
+    queries = TextSide("queries.texts.texts", ["a", "b"], InputType.QUERY)
+    candidates = TextSide("candidates.texts.texts", ["c"], InputType.DOCUMENT)
+    result = await make_pipeline(embedder).similarity(SimilarityRequest(queries=queries, candidates=candidates))
+    assert sorted(embedder.calls) == [["a", "b"], ["c"]]
+    assert len(result.compared) == 2
+
+
+async def test_a_row_error_of_the_queries_precedes_one_of_the_candidates() -> None:
+    """If both sides have a row error, the request fails with that of the queries."""
+    queries = TextSide("queries.texts.texts", ["a", "!!!"], InputType.QUERY)
+    candidates = TextSide("candidates.texts.texts", ["!!!", "b"], InputType.DOCUMENT)
+    with pytest.raises(TextWithoutTokensError) as raised:
+        await make_pipeline(CountingEmbedder()).similarity(SimilarityRequest(queries=queries, candidates=candidates))
+    assert [violation.field for violation in raised.value.violations] == ["queries.texts.texts[1]"]

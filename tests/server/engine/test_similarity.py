@@ -1,4 +1,4 @@
-"""Scores against their formulas, ties, blocks."""
+"""Scores: their formulas, bounds, ties, and blocks."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 
 def by_formula(a: Array, b: Array, metric: Metric) -> float:
-    """The contract's formula for two vectors, in float64."""
+    """Returns the score of two vectors by the formula of the contract, in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     if metric is Metric.COSINE:
         lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -26,8 +26,8 @@ def by_formula(a: Array, b: Array, metric: Metric) -> float:
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-def test_all_pairs_and_pairwise_are_the_formula(metric: Metric) -> None:
-    """Every metric is its formula, for all pairs and pair by pair, with near-equal and zero rows among them."""
+def test_scores_match_the_formula(metric: Metric) -> None:
+    """All pairs and pairwise match the formula of each metric, also for almost equal rows and zero rows."""
     rng = np.random.default_rng(7)
     queries = rng.standard_normal((13, 33)).astype(np.float32)
     candidates = np.concatenate([queries[:4], queries[4:8] + np.float32(1e-7), rng.standard_normal((5, 33))])
@@ -41,8 +41,8 @@ def test_all_pairs_and_pairwise_are_the_formula(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("metric", [Metric.EUCLIDEAN, Metric.MANHATTAN])
-def test_a_vector_is_at_no_distance_from_itself(metric: Metric) -> None:
-    """The distance of a vector to itself is 0, not what rounding leaves."""
+def test_the_distance_of_a_vector_to_itself_is_zero(metric: Metric) -> None:
+    """The distance of a vector to itself is exactly 0, without an error of rounding."""
     rows = np.random.default_rng(1).standard_normal((50, 384)).astype(np.float32)
     diagonal = np.diag(Comparison(rows, metric).scores(rows))
     assert (diagonal == 0).all()
@@ -63,8 +63,8 @@ def test_cosine_stays_within_its_bounds() -> None:
     k=st.integers(1, 12),
     min_score=st.none() | st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
 )
-def test_nearest_is_a_sort(data: st.DataObject, k: int, min_score: float | None) -> None:
-    """Nearest is the k first of all candidates by descending score, then ascending row, above min_score."""
+def test_nearest_matches_a_full_sort(data: st.DataObject, k: int, min_score: float | None) -> None:
+    """Nearest returns the first k candidates by descending score, then ascending row, from `min_score` up."""
     numbers = hnp.arrays(np.float32, (8, 2), elements=st.integers(-2, 2))
     candidates, queries = data.draw(numbers), data.draw(numbers)
     comparison = Comparison(candidates, Metric.DOT)
@@ -77,8 +77,8 @@ def test_nearest_is_a_sort(data: st.DataObject, k: int, min_score: float | None)
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-def test_blocks_change_nothing(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores do not depend on how the work is cut into blocks, and equal candidates tie wherever they stand."""
+def test_scores_do_not_depend_on_the_blocks(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are the same in any division into blocks, and equal candidates tie in any position."""
     rng = np.random.default_rng(3)
     queries, few = (rng.standard_normal((n, 40)).astype(np.float32) for n in (37, 19))
     candidates = np.concatenate([few, few, few])
@@ -95,7 +95,7 @@ def test_blocks_change_nothing(metric: Metric, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_products_beyond_float32_are_infinite() -> None:
-    """What no float32 can hold is infinite, as IEEE 754 says, and never NaN."""
+    """A product beyond the range of float32 is infinite, as in IEEE 754, and not NaN."""
     rows = np.full((2, 4), 3e38, np.float32)
     assert np.isposinf(Comparison(rows, Metric.DOT).scores(rows)).all()
     assert (Comparison(rows, Metric.COSINE).scores(rows) == 1).all()

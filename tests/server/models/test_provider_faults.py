@@ -14,7 +14,7 @@ from isogloss_server.models.interfaces import Urgency
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Ending, Scripted, changed
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 from tests.support.provider import KEY, LIGHT, SMALL, failure, remote
 
 TIMEOUT_S = 30.0
@@ -72,12 +72,12 @@ PERMANENT = {  # not retried
 async def test_a_failure_has_its_status_and_reason_within_the_deadline(source: str, name: str) -> None:
     """Each failure has its status and reason; the call is retried if that may help, but never after the deadline."""
     scripted, due = (TRANSIENT | PERMANENT)[name]
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY, now_s=clock.monotonic_s) as fake:
         fake.always = scripted
         async with remote(fake, source, clock) as m:
             began_s = clock.now_s
-            told = await clock.fly(failure(m.stub.Embed(pb.EmbedRequest(texts=TEXTS), timeout=TIMEOUT_S)))
+            told = await clock.run_until_done(failure(m.stub.Embed(pb.EmbedRequest(texts=TEXTS), timeout=TIMEOUT_S)))
     attempts_s = [request.moment_s - began_s for request in fake.requests if request.texts == TEXTS]
     assert (told.code, told.reason) == due
     assert (len(attempts_s) > 1) == (name in TRANSIENT)
@@ -89,12 +89,12 @@ async def test_a_failure_has_its_status_and_reason_within_the_deadline(source: s
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
 async def test_a_transient_failure_is_retried(source: str, name: str) -> None:
     """After two failures and a success, the caller has the vectors of a provider that never failed."""
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.script.extend([TRANSIENT[name][0]] * 2)
         async with remote(fake, source, clock) as m:
             request = pb.EmbedRequest(texts=TEXTS)
-            first = await clock.fly(m.stub.Embed(request, timeout=TIMEOUT_S))
+            first = await clock.run_until_done(m.stub.Embed(request, timeout=TIMEOUT_S))
             second = await m.stub.Embed(request, timeout=TIMEOUT_S)
     assert first.embeddings == second.embeddings
     assert [request.texts for request in fake.requests] == [TEXTS] * 4
@@ -102,17 +102,17 @@ async def test_a_transient_failure_is_retried(source: str, name: str) -> None:
 
 async def test_a_repeated_index_is_an_invalid_response() -> None:
     """A response with a repeated index, and another missing, is invalid even if the number of vectors is right."""
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.always = Scripted(order=lambda n: [0] * n)
         async with remote(fake, SMALL, clock) as m:
-            told = await clock.fly(failure(m.stub.Embed(pb.EmbedRequest(texts=TEXTS), timeout=TIMEOUT_S)))
+            told = await clock.run_until_done(failure(m.stub.Embed(pb.EmbedRequest(texts=TEXTS), timeout=TIMEOUT_S)))
     assert (told.code, told.reason) == RESPONSE
 
 
 async def test_an_exhausted_quota_is_not_retried() -> None:
     """OpenAI's 429 with insufficient_quota is RESOURCE_EXHAUSTED without a retry, and health is DEGRADED."""
-    clock = OwnTime()
+    clock = ManualClock()
     body = b'{"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota", "type": "?"}}'
     with FakeProvider(key=KEY) as fake:
         fake.always = Scripted(status=429, body=body)
@@ -126,13 +126,13 @@ async def test_an_exhausted_quota_is_not_retried() -> None:
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
 async def test_an_untrusted_certificate(source: str) -> None:
     """A provider with an untrusted certificate is unreachable, and receives no request."""
-    clock = OwnTime()
+    clock = ManualClock()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     with FakeProvider(key=KEY, tls=context) as fake:
         async with remote(fake, source, clock) as m:
             call = failure(m.stub.Embed(pb.EmbedRequest(texts=TEXTS), timeout=TIMEOUT_S))
-            told = await clock.fly(call, at_most_s=BEFORE_THE_FIRST_PROBE_S)
+            told = await clock.run_until_done(call, limit_s=BEFORE_THE_FIRST_PROBE_S)
     assert (told.code, told.reason) == UNAVAILABLE
     assert fake.requests == []
 
@@ -140,18 +140,18 @@ async def test_an_untrusted_certificate(source: str) -> None:
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
 async def test_a_refused_connection(source: str) -> None:
     """A provider that refuses connections is UNAVAILABLE."""
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         pass
     async with remote(fake, source, clock) as m:
-        told = await clock.fly(failure(m.stub.Embed(pb.EmbedRequest(texts=TEXTS), timeout=TIMEOUT_S)))
+        told = await clock.run_until_done(failure(m.stub.Embed(pb.EmbedRequest(texts=TEXTS), timeout=TIMEOUT_S)))
     assert (told.code, told.reason) == UNAVAILABLE
 
 
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
 async def test_a_call_without_a_response_by_the_deadline(source: str) -> None:
     """A call without a response by the deadline is DEADLINE_EXCEEDED, not retried, and its connection is closed."""
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.script.extend([Scripted(), Scripted(gate=fake.gate())])
         async with remote(fake, source, clock) as m:
@@ -170,7 +170,7 @@ async def test_a_cancelled_request_cancels_its_calls(source: str) -> None:
     """A cancelled RPC closes the connections of all its calls to the provider; the next RPC succeeds."""
     with FakeProvider(key=KEY) as fake:
         fake.script.extend(Scripted(gate=fake.gate()) for _ in range(2))
-        async with remote(fake, source, OwnTime(), max_texts=1) as m:
+        async with remote(fake, source, ManualClock(), max_texts=1) as m:
             call = m.stub.Embed(pb.EmbedRequest(texts=TEXTS))
             waiting = asyncio.ensure_future(failure_of_cancelled(call))
             await asyncio.to_thread(fake.wait_for, 2)
@@ -185,7 +185,7 @@ async def test_a_failed_chunk_cancels_the_others() -> None:
     """If one call of an RPC fails for good, its other calls are cancelled, so that they are not billed."""
     with FakeProvider(key=KEY) as fake:
         fake.script.extend([Scripted(gate=fake.gate()), Scripted(gate=fake.gate()), Scripted(status=400)])
-        async with remote(fake, LIGHT, OwnTime(), max_texts=1) as m:
+        async with remote(fake, LIGHT, ManualClock(), max_texts=1) as m:
             told = await failure(m.stub.Embed(pb.EmbedRequest(texts=["one", "two", "three"])))
             for request in fake.requests[:2]:
                 assert await asyncio.to_thread(request.cut.wait, 60)

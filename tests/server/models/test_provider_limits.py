@@ -7,7 +7,7 @@ from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 from tests.support.provider import LIGHT, SMALL, Remote, failure, queued, remote
 
 MINUTE_S = 60.0
@@ -25,7 +25,7 @@ async def status(m: Remote) -> tuple[int, str]:
     return health.status, health.detail
 
 
-async def test_no_minute_has_more_texts_than_the_limit(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_no_minute_has_more_texts_than_the_limit(fake: FakeProvider, clock: ManualClock) -> None:
     """With all callers and retries, no window of 60 s has more texts than the limit; all texts are embedded."""
     fake.script.extend([Scripted(), Scripted(status=500), Scripted(status=429, headers={"Retry-After": "3"})])
     async with remote(fake, LIGHT, clock, texts_per_minute=100, max_texts=30, timeout_s=3600.0) as m:
@@ -33,7 +33,7 @@ async def test_no_minute_has_more_texts_than_the_limit(fake: FakeProvider, clock
         sizes = [70, 1, 45, 100, 30, 64]
         calls = [m.stub.Embed(named(str(caller), n), timeout=3600) for caller, n in enumerate(sizes)]
         limiter = m.embedder._rate_limiter
-        answers = await clock.fly(asyncio.gather(*calls), busy=lambda: limiter._free_calls < 8)
+        answers = await clock.run_until_done(asyncio.gather(*calls), busy=lambda: limiter._free_calls < 8)
     assert [answer.embeddings.rows for answer in answers] == sizes
     for first in fake.requests:
         window = [r for r in fake.requests if 0 <= r.moment_s - first.moment_s < MINUTE_S]
@@ -42,7 +42,7 @@ async def test_no_minute_has_more_texts_than_the_limit(fake: FakeProvider, clock
 
 
 async def test_texts_that_the_limit_delays_beyond_the_deadline_are_rejected_at_once(
-    fake: FakeProvider, clock: OwnTime
+    fake: FakeProvider, clock: ManualClock
 ) -> None:
     """Texts that cannot be sent before the deadline are RESOURCE_EXHAUSTED with the time to wait, unsent."""
     async with remote(fake, LIGHT, clock, texts_per_minute=50) as m:
@@ -50,11 +50,11 @@ async def test_texts_that_the_limit_delays_beyond_the_deadline_are_rejected_at_o
         told = await failure(m.stub.Embed(ONE, timeout=30))
         assert (told.code, told.reason) == ("RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMIT")
         assert (told.retry_s, told.pushback_ms, len(fake.requests)) == (60.0, -1, 1)
-        clock.pass_s(MINUTE_S)
+        clock.advance(MINUTE_S)
         assert (await m.stub.Embed(ONE, timeout=30)).embeddings.rows == 1
 
 
-async def test_interactive_calls_overtake_bulk_calls(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_interactive_calls_overtake_bulk_calls(fake: FakeProvider, clock: ManualClock) -> None:
     """With one call in flight, calls of an INTERACTIVE request start before those of earlier BULK requests."""
     gate = fake.gate()
     fake.script.append(Scripted(gate=gate))
@@ -78,7 +78,7 @@ async def test_interactive_calls_overtake_bulk_calls(fake: FakeProvider, clock: 
     ]
 
 
-async def test_a_long_request_does_not_block_a_short_one(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_a_long_request_does_not_block_a_short_one(fake: FakeProvider, clock: ManualClock) -> None:
     """Requests of one priority alternate, call by call: a later short one overtakes a long one."""
     gate = fake.gate()
     fake.script.append(Scripted(gate=gate))
@@ -93,7 +93,7 @@ async def test_a_long_request_does_not_block_a_short_one(fake: FakeProvider, clo
     assert fake.texts.index("short 0") <= 2
 
 
-async def test_a_cancelled_waiting_call_sends_nothing(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_a_cancelled_waiting_call_sends_nothing(fake: FakeProvider, clock: ManualClock) -> None:
     """A call cancelled in the queue leaves it, uses no text of the minute, and the calls behind it continue."""
     gate = fake.gate()
     fake.script.append(Scripted(gate=gate))
@@ -115,54 +115,54 @@ async def test_a_cancelled_waiting_call_sends_nothing(fake: FakeProvider, clock:
 
 
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
-async def test_the_breaker_opens_and_a_probe_closes_it(fake: FakeProvider, clock: OwnTime, source: str) -> None:
+async def test_the_breaker_opens_and_a_probe_closes_it(fake: FakeProvider, clock: ManualClock, source: str) -> None:
     """After five failures there are no calls and health is DEGRADED with the reason, until a probe succeeds."""
     fake.always = Scripted(status=503)
     async with remote(fake, source, clock) as m:
         assert await status(m) == (pb.SERVING_STATUS_SERVING, "")
-        await clock.fly(failure(m.stub.Embed(ONE, timeout=60)), at_most_s=4)
+        await clock.run_until_done(failure(m.stub.Embed(ONE, timeout=60)), limit_s=4)
         assert len(fake.requests) == 5
         worse, why = await status(m)
         assert (worse, "503" in why) == (pb.SERVING_STATUS_DEGRADED, True)
 
-        opened_s, sleeps = clock.now_s, len(clock.slept_s)
+        opened_s, sleeps = clock.now_s, len(clock.requested_sleeps_s)
         told = await failure(m.stub.Embed(ONE, timeout=60))
         assert (told.code, told.reason, len(fake.requests)) == ("UNAVAILABLE", "PROVIDER_UNAVAILABLE", 5)
         assert told.retry_s == pytest.approx(2)
-        clock.pass_s(2)
-        await clock.asleep(sleeps + 1)  # the first probe has failed
+        clock.advance(2)
+        await clock.wait_for_sleeps(sleeps + 1)  # the first probe has failed
         assert (await status(m))[0] == pb.SERVING_STATUS_DEGRADED
         assert (await failure(m.stub.Embed(ONE, timeout=60))).retry_s == pytest.approx(4)
 
         fake.always = None
-        clock.pass_s(4)
+        clock.advance(4)
         await _until_recovered(m)
         assert (await m.stub.Embed(ONE, timeout=60)).embeddings.rows == 1
         assert await status(m) == (pb.SERVING_STATUS_SERVING, "")
     assert [request.moment_s - opened_s for request in fake.requests[5:]] == pytest.approx([2, 6, 6])
 
 
-async def test_pauses_between_probes_double(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_pauses_between_probes_double(fake: FakeProvider, clock: ManualClock) -> None:
     """The pauses between probes are 2 s, then twice as long each time, up to 60 s."""
     fake.always = Scripted(status=500)
     async with remote(fake, LIGHT, clock) as m:
-        await clock.fly(failure(m.stub.Embed(ONE, timeout=60)), at_most_s=4)
-        sleeps = len(clock.slept_s)
-        await clock.fly(clock.asleep(sleeps + 7))
-    assert clock.slept_s[sleeps - 1 : sleeps + 7] == pytest.approx([2, 4, 8, 16, 32, 60, 60, 60])
+        await clock.run_until_done(failure(m.stub.Embed(ONE, timeout=60)), limit_s=4)
+        sleeps = len(clock.requested_sleeps_s)
+        await clock.run_until_done(clock.wait_for_sleeps(sleeps + 7))
+    assert clock.requested_sleeps_s[sleeps - 1 : sleeps + 7] == pytest.approx([2, 4, 8, 16, 32, 60, 60, 60])
 
 
-async def test_a_success_in_between_keeps_the_breaker_closed(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_a_success_in_between_keeps_the_breaker_closed(fake: FakeProvider, clock: ManualClock) -> None:
     """Only consecutive failures count: four, a success and four more do not open the breaker."""
     bad = Scripted(status=500)
     fake.script.extend([bad, bad, bad, bad, Scripted(), bad, bad, bad, bad, Scripted()])
     async with remote(fake, LIGHT, clock) as m:
         for _ in range(2):
-            assert (await clock.fly(m.stub.Embed(ONE, timeout=60))).embeddings.rows == 1
+            assert (await clock.run_until_done(m.stub.Embed(ONE, timeout=60))).embeddings.rows == 1
         assert await status(m) == (pb.SERVING_STATUS_SERVING, "")
 
 
-async def test_rejected_requests_do_not_open_the_breaker(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_rejected_requests_do_not_open_the_breaker(fake: FakeProvider, clock: ManualClock) -> None:
     """Requests that the provider rejects as invalid are not failures of the provider."""
     fake.always = Scripted(status=400)
     async with remote(fake, LIGHT, clock) as m:
@@ -172,7 +172,7 @@ async def test_rejected_requests_do_not_open_the_breaker(fake: FakeProvider, clo
     assert len(fake.requests) == 7
 
 
-async def test_a_rejected_key_degrades_health_until_a_call_succeeds(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_a_rejected_key_degrades_health_until_a_call_succeeds(fake: FakeProvider, clock: ManualClock) -> None:
     """A 401 makes the model DEGRADED with the reason, though calls continue; a success makes it SERVING again."""
     fake.script.append(Scripted(status=401))
     async with remote(fake, LIGHT, clock) as m:
@@ -189,7 +189,7 @@ async def _until_recovered(m: Remote) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_request_beyond_the_limit_is_not_sent_in_part(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_a_request_beyond_the_limit_is_not_sent_in_part(fake: FakeProvider, clock: ManualClock) -> None:
     """Of a request that the limit delays beyond the deadline nothing is sent, and the limit is left to others."""
     async with remote(fake, LIGHT, clock, texts_per_minute=50, max_texts=10) as m:
         told = await failure(m.stub.Embed(named("many", 60), timeout=30))
@@ -197,11 +197,11 @@ async def test_a_request_beyond_the_limit_is_not_sent_in_part(fake: FakeProvider
         assert (await m.stub.Embed(named("few", 50), timeout=30)).embeddings.rows == 50
 
 
-async def test_a_long_retry_after_is_limited(fake: FakeProvider, clock: OwnTime) -> None:
+async def test_a_long_retry_after_is_limited(fake: FakeProvider, clock: ManualClock) -> None:
     """A Retry-After of more than five minutes is limited to five minutes."""
     fake.script.append(Scripted(status=429, headers={"Retry-After": "86400"}))
     async with remote(fake, LIGHT, clock) as m:
         began_s = clock.now_s
-        answer = await clock.fly(m.stub.Embed(ONE, timeout=3600))
+        answer = await clock.run_until_done(m.stub.Embed(ONE, timeout=3600))
     assert answer.embeddings.rows == 1
     assert clock.now_s - began_s == pytest.approx(300)

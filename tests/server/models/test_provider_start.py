@@ -18,7 +18,7 @@ from isogloss_server.settings.sources import provider_key
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted, changed
-from tests.support.own_time import OwnTime
+from tests.support.manual_clock import ManualClock
 from tests.support.provider import KEY, LIGHT, SMALL
 
 LOCAL = "openai:all-MiniLM-L6-v2"
@@ -26,14 +26,14 @@ LOCAL = "openai:all-MiniLM-L6-v2"
 
 @contextlib.asynccontextmanager
 async def connected(
-    fake: FakeProvider, source: str, clock: OwnTime, key: Path, **settings: Any
+    fake: FakeProvider, source: str, clock: ManualClock, key: Path, **settings: Any
 ) -> AsyncIterator[tuple[ServedModel, ReadyModel]]:
     """Connects a model as the server does."""
     address = fake.address + ("/v1" if source.startswith("openai") else "")
     model = Registry(["m"]).get("m")
     chosen = Settings(cohere_key_file=key, openai_key_file=key, **settings)
     with contextlib.closing(Executor(1)) as loader:
-        ready = await clock.fly(connect(model, f"{source}@{address}", chosen, loader, clock), at_most_s=100)
+        ready = await clock.run_until_done(connect(model, f"{source}@{address}", chosen, loader, clock), limit_s=100)
     model.serve(ready)
     try:
         yield model, ready
@@ -54,7 +54,7 @@ def key(tmp_path: Path) -> Path:
 async def test_a_model_starts_after_one_small_call(key: Path, source: str, columns: int) -> None:
     """At the start one short text is embedded; its vector has the dimensions of a model that is not in the catalog."""
     with FakeProvider(key=KEY) as fake:
-        async with connected(fake, source, OwnTime(), key) as (model, ready):
+        async with connected(fake, source, ManualClock(), key) as (model, ready):
             assert (model.health.state, ready.embedder.card.dimensions[0]) == (State.SERVING, columns)
     assert [len(request.texts) for request in fake.requests] == [1]
 
@@ -62,7 +62,7 @@ async def test_a_model_starts_after_one_small_call(key: Path, source: str, colum
 @pytest.mark.parametrize("source", [LIGHT, SMALL])
 async def test_a_known_model_whose_provider_is_down_starts_degraded(key: Path, source: str) -> None:
     """It starts DEGRADED with the reason, sends no texts, and recovers when a probe succeeds."""
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.always = Scripted(status=503)
         async with connected(fake, source, clock, key) as (model, ready):
@@ -72,14 +72,14 @@ async def test_a_known_model_whose_provider_is_down_starts_degraded(key: Path, s
             assert (getattr(raised.value, "reason", ""), len(fake.requests)) == ("PROVIDER_UNAVAILABLE", 1)
             fake.always = None
             embedder: Any = ready.embedder
-            await clock.fly(embedder.breaker._probing, at_most_s=100)
+            await clock.run_until_done(embedder.breaker._probing, limit_s=100)
             assert (model.health.state, model.health.detail) == (State.SERVING, "")
             assert len((await embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())).rows) == 1
 
 
 async def test_a_model_of_unknown_dimensions_is_retried(key: Path) -> None:
     """The first call to a server that is not up yet is retried until it succeeds."""
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.script.extend([Scripted(status=503)] * 4)
         async with connected(fake, LOCAL, clock, key) as (model, _):
@@ -89,7 +89,7 @@ async def test_a_model_of_unknown_dimensions_is_retried(key: Path) -> None:
 
 async def test_retries_at_the_start_are_limited(key: Path) -> None:
     """After the provider's time limit the start fails with the reason."""
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.always = Scripted(status=503)
         with pytest.raises(ProviderSetupError, match="503"):
@@ -112,13 +112,13 @@ async def test_retries_at_the_start_are_limited(key: Path) -> None:
 )
 async def test_a_permanent_failure_ends_the_start(key: Path, scripted: Scripted, word: str) -> None:
     """A rejected key, an unknown model and vectors with other dimensions end the start at the first call."""
-    clock = OwnTime()
+    clock = ManualClock()
     with FakeProvider(key=KEY) as fake:
         fake.always = scripted
         with pytest.raises(ProviderSetupError, match=word):
             async with connected(fake, LIGHT, clock, key):
                 pass
-    assert (len(fake.requests), clock.slept_s) == (1, [])
+    assert (len(fake.requests), clock.requested_sleeps_s) == (1, [])
 
 
 @pytest.mark.parametrize("bad", [f"{KEY}\nsecond line", f"{KEY}\x07", f"{KEY} ü", " \n"])

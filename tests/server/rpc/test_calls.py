@@ -1,4 +1,4 @@
-"""What stands around a call: deadlines, faults, logs, the event loop kept free."""
+"""Calls: deadlines, internal errors, log lines, health, and a responsive event loop."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     return raised.value
 
 
-class LeapingClock:
-    """Each look at it finds an hour passed."""
+class JumpingClock:
+    """A clock that advances by an hour at each reading."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -37,10 +37,10 @@ class LeapingClock:
         return self.now_s
 
 
-async def test_no_work_is_started_past_the_deadline() -> None:
-    """A call whose deadline has passed gets DEADLINE_EXCEEDED, and nothing is embedded for it."""
+async def test_an_expired_call_is_not_computed() -> None:
+    """A call whose deadline has passed gets DEADLINE_EXCEEDED, and its texts are not embedded."""
     embedder = CountingEmbedder()
-    async with serving(ready_registry(embedder), LeapingClock()) as stub:
+    async with serving(ready_registry(embedder), JumpingClock()) as stub:
         for call in (
             stub.Embed(pb.EmbedRequest(texts=["a"]), timeout=60),
             stub.Similarity(pb.SimilarityRequest(queries=texts("a")), timeout=60),
@@ -52,8 +52,8 @@ async def test_no_work_is_started_past_the_deadline() -> None:
         assert (await stub.Embed(pb.EmbedRequest(texts=["a"]))).embeddings.rows == 1
 
 
-async def test_an_unforeseen_fault_is_told_by_an_id_that_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """INTERNAL carries an opaque id; the log has it with the place of the fault, and neither quotes the text."""
+async def test_an_internal_error_has_an_id_that_the_log_has_too(caplog: pytest.LogCaptureFixture) -> None:
+    """INTERNAL has an opaque id; the log has it with the location of the error; neither contains the text."""
 
     def fail() -> None:
         raise KeyError(SECRET)
@@ -63,9 +63,9 @@ async def test_an_unforeseen_fault_is_told_by_an_id_that_is_in_the_log(caplog: p
             error = await failure(stub.Embed(pb.EmbedRequest(texts=[SECRET]), metadata=[("x-request-id", "r-1")]))
             assert (await stub.Health(pb.HealthRequest())).status == pb.SERVING_STATUS_SERVING
     assert error.code() is grpc.StatusCode.INTERNAL
-    faults = [record for record in caplog.records if record.name == "isogloss_server.errors"]
-    fields = faults[0].__dict__["fields"]
-    assert len(faults) == 1
+    errors = [record for record in caplog.records if record.name == "isogloss_server.errors"]
+    fields = errors[0].__dict__["fields"]
+    assert len(errors) == 1
     assert fields["fault_id"] in str(error.details())
     assert fields["request_id"] == "r-1"
     assert "KeyError" in fields["error"]
@@ -76,8 +76,8 @@ async def test_an_unforeseen_fault_is_told_by_an_id_that_is_in_the_log(caplog: p
     assert SECRET not in str(error.details())
 
 
-async def test_each_call_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """A call's line tells method, code, milliseconds, texts, tokens, model and request id, and nothing of the texts."""
+async def test_each_call_has_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    """The line has method, code, milliseconds, texts, tokens, model and request id, but no text."""
     with caplog.at_level(logging.INFO):
         async with serving(ready_registry(CountingEmbedder())) as stub:
             await stub.Embed(pb.EmbedRequest(texts=[SECRET, "ab"]), metadata=[("x-request-id", "r-2")])
@@ -85,29 +85,29 @@ async def test_each_call_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
             await stub.Similarity(pb.SimilarityRequest(queries=texts(SECRET), candidates=texts("a", "b")))
     lines = [logs.JsonFormatter().format(r) for r in caplog.records if r.name == "isogloss_server.access"]
     assert SECRET not in "".join(lines)
-    told = [json.loads(line) for line in lines]
-    first = {key: told[0][key] for key in ("method", "code", "texts", "tokens", "model", "request_id")}
+    fields = [json.loads(line) for line in lines]
+    first = {key: fields[0][key] for key in ("method", "code", "texts", "tokens", "model", "request_id")}
     tokens = len(SECRET) + 2
     assert first == {
         "method": "Embed", "code": "OK", "texts": 2, "tokens": tokens, "model": "test", "request_id": "r-2"
     }  # fmt: skip
-    assert [(line["method"], line["code"], line["texts"], line["model"]) for line in told[1:]] == [
+    assert [(line["method"], line["code"], line["texts"], line["model"]) for line in fields[1:]] == [
         ("Embed", "INVALID_ARGUMENT", 1, "test"),
         ("Similarity", "OK", 3, "test"),
     ]
-    assert all(line["ms"] >= 0 for line in told)
+    assert all(line["ms"] >= 0 for line in fields)
 
 
-async def test_no_line_a_call_with_the_access_log_off(caplog: pytest.LogCaptureFixture) -> None:
-    """--no-access-log writes no line a call."""
+async def test_without_the_access_log_calls_have_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    """With --no-access-log no line is written for a call."""
     with caplog.at_level(logging.INFO):
         async with serving(ready_registry(CountingEmbedder()), access_log=False) as stub:
             await stub.Embed(pb.EmbedRequest(texts=["a"]))
     assert not [record for record in caplog.records if record.name == "isogloss_server.access"]
 
 
-def test_readable_lines_leave_out_what_is_empty() -> None:
-    """The text format is one readable line with name=value pairs."""
+def test_the_text_format_leaves_out_empty_fields() -> None:
+    """The text format is one line with name=value pairs, quoted where needed, without empty fields."""
     record = logging.makeLogRecord(
         {
             "name": "isogloss_server.access",
@@ -119,14 +119,14 @@ def test_readable_lines_leave_out_what_is_empty() -> None:
     assert logs.TextFormatter().format(record).endswith('info    call code=OK id="a code=NO"')
 
 
-async def test_a_million_pairs_leave_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a million pairs are compared, other calls are answered."""
-    answered, comparing = threading.Event(), threading.Event()
+async def test_a_large_comparison_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other calls are served while a million pairs are compared."""
+    other_done, comparing = threading.Event(), threading.Event()
     scores = Comparison.scores
 
     def wait_for_the_other_call(self: Comparison, queries: Any) -> Any:
         comparing.set()
-        assert answered.wait(60), "nothing else was answered while the comparison ran"
+        assert other_done.wait(60), "no other call was served during the comparison"
         return scores(self, queries)
 
     monkeypatch.setattr(similarity.Comparison, "scores", wait_for_the_other_call)
@@ -135,13 +135,13 @@ async def test_a_million_pairs_leave_the_event_loop_free(monkeypatch: pytest.Mon
         pairs = asyncio.ensure_future(stub.Similarity(pb.SimilarityRequest(queries=texts(*many))))
         await asyncio.get_running_loop().run_in_executor(None, comparing.wait, 60)
         assert (await stub.Health(pb.HealthRequest())).status == pb.SERVING_STATUS_SERVING
-        answered.set()
+        other_done.set()
         response = await pairs
     assert (response.scores.rows, response.scores.columns) == (1000, 1000)
 
 
-async def test_a_model_that_is_not_loaded_is_unavailable() -> None:
-    """Until a model is loaded its calls are UNAVAILABLE, reason NOT_READY, and health says STARTING."""
+async def test_a_model_that_is_loading_is_unavailable() -> None:
+    """The calls of a loading model get UNAVAILABLE, reason NOT_READY, and its health is STARTING."""
     registry = Registry(["slow"])
     async with serving(registry) as stub:
         for call in (stub.Embed(pb.EmbedRequest(texts=["a"])), stub.ListModels(pb.ListModelsRequest())):
@@ -152,8 +152,8 @@ async def test_a_model_that_is_not_loaded_is_unavailable() -> None:
         assert (health.status, health.models[0].detail) == (pb.SERVING_STATUS_STARTING, "loading")
 
 
-async def test_models_are_listed_as_they_are_ready() -> None:
-    """While one model loads, those that are ready are listed and answer."""
+async def test_ready_models_are_served_while_another_loads() -> None:
+    """While one model loads, the ready models are listed and serve calls."""
     registry = Registry(["slow", "test"])
     registry.get("test").serve(ready(CountingEmbedder()))
     async with serving(registry) as stub:
@@ -163,8 +163,8 @@ async def test_models_are_listed_as_they_are_ready() -> None:
     assert [model.status for model in health.models] == [pb.SERVING_STATUS_STARTING, pb.SERVING_STATUS_SERVING]
 
 
-async def test_malformed_health_checks_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
-    """Bytes that are no message are INVALID_ARGUMENT for grpc.health.v1 as well, whose calls are not logged."""
+async def test_a_malformed_health_check_is_an_invalid_argument(caplog: pytest.LogCaptureFixture) -> None:
+    """Malformed bytes to grpc.health.v1 get INVALID_ARGUMENT; its calls are not logged."""
     with caplog.at_level(logging.INFO):
         async with serving(ready_registry(CountingEmbedder())) as stub:
             check = stub.channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -172,8 +172,8 @@ async def test_malformed_health_checks_are_told_apart(caplog: pytest.LogCaptureF
     assert not [record for record in caplog.records if record.name.startswith("isogloss_server")]
 
 
-async def test_health_is_the_worst_of_the_models() -> None:
-    """The server's status is the worst of its models'; a model's own can be asked for."""
+async def test_the_status_of_the_server_is_the_worst_of_its_models() -> None:
+    """Health has the worst status of all models, and the status of each model."""
     registry = ready_registry(CountingEmbedder())
     async with serving(registry) as stub:
         await stub.Embed(pb.EmbedRequest(texts=["a", "b"]))
@@ -185,29 +185,29 @@ async def test_health_is_the_worst_of_the_models() -> None:
     assert health.version
 
 
-async def test_a_cancelled_call_is_logged_as_such(caplog: pytest.LogCaptureFixture) -> None:
-    """A call that its caller cancels ends in the log as CANCELLED."""
-    begun, logged = asyncio.Event(), asyncio.Event()
+async def test_a_cancelled_call_is_logged_as_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    """The log line of a call that its caller cancels has the code CANCELLED."""
+    began, logged = asyncio.Event(), asyncio.Event()
 
-    class Hanging(CountingEmbedder):
+    class Stalled(CountingEmbedder):
         async def embed(self, *args: Any, **options: Any) -> Any:
-            begun.set()
+            began.set()
             await asyncio.Event().wait()
 
-    class Seen(logging.Handler):
+    class LogEvent(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             logged.set()
 
     logger = logging.getLogger("isogloss_server.access")
-    logger.addHandler(seen := Seen())
+    logger.addHandler(handler := LogEvent())
     try:
         with caplog.at_level(logging.INFO):
-            async with serving(ready_registry(Hanging())) as stub:
+            async with serving(ready_registry(Stalled())) as stub:
                 call = stub.Embed(pb.EmbedRequest(texts=["a"]))
-                await begun.wait()
+                await began.wait()
                 call.cancel()
                 await logged.wait()
     finally:
-        logger.removeHandler(seen)
+        logger.removeHandler(handler)
     lines = [record for record in caplog.records if record.name == "isogloss_server.access"]
     assert lines[-1].__dict__["fields"]["code"] == "CANCELLED"

@@ -1,4 +1,4 @@
-"""EmbedStream as the contract's comments say."""
+"""EmbedStream: ids, errors, timeouts, the window, cancellation, and the drain."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,23 +9,28 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from isogloss.v1 import embedding_pb2 as pb
 
-from tests.support.in_process import CountingEmbedder, ready_registry, serving, serving_until
+from tests.support.in_process import CountingEmbedder, ready_registry, serving, stoppable_serving
 
 
-class Gated(CountingEmbedder):
-    """A text "wait NAME" is embedded once the gate NAME is opened; `reached` tells which have come."""
+class GatedEmbedder(CountingEmbedder):
+    """Embeds the text "wait NAME" when the gate NAME is open, and fails for "fail NAME".
+
+    Attributes:
+        gates: The gates by name.
+        began: The names of the calls that have begun, in order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.gates: dict[str, asyncio.Event] = {}
-        self.reached: asyncio.Queue[str] = asyncio.Queue()
+        self.began: asyncio.Queue[str] = asyncio.Queue()
 
     def gate(self, name: str) -> asyncio.Event:
         return self.gates.setdefault(name, asyncio.Event())
 
     async def embed(self, texts: Any, *arguments: Any, **options: Any) -> Any:
         word, _, name = texts[0].partition(" ")
-        await self.reached.put(name)
+        await self.began.put(name)
         if word == "wait":
             await self.gate(name).wait()
         if word == "fail":
@@ -33,7 +38,7 @@ class Gated(CountingEmbedder):
         return await super().embed(texts, *arguments, **options)
 
 
-def ask(number: int, *texts: str, timeout_s: float | None = None, **fields: Any) -> pb.EmbedStreamRequest:
+def request(number: int, *texts: str, timeout_s: float | None = None, **fields: Any) -> pb.EmbedStreamRequest:
     message = pb.EmbedStreamRequest(id=number, request=pb.EmbedRequest(texts=texts, **fields))
     if timeout_s is not None:
         message.timeout.FromNanoseconds(int(timeout_s * 1e9))
@@ -46,16 +51,16 @@ def reason_of(status: status_pb2.Status) -> str:
     return info.reason
 
 
-def reason_of_end(error: grpc.aio.AioRpcError) -> str:
+def reason_of_error(error: grpc.aio.AioRpcError) -> str:
     return reason_of(status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]))
 
 
-async def test_answers_come_as_they_are_ready() -> None:
-    """A request that takes longer is overtaken; each answer has its request's id."""
-    embedder = Gated()
+async def test_responses_are_sent_when_they_are_ready() -> None:
+    """A later request that is ready first is answered first; each response has the id of its request."""
+    embedder = GatedEmbedder()
     async with serving(ready_registry(embedder)) as stub:
         call = stub.EmbedStream()
-        for message in (ask(7, "wait a"), ask(0, "quick"), ask(2**64 - 1, "quick too")):
+        for message in (request(7, "wait a"), request(0, "quick"), request(2**64 - 1, "quick too")):
             await call.write(message)
         first, second = await call.read(), await call.read()
         embedder.gate("a").set()
@@ -68,31 +73,31 @@ async def test_answers_come_as_they_are_ready() -> None:
     assert third.response.embeddings.rows == 1
 
 
-async def test_a_half_close_lets_everything_be_answered() -> None:
-    """What was sent before the half-close is answered, then the stream ends with OK."""
-    embedder = Gated()
+async def test_all_requests_before_a_half_close_are_answered() -> None:
+    """Requests that were sent before the half-close are answered, and then the stream ends with OK."""
+    embedder = GatedEmbedder()
     async with serving(ready_registry(embedder)) as stub:
         call = stub.EmbedStream()
         for number in range(5):
-            await call.write(ask(number, f"wait {number}"))
+            await call.write(request(number, f"wait {number}"))
         await call.done_writing()
         for number in range(5):
             embedder.gate(str(number)).set()
-        assert sorted([answer.id async for answer in call]) == [0, 1, 2, 3, 4]
+        assert sorted([response.id async for response in call]) == [0, 1, 2, 3, 4]
         assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_an_error_answers_for_its_message_alone() -> None:
-    """A request that fails answers with its status; the stream and the others go on, and its id is free again."""
-    async with serving(ready_registry(Gated())) as stub:
+async def test_an_error_affects_only_its_own_request() -> None:
+    """A request that fails is answered with its status; the stream continues, and its id can be used again."""
+    async with serving(ready_registry(GatedEmbedder())) as stub:
         call = stub.EmbedStream()
-        await call.write(ask(1, " "))
+        await call.write(request(1, " "))
         empty = await call.read()
-        await call.write(ask(2, "x", model="none"))
+        await call.write(request(2, "x", model="none"))
         unknown = await call.read()
-        await call.write(ask(3, "fail here"))
+        await call.write(request(3, "fail here"))
         failed = await call.read()
-        await call.write(ask(1, "fine"))
+        await call.write(request(1, "fine"))
         fine = await call.read()
         await call.done_writing()
     assert (empty.id, empty.error.code, reason_of(empty.error)) == (1, 3, "EMPTY_TEXT")
@@ -102,27 +107,27 @@ async def test_an_error_answers_for_its_message_alone() -> None:
     assert (fine.id, fine.response.embeddings.rows) == (1, 1)
 
 
-async def test_an_id_in_flight_ends_the_stream() -> None:
-    """An id that is still in flight may not be used again: INVALID_ARGUMENT, reason DUPLICATE_ID."""
-    async with serving(ready_registry(Gated())) as stub:
+async def test_a_duplicate_id_ends_the_stream() -> None:
+    """A second request with an id in flight ends the stream with INVALID_ARGUMENT, reason DUPLICATE_ID."""
+    async with serving(ready_registry(GatedEmbedder())) as stub:
         call = stub.EmbedStream()
-        await call.write(ask(4, "wait for ever"))
-        await call.write(ask(4, "again"))
+        await call.write(request(4, "wait for ever"))
+        await call.write(request(4, "again"))
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call.read()
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert reason_of_end(raised.value) == "DUPLICATE_ID"
+    assert reason_of_error(raised.value) == "DUPLICATE_ID"
 
 
-async def test_a_messages_own_timeout_is_its_alone() -> None:
-    """A request whose timeout passes answers DEADLINE_EXCEEDED; the stream goes on."""
-    async with serving(ready_registry(Gated())) as stub:
+async def test_the_timeout_of_a_request_affects_only_that_request() -> None:
+    """A request that exceeds its timeout is answered with DEADLINE_EXCEEDED; the stream continues."""
+    async with serving(ready_registry(GatedEmbedder())) as stub:
         call = stub.EmbedStream()
-        await call.write(ask(1, "wait for ever", timeout_s=0.01))
+        await call.write(request(1, "wait for ever", timeout_s=0.01))
         late = await call.read()
-        await call.write(ask(2, "in time", timeout_s=600))
+        await call.write(request(2, "in time", timeout_s=600))
         in_time = await call.read()
-        await call.write(ask(3, "too late already", timeout_s=-1))
+        await call.write(request(3, "too late already", timeout_s=-1))
         past = await call.read()
         await call.done_writing()
     assert (late.error.code, reason_of(late.error)) == (4, "DEADLINE_EXCEEDED")
@@ -130,43 +135,43 @@ async def test_a_messages_own_timeout_is_its_alone() -> None:
     assert past.error.code == 4
 
 
-async def test_no_more_is_read_than_the_window_holds() -> None:
-    """With two requests unanswered a third is not begun until one is answered."""
-    embedder = Gated()
+async def test_the_window_limits_the_unanswered_requests() -> None:
+    """With a window of two, a third request begins after one of the first two is answered."""
+    embedder = GatedEmbedder()
     async with serving(ready_registry(embedder), stream_window_requests=2) as stub:
         call = stub.EmbedStream()
         for number in range(3):
-            await call.write(ask(number, f"wait {number}"))
-        begun = [await embedder.reached.get(), await embedder.reached.get()]
-        await stub.Health(pb.HealthRequest())  # a whole call later the third has still not begun
-        assert embedder.reached.empty()
+            await call.write(request(number, f"wait {number}"))
+        began = [await embedder.began.get(), await embedder.began.get()]
+        await stub.Health(pb.HealthRequest())  # after a whole call the third has not begun
+        assert embedder.began.empty()
         embedder.gate("1").set()
         assert (await call.read()).id == 1
-        begun.append(await embedder.reached.get())
+        began.append(await embedder.began.get())
         call.cancel()
-    assert begun == ["0", "1", "2"]
+    assert began == ["0", "1", "2"]
 
 
-async def test_the_window_counts_bytes_too() -> None:
-    """A request as large as the window is alone in it."""
-    embedder = Gated()
+async def test_the_window_limits_the_unanswered_bytes() -> None:
+    """While a request as large as the window is unanswered, no other request begins."""
+    embedder = GatedEmbedder()
     async with serving(ready_registry(embedder), stream_window_bytes=1024) as stub:
         call = stub.EmbedStream()
-        await call.write(ask(0, "wait 0", "x" * 2000))
-        await call.write(ask(1, "wait 1"))
-        assert await embedder.reached.get() == "0"
+        await call.write(request(0, "wait 0", "x" * 2000))
+        await call.write(request(1, "wait 1"))
+        assert await embedder.began.get() == "0"
         await stub.Health(pb.HealthRequest())
-        assert embedder.reached.empty()
+        assert embedder.began.empty()
         embedder.gate("0").set()
-        assert await embedder.reached.get() == "1"
+        assert await embedder.began.get() == "1"
         call.cancel()
 
 
 async def test_cancelling_the_stream_cancels_its_requests() -> None:
-    """A caller that cancels its stream leaves nothing working for it."""
+    """The requests in flight of a cancelled stream are cancelled."""
     cancelled = asyncio.Event()
 
-    class Hanging(Gated):
+    class Cancelled(GatedEmbedder):
         async def embed(self, texts: Any, *arguments: Any, **options: Any) -> Any:
             try:
                 return await super().embed(texts, *arguments, **options)
@@ -174,35 +179,35 @@ async def test_cancelling_the_stream_cancels_its_requests() -> None:
                 cancelled.set()
                 raise
 
-    embedder = Hanging()
+    embedder = Cancelled()
     async with serving(ready_registry(embedder)) as stub:
         call = stub.EmbedStream()
-        await call.write(ask(1, "wait for ever"))
-        await embedder.reached.get()
+        await call.write(request(1, "wait for ever"))
+        await embedder.began.get()
         call.cancel()
         await cancelled.wait()
 
 
-async def test_bytes_that_are_no_message_end_the_stream() -> None:
-    """Malformed bytes on a stream are INVALID_ARGUMENT, reason MALFORMED_REQUEST."""
-    async with serving(ready_registry(Gated())) as stub:
+async def test_malformed_bytes_end_the_stream() -> None:
+    """Malformed bytes on a stream end it with INVALID_ARGUMENT, reason MALFORMED_REQUEST."""
+    async with serving(ready_registry(GatedEmbedder())) as stub:
         raw = stub.channel.stream_stream("/isogloss.v1.EmbeddingService/EmbedStream")
         call = raw()
         await call.write(b"\xff\xff\xff")
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call.read()
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert reason_of_end(raised.value) == "MALFORMED_REQUEST"
+    assert reason_of_error(raised.value) == "MALFORMED_REQUEST"
 
 
-async def test_a_drain_answers_what_was_read_and_ends_with_draining() -> None:
-    """When the server stops taking calls the stream's requests are answered, then it ends: UNAVAILABLE, DRAINING."""
-    embedder = Gated()
+async def test_a_drain_answers_the_requests_in_flight_and_ends_the_stream() -> None:
+    """In a drain, requests that were read are answered, and then the stream ends with UNAVAILABLE, DRAINING."""
+    embedder = GatedEmbedder()
     stop: Callable[[float], Any]
-    async with serving_until(ready_registry(embedder)) as (stub, stop):
+    async with stoppable_serving(ready_registry(embedder)) as (stub, stop):
         call = stub.EmbedStream()
-        await call.write(ask(1, "wait a"))
-        await embedder.reached.get()
+        await call.write(request(1, "wait a"))
+        await embedder.began.get()
         stopping = asyncio.ensure_future(stop(600))
         embedder.gate("a").set()
         assert (await call.read()).id == 1
@@ -210,26 +215,26 @@ async def test_a_drain_answers_what_was_read_and_ends_with_draining() -> None:
             await call.read()
         await stopping
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert reason_of_end(raised.value) == "DRAINING"
+    assert reason_of_error(raised.value) == "DRAINING"
 
 
-async def test_a_reader_that_never_reads_is_read_no_further() -> None:
-    """A caller that takes no answers is soon read no more: what it leaves unanswered is bounded."""
-    taken = 0
+async def test_a_caller_that_reads_no_responses_is_bounded() -> None:
+    """The server stops reading the requests of a caller that reads no responses."""
+    sent = 0
 
     async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
-        nonlocal taken
+        nonlocal sent
         while True:
-            taken += 1
-            yield ask(taken, *["a text"] * 4000)
+            sent += 1
+            yield request(sent, *["a text"] * 4000)
 
     embedder = CountingEmbedder()
     async with serving(ready_registry(embedder), stream_window_requests=4) as stub:
         call = stub.EmbedStream(requests())
         before = -1
-        while len(embedder.calls) != before:  # until three more health calls pass with nothing begun
+        while len(embedder.calls) != before:  # until no request begins during three calls
             before = len(embedder.calls)
             for _ in range(3):
                 await stub.Health(pb.HealthRequest())
-        assert len(embedder.calls) < taken < 2000
+        assert len(embedder.calls) < sent < 2000
         call.cancel()

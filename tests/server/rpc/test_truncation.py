@@ -1,4 +1,4 @@
-"""What the numbers of Truncation ask of a model, by what it offers."""
+"""The values of Truncation over gRPC, for models that offer all or some of them."""
 
 from typing import Any
 
@@ -7,39 +7,38 @@ import pytest
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import Truncation
 
-from tests.support.cutting import Cutting
-from tests.support.in_process import ready_registry, serving
+from tests.support.in_process import TruncationRecorder, ready_registry, serving
 from tests.support.wire import texts
 
-EVERY = tuple(Truncation)
+ALL = tuple(Truncation)
 
 
 @pytest.mark.parametrize(
-    ("offered", "number", "done"),
+    ("offered", "number", "expected"),
     [
-        (EVERY, pb.TRUNCATION_UNSPECIFIED, Truncation.END),
-        (EVERY, pb.TRUNCATION_END, Truncation.END),
-        (EVERY, pb.TRUNCATION_START, Truncation.START),
-        (EVERY, pb.TRUNCATION_ERROR, Truncation.ERROR),
+        (ALL, pb.TRUNCATION_UNSPECIFIED, Truncation.END),
+        (ALL, pb.TRUNCATION_END, Truncation.END),
+        (ALL, pb.TRUNCATION_START, Truncation.START),
+        (ALL, pb.TRUNCATION_ERROR, Truncation.ERROR),
         ((Truncation.ERROR,), pb.TRUNCATION_UNSPECIFIED, Truncation.ERROR),
         ((Truncation.ERROR,), pb.TRUNCATION_ERROR, Truncation.ERROR),
     ],
 )
-async def test_a_number_is_done_as_the_contract_says(
-    offered: tuple[Truncation, ...], number: Any, done: Truncation
+async def test_the_model_receives_the_requested_or_default_truncation(
+    offered: tuple[Truncation, ...], number: Any, expected: Truncation
 ) -> None:
-    """Unsaid is END, or ERROR by a model that does not offer END; every other number is itself."""
-    embedder = Cutting(*offered)
+    """UNSPECIFIED is END, or ERROR for a model without END; every other value is passed on."""
+    embedder = TruncationRecorder(*offered)
     async with serving(ready_registry(embedder)) as stub:
         await stub.Embed(pb.EmbedRequest(texts=["a"], truncation=number))
         await stub.Similarity(pb.SimilarityRequest(queries=texts("a"), truncation=number))
-    assert embedder.asked == [done] * 2
+    assert embedder.truncations == [expected] * 2
 
 
 @pytest.mark.parametrize("number", [pb.TRUNCATION_END, pb.TRUNCATION_START])
-async def test_what_the_model_does_not_offer_is_refused(number: Any) -> None:
-    """END asked for is not END left unsaid: a model that cannot cut refuses it; ListModels says what it can."""
-    embedder = Cutting(Truncation.ERROR)
+async def test_an_unsupported_truncation_is_rejected(number: Any) -> None:
+    """A request for an unsupported truncation, also END, is rejected; ListModels has the supported ones."""
+    embedder = TruncationRecorder(Truncation.ERROR)
     async with serving(ready_registry(embedder)) as stub:
         for call in (
             stub.Embed(pb.EmbedRequest(texts=["a"], truncation=number)),
@@ -51,4 +50,4 @@ async def test_what_the_model_does_not_offer_is_refused(number: Any) -> None:
             assert b"UNSUPPORTED_TRUNCATION" in dict(raised.value.trailing_metadata())["grpc-status-details-bin"]
         models = (await stub.ListModels(pb.ListModelsRequest())).models
     assert models[0].truncations == [pb.TRUNCATION_ERROR]
-    assert embedder.asked == []
+    assert embedder.truncations == []

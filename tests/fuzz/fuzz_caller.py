@@ -1,4 +1,4 @@
-"""Calls with any bytes, and what may become of them."""
+"""Sends arbitrary bytes as requests, and checks the status codes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from isogloss.v1 import embedding_pb2 as pb
 
 from tests.fuzz.seeds import Method
 
-DEADLINE_S = 60  # nothing takes so long but what hangs
-# Whatever is asked, these are the answers: neither UNKNOWN, nor INTERNAL, nor a deadline.
+DEADLINE_S = 60  # only a stalled call takes as long
+# For any request: not UNKNOWN, INTERNAL or DEADLINE_EXCEEDED.
 EXPECTED = {
     "OK",
     "INVALID_ARGUMENT",
@@ -19,23 +19,23 @@ EXPECTED = {
     "RESOURCE_EXHAUSTED",
     "UNIMPLEMENTED",
 }
-IN_STREAM = EXPECTED | {"DEADLINE_EXCEEDED"}  # a message of a stream may bring a timeout that has passed
+IN_STREAM = EXPECTED | {"DEADLINE_EXCEEDED"}  # a message of a stream may have an expired timeout
 
 
 class Caller:
-    """One connection that sends bytes as requests; counts the answers by code."""
+    """Sends bytes as requests over one connection, and counts the responses by code."""
 
     def __init__(self, address: str) -> None:
         self.codes: Counter[str] = Counter()
         self._channel = grpc.insecure_channel(address, options=[("grpc.enable_retries", 0)])
 
     def call(self, method: Method, *requests: bytes) -> str:
-        """Returns the code that a call with these requests ends with; only streams take more than one.
+        """Returns the status code of a call with these requests; only streams take several.
 
         Raises:
-            AssertionError: it is none that may be.
+            AssertionError: the code is not expected.
         """
-        told: str | None = ""
+        details: str | None = ""
         try:
             if method.streams:
                 self._stream(method, requests)
@@ -44,27 +44,27 @@ class Caller:
             code = "OK"
         except grpc.RpcError as error:
             code = error.code().name
-            told = error.details()
-        assert code in EXPECTED, (method.path, code, told, requests)
+            details = error.details()
+        assert code in EXPECTED, (method.path, code, details, requests)
         self.codes[code] += 1
         return code
 
     def _stream(self, method: Method, requests: tuple[bytes, ...]) -> None:
         if method.path.endswith("Watch"):
             watch = self._channel.unary_stream(method.path)(requests[0], timeout=DEADLINE_S)
-            next(watch)  # there is one at once, and then none until something changes
+            next(watch)  # the first response is immediate, later ones follow changes
             watch.cancel()
             return
         call: Iterator[Any] = self._channel.stream_stream(method.path)(iter(requests), timeout=DEADLINE_S)
-        for answer in call:
+        for response in call:
             if method.path.endswith("EmbedStream"):
-                message = pb.EmbedStreamResponse.FromString(answer)
+                message = pb.EmbedStreamResponse.FromString(response)
                 code = grpc_code(message.error.code) if message.HasField("error") else "OK"
                 assert code in IN_STREAM, (code, message.error.message, requests)
                 self.codes[f"{code} in a stream"] += 1
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._channel.close()
 
 

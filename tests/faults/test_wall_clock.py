@@ -1,4 +1,4 @@
-"""Clocks that jump."""
+"""Time: the server uses the monotonic clock only."""
 
 import ast
 from pathlib import Path
@@ -7,13 +7,13 @@ import isogloss_server
 import pytest
 
 PACKAGE = Path(isogloss_server.__file__).parent
-WALL = {"datetime": {"logs.py"}}  # a line of the log has its moment, and nothing depends on it
-STEADY = {"monotonic", "sleep"}  # asyncio's sleep among them, which counts the loop's own steady seconds
+WALL = {"datetime": {"logs.py"}}  # log lines have a timestamp, which has no other use
+MONOTONIC = {"monotonic", "sleep"}  # asyncio.sleep uses the monotonic clock of the event loop
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_nothing_depends_on_the_wall_clock(file: Path) -> None:
-    """However the machine's date jumps, no deadline, watchdog or expiry moves: only the log looks at the date."""
+def test_only_the_log_reads_the_wall_clock(file: Path) -> None:
+    """No deadline, watchdog or expiry depends on the date of the machine, which only the log reads."""
     tree = ast.parse(file.read_text())
     name = str(file.relative_to(PACKAGE))
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -27,4 +27,4 @@ def test_nothing_depends_on_the_wall_clock(file: Path) -> None:
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time"
         }
-        assert used <= STEADY
+        assert used <= MONOTONIC

@@ -1,4 +1,4 @@
-"""embed_many against real servers that are killed and restarted under it."""
+"""embed_many on real servers that are killed or drained and restarted during the call."""
 
 import asyncio
 import contextlib
@@ -14,11 +14,11 @@ from isogloss import AsyncClient, Client, EmbeddedChunk
 from tests.support.server_process import ServerProcess
 
 TEXTS = [f"Sentence number {number} of a long list, {'again and ' * (number % 7)}again." for number in range(16000)]
-CHUNK_TEXTS = 400  # large enough that a window takes a server longer than the test takes to end it
+CHUNK_TEXTS = 400  # a window of chunks takes longer than the test needs to stop the server
 
 
-class Restarted:
-    """A server on one port that is ended, and started anew, when certain chunks have come."""
+class RestartingServer:
+    """A server on a fixed port that is stopped and started again after the chunks that start at `starts`."""
 
     def __init__(self, number: signal.Signals, *starts: int) -> None:
         with socket.socket() as probe:
@@ -29,8 +29,8 @@ class Restarted:
         self.processes = [self._start()]
         self.address = self.processes[0].address
 
-    def after(self, chunk: EmbeddedChunk) -> None:
-        """Ends the server where its time has come, with requests in flight, and starts another one."""
+    def on_chunk(self, chunk: EmbeddedChunk) -> None:
+        """After a chunk of `starts`, stops the server with requests in flight and starts another one."""
         if chunk.start in self._starts:
             process = self.processes[-1]
             process.signal(self._number)
@@ -42,35 +42,35 @@ class Restarted:
 
 
 @contextlib.contextmanager
-def restarted(number: signal.Signals, *starts: int) -> Iterator[Restarted]:
-    """A server that is stopped in the end."""
-    servers = Restarted(number, *starts)
+def restarting_server(number: signal.Signals, *starts: int) -> Iterator[RestartingServer]:
+    """Yields a RestartingServer, which is stopped at the end."""
+    servers = RestartingServer(number, *starts)
     try:
         yield servers
     finally:
         servers.processes[-1].stop()
 
 
-def blocking(address: str, after: Callable[[Any], None]) -> list[EmbeddedChunk]:
-    """All chunks of the blocking client."""
+def blocking(address: str, on_chunk: Callable[[Any], None]) -> list[EmbeddedChunk]:
+    """Returns all chunks of the blocking client."""
     found = []
     with Client(address) as client:
         for chunk in client.embed_many(iter(TEXTS), chunk_texts=CHUNK_TEXTS):
             found.append(chunk)
-            after(chunk)
+            on_chunk(chunk)
     return found
 
 
-def asynchronous(address: str, after: Callable[[Any], None]) -> list[EmbeddedChunk]:
-    """All chunks of the asyncio client."""
+def asynchronous(address: str, on_chunk: Callable[[Any], None]) -> list[EmbeddedChunk]:
+    """Returns all chunks of the asyncio client."""
     found = []
 
     async def iterate() -> None:
-        """Lets the loop run while servers end."""
+        """Restarts servers on a thread, so that the event loop is not blocked."""
         async with AsyncClient(address) as client:
             async for chunk in client.embed_many(iter(TEXTS), chunk_texts=CHUNK_TEXTS):
                 found.append(chunk)
-                await asyncio.to_thread(after, chunk)
+                await asyncio.to_thread(on_chunk, chunk)
 
     asyncio.run(iterate())
     return found
@@ -78,17 +78,19 @@ def asynchronous(address: str, after: Callable[[Any], None]) -> list[EmbeddedChu
 
 @pytest.fixture(scope="module")
 def expected(server: ServerProcess) -> np.ndarray:
-    """What a plain embed gives, float32 [n, d]."""
+    """The vectors of TEXTS from `embed`, float32 [n, d]."""
     with Client(server.address) as client:
         return client.embed(TEXTS).vectors
 
 
 @pytest.mark.parametrize("run", [blocking, asynchronous])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_work_outlives_its_servers(expected: np.ndarray, run: Callable[..., Any], number: signal.Signals) -> None:
-    """A server that is killed, or drained, twice under the work costs no vector; none comes twice or out of order."""
-    with restarted(number, 5 * CHUNK_TEXTS, 25 * CHUNK_TEXTS) as servers:
-        found = run(servers.address, servers.after)
+def test_embed_many_survives_restarts_of_the_server(
+    expected: np.ndarray, run: Callable[..., Any], number: signal.Signals
+) -> None:
+    """If the server is killed or drained twice, every chunk is still returned once and in order."""
+    with restarting_server(number, 5 * CHUNK_TEXTS, 25 * CHUNK_TEXTS) as servers:
+        found = run(servers.address, servers.on_chunk)
         assert len(servers.processes) == 3
     assert [text for chunk in found for text in chunk.texts] == TEXTS
     assert [chunk.start for chunk in found] == list(range(0, len(TEXTS), CHUNK_TEXTS))

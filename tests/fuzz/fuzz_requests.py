@@ -1,6 +1,6 @@
-"""Coverage-guided fuzzing, in one process, of all that lies between a request's bytes and its answer's.
+"""Coverage-guided fuzzing, in one process, of the path from the bytes of a request to those of its response.
 
-Bytes -> message -> job -> checks -> the bundled model -> response. Whatever is no domain error is a finding.
+Bytes -> message -> request -> checks -> bundled model -> response. Every error but a DomainError is a finding.
 """
 
 import sys
@@ -31,15 +31,16 @@ from tests.fuzz.seeds import EMBEDS, SIMILARITIES, STREAMED
 
 
 class Target:
-    """A pipeline without a wire."""
+    """A pipeline without gRPC."""
 
     def __init__(self, counts: Counts) -> None:
-        settings, clock, workers = Settings(), SystemClock(), Executor(1)
+        settings, clock, executor = Settings(), SystemClock(), Executor(1)
         self._counts = counts
         self._registry = Registry(["isogloss-static"])
-        self._pipeline = Pipeline(self._registry, workers, clock)
+        self._pipeline = Pipeline(self._registry, executor, clock)
         self._loop = asyncio.new_event_loop()
-        self._loop.run_until_complete(self._serve(load("isogloss-static", "isogloss-static", settings, workers, clock)))
+        ready = load("isogloss-static", "isogloss-static", settings, executor, clock)
+        self._loop.run_until_complete(self._serve(ready))
         self.kinds: list[tuple[Any, Callable[[Any], Any]]] = [
             (pb.EmbedRequest, self._embed),
             (pb.SimilarityRequest, self._similarity),
@@ -50,18 +51,18 @@ class Target:
         self._registry.get("").serve(ready)
 
     def one(self, data: bytes) -> None:
-        """Answers one request, whose first byte says which message it is."""
+        """Processes one request; its first byte selects the type of the message."""
         self._counts.add("tried")
         if not data:
             return
-        kind, answer = self.kinds[data[0] % len(self.kinds)]
+        kind, respond = self.kinds[data[0] % len(self.kinds)]
         try:
             message = kind.FromString(data[1:])
         except DecodeError:
-            self._counts.add("no message")
+            self._counts.add("malformed")
             return
         try:
-            self._loop.run_until_complete(answer(message)).SerializeToString()
+            self._loop.run_until_complete(respond(message)).SerializeToString()
             self._counts.add("answered")
         except DomainError as error:
             status = to_status(error)
@@ -69,12 +70,12 @@ class Target:
             self._counts.add(error.reason)
 
     async def _embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        job = codec.to_embed_request(request, math.inf, from_stream=False)
-        return codec.to_embed_response(await self._pipeline.embed(job))
+        engine_request = codec.to_embed_request(request, math.inf, from_stream=False)
+        return codec.to_embed_response(await self._pipeline.embed(engine_request))
 
     async def _similarity(self, request: pb.SimilarityRequest) -> pb.SimilarityResponse:
-        job = codec.to_similarity_request(request, math.inf)
-        return codec.to_similarity_response(await self._pipeline.similarity(job))
+        engine_request = codec.to_similarity_request(request, math.inf)
+        return codec.to_similarity_response(await self._pipeline.similarity(engine_request))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""Executor: the thread that runs work, cancellation, errors, and the end."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+from isogloss_server.engine.executor import Executor, WatchedExecutor
+from isogloss_server.engine.monitoring import ignore_report
+
+from tests.support.gated_model import WATCHDOG_S
+from tests.support.manual_clock import ManualClock
+
+
+def plain_executor() -> Executor:
+    return Executor(1)
+
+
+def watched_executor() -> Executor:
+    return WatchedExecutor(1, WATCHDOG_S, ManualClock(), ignore_report)
+
+
+KINDS = pytest.mark.parametrize("make_executor", [plain_executor, watched_executor])
+
+
+@KINDS
+async def test_closing_does_not_wait_for_running_work(make_executor: Callable[[], Executor]) -> None:
+    """`close` returns while work runs, and the work still returns its result to its caller."""
+    began, released = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        released.wait(60)
+
+    executor = make_executor()
+    task = asyncio.ensure_future(executor.run(work))
+    await asyncio.get_running_loop().run_in_executor(None, began.wait, 60)
+    executor.close()
+    assert not task.done()
+    released.set()
+    await task
+
+
+@KINDS
+async def test_a_cancelled_caller_stops_waiting_and_its_queued_work_is_dropped(
+    make_executor: Callable[[], Executor],
+) -> None:
+    """A cancelled caller returns at once; its work is not run if it was queued."""
+    began, released, ran = threading.Event(), threading.Event(), []
+    executor = make_executor()
+    first = asyncio.ensure_future(executor.run(lambda: (began.set(), released.wait(60))))
+    second = asyncio.ensure_future(executor.run(lambda: ran.append(2)))
+    await asyncio.get_running_loop().run_in_executor(None, began.wait, 60)
+    for call in (first, second):
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    released.set()
+    await executor.run(lambda: ran.append(3))
+    assert ran == [3]
+    executor.close()
+
+
+@KINDS
+async def test_an_error_of_work_is_raised_in_its_caller(make_executor: Callable[[], Executor]) -> None:
+    """The caller receives the error, and the thread runs later work."""
+    executor = make_executor()
+    with pytest.raises(ZeroDivisionError):
+        await executor.run(lambda: 1 / 0)
+    assert await executor.run(lambda: 5) == 5
+    executor.close()
+
+
+@KINDS
+async def test_small_work_runs_on_the_event_loop_and_large_work_on_a_thread(
+    make_executor: Callable[[], Executor],
+) -> None:
+    """`run_if_large` runs work of up to `inline_size` on the calling thread, and larger work on another one."""
+
+    def work(value: str, *, suffix: str) -> tuple[str, int]:
+        return value + suffix, threading.get_ident()
+
+    executor = make_executor()
+    small = await executor.run_if_large(10, 10, work, "a", suffix="b")
+    large, thread = await executor.run_if_large(11, 10, work, "c", suffix="d")
+    executor.close()
+    assert small == ("ab", threading.get_ident())
+    assert large == "cd"
+    assert thread != threading.get_ident()
