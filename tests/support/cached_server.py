@@ -36,7 +36,7 @@ class CachedServer:
         """Returns whether health reports that the shared cache is unavailable."""
         status, detail = self.health()
         assert status in {"DEGRADED", "SERVING"}
-        assert ("shared cache unavailable" in detail) == (status == "DEGRADED")
+        assert ("shared cache unavailable: " in detail) == (status == "DEGRADED")
         return status == "DEGRADED"
 
     def metric(self, sample: str) -> float:
