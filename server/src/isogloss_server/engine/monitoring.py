@@ -81,7 +81,7 @@ class HealthReporter:
                 logs.info("model recovered", model=self._model, part=part)
         else:
             self._reported[part] = state, detail
-            logs.warning("model degraded", model=self._model, part=part, state=state.name, why=detail)
+            logs.warning("model degraded", model=self._model, part=part, state=state.name, cause=detail)
         if self._serving:
             self._update()
 
