@@ -82,18 +82,18 @@ class Cache:
         if not self.is_used_by(embedder.card):
             return await embedder.embed(texts, input_type, truncation, urgency, allow_partial=allow_partial)
         keys = cache_keys(texts, embedder.card, input_type, truncation)
-        found = self._levels.memory.find(keys)
+        from_memory = self._levels.memory.find(keys)
         lookup = _Lookup(self._levels, embedder, (input_type, truncation), urgency, allow_partial=allow_partial)
-        missing = {key: text for key, text, entry in zip(keys, texts, found, strict=True) if entry is None}
+        missing = {key: text for key, text, entry in zip(keys, texts, from_memory, strict=True) if entry is None}
         known = await lookup.resolve(missing)
-        lookup.count(len(texts), found.count(None))
+        lookup.count(len(texts), from_memory.count(None))
         row_errors = {row: lookup.row_errors[key] for row, key in enumerate(keys) if key in lookup.row_errors}
         if row_errors and not allow_partial:
             return Embedded.failed(len(texts), embedder.card.dimensions[0], row_errors)
         if len(lookup.computed) == 1 and len(lookup.computed[0].rows) == len(texts):
             return lookup.computed[0]  # nothing was cached, and no text was repeated
         good = [row for row in range(len(texts)) if row not in row_errors]
-        entries = [found[row] or known[keys[row]] for row in good]
+        entries = [from_memory[row] or known[keys[row]] for row in good]
         embedded = join_entries(entries, lookup.computed, embedder.card.dimensions[0], waited_s=lookup.waited_s)
         return embedded.spread(good, len(texts), row_errors) if row_errors else embedded
 
@@ -178,10 +178,10 @@ class InFlightTexts:
 
     def find(self, keys: Iterable[bytes], priority: Priority) -> dict[bytes, InFlight]:
         """Returns the computations to wait for, by key: an INTERACTIVE request never waits for one of BULK."""
-        found = {key: in_flight for key in keys if (in_flight := self._by_key.get(key)) is not None}
+        computations = {key: in_flight for key in keys if (in_flight := self._by_key.get(key)) is not None}
         if priority is Priority.BULK:
-            return found
-        return {key: in_flight for key, in_flight in found.items() if in_flight.priority is not Priority.BULK}
+            return computations
+        return {key: in_flight for key, in_flight in computations.items() if in_flight.priority is not Priority.BULK}
 
     @contextmanager
     def begin(self, keys: Sequence[bytes], priority: Priority) -> Iterator[InFlight]:
