@@ -1,4 +1,4 @@
-# The contributor's verbs. `make demo` and `make test` each work as the first command on a fresh checkout.
+# The commands of contributors. `make demo` and `make test` each work as the first command on a fresh checkout.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,42 +17,42 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: help setup demo test test-all test-extended coverage serve check bench soak fuzz proto docs model lock clean \
 	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-faults
 
-help: ## what each verb does
+help: ## lists the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
-setup: .venv/.development ## .venv with both distributions, editable, and all that development needs
+setup: .venv/.development ## creates .venv with both distributions, editable, and the tools for development
 
 demo: .venv/.runtime ## starts the server, embeds and compares texts in nine languages, stops
 	$(BIN)/python examples/demo.py
 
-serve: .venv/.runtime ## the server in the foreground
+serve: .venv/.runtime ## runs the server in the foreground
 	$(BIN)/isogloss-server serve
 
-check: .venv/.development .venv-proto/.ready ## lint, types, layers, stubs current, proto lint and breaking
+check: .venv/.development .venv-proto/.ready ## checks lint, types, layers, current stubs, and lint and compatibility of the contract
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
-# live asks real providers, so that only who wants it runs it: pytest -m live.
+# The tests marked `live` call real providers, so no command runs them: pytest -m live.
 APART := not packages and not sentence_transformers and not upstream and not live and not redis and not faults_long
 
 # Runs that count towards `make coverage`, the servers that they start included.
 COUNTED := $(BIN)/coverage run -m pytest -q
 
-test: check ## check, then every test that needs no second environment
+test: check ## runs check, then every test that needs no second environment
 	$(BIN)/coverage erase
 	$(COUNTED) -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
 
-test-all: test test-faults test-redis coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## what CI runs: test, each group in an environment of its own, and coverage
+test-all: test test-faults test-redis coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## runs what CI runs: test, each group in an environment of its own, and coverage
 
-coverage: .venv/.development ## what the tests of the last `make test` and of later groups covered, and whether that is enough
+coverage: .venv/.development ## reports the coverage of the last `make test` and later groups; fails if it is too low
 	-$(BIN)/coverage combine -q --append  # nothing to combine, if it ran before
 	$(BIN)/coverage report
 
 # With a release, by hand: it takes more than an hour, and the results are committed with the release.
-test-extended: ## what takes longer than CI allows: ten minutes of fuzzing, an hour of soak
+test-extended: ## runs tests too long for CI: ten minutes of fuzzing, an hour of soak
 	$(MAKE) fuzz SECONDS=600
 	$(MAKE) soak MINUTES=60
 
@@ -61,7 +61,7 @@ test-faults: .venv/.development
 
 SECONDS ?= 60
 
-fuzz: .venv-fuzz/.ready ## guided fuzzing of what answers, and of a real server; SECONDS=600 for longer
+fuzz: .venv-fuzz/.ready ## fuzzes the request path and a real server, guided by coverage; SECONDS=600 for longer
 	.venv-fuzz/bin/python -m tests.fuzz $(SECONDS)
 
 test-packages: .venv/.development
@@ -86,7 +86,7 @@ test-redis: .venv/.development .redis/.ready
 RESULTS := benchmarks/results
 WORKLOADS := single batch bulk trickle
 
-bench: .venv/.development ## all benchmarks, with other systems, in about two hours; results in benchmarks/results/
+bench: .venv/.development ## runs all benchmarks, other systems included, in about two hours; results in benchmarks/results/
 	$(BIN)/python -m benchmarks --work bundled --json $(RESULTS)/bundled.json
 	for name in provider overload cache; do \
 		$(BIN)/python -m benchmarks --work $$name --json $(RESULTS)/$$name.json || exit 1; \
@@ -100,21 +100,21 @@ bench: .venv/.development ## all benchmarks, with other systems, in about two ho
 
 MINUTES ?= 10
 
-soak: .venv/.development ## all kinds of calls at once for MINUTES (10); fails on wrong responses or growing memory
+soak: .venv/.development ## runs all kinds of calls at once for MINUTES (10); fails on wrong responses or growing memory
 	$(BIN)/python -m benchmarks --work soak --minutes $(MINUTES) --json $(RESULTS)/soak.json
 
-proto: .venv-proto/.ready ## the stubs
+proto: .venv-proto/.ready ## generates the stubs
 	.venv-proto/bin/python tools/contract.py stubs
 
-docs: .venv/.runtime .venv-proto/.ready ## the generated pages of docs/, and the picture
+docs: .venv/.runtime .venv-proto/.ready ## generates the reference pages of docs/ and the heat map
 	$(BIN)/python -m tools.generate_docs
 	$(BIN)/python -m tools.heat_map
 
-# The folder that training leaves; without it, the card of the model that is bundled is written anew.
+# TRAINED is the folder that training writes; without it, the card of the bundled model is regenerated.
 BUNDLED := server/src/isogloss_server/bundled
 TRAINED ?= $(BUNDLED)
 
-model: .venv-sentence-transformers/.ready ## takes a trained folder (TRAINED=...) in as the bundled model, with its card
+model: .venv-sentence-transformers/.ready ## bundles a trained model (TRAINED=FOLDER), with its card
 	.venv-sentence-transformers/bin/python training/card.py $(TRAINED) $(BUNDLED)
 
 clean: ## removes environments and caches
@@ -166,7 +166,7 @@ into = --python $(1)/bin/python
 
 # torch first and by its exact version: any other request for it may bring gigabytes of CUDA along. Where neither pip nor
 # uv is configured to find a build for CPUs, UV_TORCH_BACKEND=cpu makes uv fetch one from the index of PyTorch. The builds
-# for CPUs have hashes of their own, so that these environments pin versions alone.
+# for CPUs have hashes of their own, so these environments pin only versions.
 SENTENCE_TRANSFORMERS := $(call into,.venv-sentence-transformers) -c constraints/sentence-transformers.txt
 
 .venv-sentence-transformers/.ready: .venv/bin/uv constraints/sentence-transformers.txt constraints/tests.in constraints/weights.txt $(PACKAGES)
@@ -182,14 +182,14 @@ SENTENCE_TRANSFORMERS := $(call into,.venv-sentence-transformers) -c constraints
 	$(INSTALL) $(call into,.venv-upstream) -c constraints/upstream.txt -r constraints/upstream.in
 	@touch $@
 
-# The locks name no index. UPGRADE=-U takes the newest versions; without it, only what has to changes. The
-# lowest versions are always resolved anew, or they would stay where a floor was lowered.
+# The locks name no index. UPGRADE=-U takes the newest versions; without it, only the required changes are made. The
+# lowest versions are always resolved again; otherwise they would not follow a lowered minimum.
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --annotation-style line \
 	--custom-compile-command 'make lock' --no-emit-package isogloss --no-emit-package isogloss-server $(UPGRADE)
 HASHES := --generate-hashes
 LOWEST := --resolution lowest-direct -U
 
-lock: .venv/bin/uv ## the versions of every environment, with hashes, into constraints/; UPGRADE=-U for the newest
+lock: .venv/bin/uv ## writes the versions of every environment, with hashes, to constraints/; UPGRADE=-U for the newest
 	for name in uv build runtime tests development proto fuzz; do \
 		$(COMPILE) $(HASHES) constraints/$$name.in -o constraints/$$name.txt || exit 1; \
 	done
@@ -200,7 +200,7 @@ lock: .venv/bin/uv ## the versions of every environment, with hashes, into const
 		$(COMPILE) constraints/$$name.in -o constraints/$$name.txt || exit 1; \
 	done
 
-# Where there is no redis-server, Debian's, unpacked and not installed: that needs no rights and starts no service.
+# Without a redis-server, unpacks Debian's package without installing it, which needs no rights and starts no service.
 REDIS_DEBS := redis-server redis-tools libjemalloc2 liblzf1
 
 .redis/.ready:

@@ -28,14 +28,16 @@ def variables(listing: str) -> dict[str, str]:
         for name, value in settings
         if name.rpartition(".")[0] in STRENGTH
     )
-    found = {}
+    environment = {}
     for _, setting, value in sections:
         if setting in VARIABLES:
             variable, separator = VARIABLES[setting]
-            found[variable] = separator.join(ast.literal_eval(value).split())
-    if "UV_INDEX" in found:  # pip takes the best version from any index; uv by default the first index with the name
-        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
-    return found
+            environment[variable] = separator.join(ast.literal_eval(value).split())
+    if (
+        "UV_INDEX" in environment
+    ):  # pip takes the best version from any index; uv by default the first index with the name
+        environment["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return environment
 
 
 def main() -> None:

@@ -234,7 +234,7 @@ def sides(queries: SideArgument, candidates: SideArgument | None, query_type: st
 def both_sides(queries: SideArgument, candidates: SideArgument, query_type: str, candidate_type: str) -> Sides:
     """Returns the sides of a comparison that requires candidates; raises InvalidArgumentError for None.
 
-    The request without candidates compares the queries with each other, which a None by mistake would cause.
+    A request without candidates compares the queries with each other, so an accidental None would change the result.
     """
     if candidates is None:
         raise invalid_argument("candidates", "must be a list of str or vectors, not None", "NOT_A_LIST")
@@ -275,7 +275,7 @@ def string(name: str, value: str) -> str:
 
 
 def utf8_bytes(name: str, text: str) -> int:
-    """Returns the size of `text` in bytes of UTF-8; raises InvalidArgumentError (BAD_TEXT) if it has none.
+    """Returns the size of `text` in bytes of UTF-8; raises InvalidArgumentError (BAD_TEXT) if UTF-8 cannot encode it.
 
     The message does not quote the text, because errors are logged.
     """

@@ -155,8 +155,8 @@ class _Comparer(Generic[Result]):
             priority=self.arguments.priority,
             space_id=space_id,
         )
-        found = yield from embed(self.known, arguments, side, name)
-        return _EmbeddedSide(Vectors(found.vectors, found.space_id), found.truncated_rows, found.timings)
+        result = yield from embed(self.known, arguments, side, name)
+        return _EmbeddedSide(Vectors(result.vectors, result.space_id), result.truncated_rows, result.timings)
 
 
 def _attributes(

@@ -213,8 +213,8 @@ class KnownLimits:
     def _limits(self, model: str) -> Limits:
         # The default model is the first. The server refuses unlisted models, with a better message than this client's.
         listed = (known for known in self._models or () if model in ("", known.name))
-        found = next(listed, None)
-        return Limits() if found is None else Limits.of(found)
+        info = next(listed, None)
+        return Limits() if info is None else Limits.of(info)
 
 
 def models() -> Plan[list[ModelInfo]]:

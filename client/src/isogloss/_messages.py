@@ -33,8 +33,8 @@ def from_matrix(message: pb.Matrix, rows: int) -> Elements:
     """Returns the contents of a Matrix as read-only arrays.
 
     Raises:
-        InternalError: The matrix is invalid, or the number of its rows is not `rows`; to join or index it would give
-            one text the vector of another (reason BAD_ANSWER).
+        InternalError: The matrix is invalid, or the number of its rows is not `rows`; joined or indexed,
+            it would assign vectors to the wrong texts (reason BAD_ANSWER).
     """
     element_type = ElementType.by_number.get(message.element_type or ElementType.FLOAT32.number)
     if element_type is None:
@@ -47,9 +47,9 @@ def from_matrix(message: pb.Matrix, rows: int) -> Elements:
         raise bad_answer(f"an invalid matrix: {error}") from None
 
 
-def bad_answer(found: str) -> InternalError:
+def bad_answer(problem: str) -> InternalError:
     """Returns the error for a response that contradicts its request."""
-    return InternalError(f"the server answered with {found}", reason="BAD_ANSWER")
+    return InternalError(f"the server answered with {problem}", reason="BAD_ANSWER")
 
 
 def embed_request(arguments: EmbedArguments, texts: Sequence[str]) -> pb.EmbedRequest:

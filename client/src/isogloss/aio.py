@@ -31,6 +31,9 @@ class AsyncClient(BaseClient):
     Args:
         target: Address of the server, such as "localhost:50051"; overrides the target of the options.
         options: All other settings of the connection.
+
+    Raises:
+        TypeError: A setting of the options is passed as an argument of its own.
     """
 
     def __init__(self, target: str | None = None, *, options: ClientOptions | None = None, **misplaced: Never) -> None:
@@ -354,10 +357,16 @@ class AsyncClient(BaseClient):
         return await self._run(_compare.nearest(self._limits, arguments, shape, sides), timeout_s)
 
     async def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
-        """Lists the served models, the default model first.
+        """Lists the loaded models, the default model first.
 
         Args:
             timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            A ModelInfo for each model, with the limits of one request to it.
+
+        Raises:
+            IsoglossError: The call failed, see isogloss.errors.
         """
         return await self._run(_embed.models(), timeout_s)
 
@@ -367,6 +376,13 @@ class AsyncClient(BaseClient):
         Args:
             model: Name of a model to report alone; empty reports all models.
             timeout_s: Time limit of the whole call in seconds; None selects that of the options.
+
+        Returns:
+            A HealthReport, whose status is that of the worst reported model.
+
+        Raises:
+            NotFoundError: The server does not serve `model`.
+            IsoglossError: Another failure, see isogloss.errors.
         """
         return await self._run(_embed.health(_arguments.string("model", model)), timeout_s)
 

@@ -19,11 +19,15 @@ Number = TypeVar("Number", bound=np.generic)
 class Timings:
     """Time that the server spent on a call, in seconds, summed over all requests if the call was split.
 
+    If one request embeds the texts of two sides, each stage is that of the side that took longer.
+
     Attributes:
-        total_s: From the arrival of the request to its response.
-        tokenization_s: Tokenizing the texts.
-        queue_s: Waiting in the batch queue.
-        inference_s: Running the model, on batches that may contain texts of other calls too.
+        total_s: From the start of the checks to the complete result, without decoding and encoding of messages.
+        tokenization_s: Tokenizing the texts; 0 for a provider's model.
+        queue_s: Waiting: for admission, for a thread, for a batch, for a provider's rate limit, or for another request
+            that computes the same text.
+        inference_s: Running the model, on batches that may contain texts of other calls too; for a provider's model,
+            the calls to the provider.
         cached_rows: Number of rows taken from the cache, without inference.
     """
 
@@ -322,8 +326,8 @@ class ModelHealth:
         model: Name of the model.
         status: Serving status.
         detail: Description for people, one line; empty if the model is healthy.
-        queued_texts: Texts in the batch queue now.
-        embedded_texts: Texts embedded since the start of the server.
+        queued_texts: Texts of requests that wait for the model or that it computes now.
+        embedded_texts: Texts embedded since the start of the server, cached ones included.
     """
 
     model: str

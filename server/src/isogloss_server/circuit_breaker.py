@@ -12,9 +12,9 @@ from isogloss_server.clock import Clock
 
 
 class CircuitBreaker:
-    """Closed, it permits calls. Open, it forbids them; probes run instead, and the first that succeeds closes it.
+    """Permits calls while it is closed. While it is open, probes run instead; the first successful one closes it.
 
-    To be used on one event loop.
+    Use it on one event loop.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CircuitBreaker:
 
     @property
     def detail(self) -> str:
-        """The reason that the breaker is open; empty if it is closed, or open before its very first probe."""
+        """The reason that the breaker is open; empty if it is closed, or open before its first probe."""
         return self._detail
 
     @property

@@ -241,7 +241,7 @@ class SpaceMismatchError(PreconditionError):
 
 
 class ModelNotReadyError(UnavailableError):
-    """The model is still loading, or failed to load."""
+    """The model is still loading."""
 
     reason = "NOT_READY"
 
@@ -253,13 +253,13 @@ class DrainingError(UnavailableError):
 
 
 class ModelStalledError(UnavailableError):
-    """Inference exceeded its time limit."""
+    """Tokenization or inference exceeded its time limit."""
 
     reason = "MODEL_STUCK"
 
 
 class WorkerDiedError(UnavailableError):
-    """The thread that processed the request died; a new one has replaced it."""
+    """The worker thread that processed the request died; it has been restarted."""
 
     reason = "WORKER_DIED"
 
@@ -307,7 +307,7 @@ class ProviderUnavailableError(UnavailableError):
 
 
 class ProviderResponseError(UnavailableError):
-    """The provider's response does not hold valid vectors of the texts."""
+    """The provider's response does not contain valid vectors of the texts."""
 
     reason = "PROVIDER_ANSWER"
 

@@ -100,7 +100,13 @@ def test_counts_match_the_texts_that_can_be_taken(data: st.DataObject) -> None:
     assert Counter(text.submission for text in taken) == Counter(
         {entry: texts for entry, texts in expected.items() if entry.deadline_s > now_s}
     )
-    assert (queue.texts, queue.tokens, len(queue._round_robin), len(queue._alike), queue._lengths) == (0, 0, 0, 0, [])
+    assert (queue.texts, queue.tokens, len(queue._round_robin), len(queue._by_length), queue._lengths) == (
+        0,
+        0,
+        0,
+        0,
+        [],
+    )
 
 
 def test_dropped_texts_are_freed_while_the_queue_stays_busy() -> None:

@@ -80,33 +80,33 @@ def _write_npy(file: Path, chunks: Iterator[Chunk], output: Output) -> None:
 def _print_lines(chunks: Iterator[Chunk], output: Output) -> None:
     """Prints one JSON object per text, as soon as its chunk is embedded."""
     for chunk in chunks:
-        found, truncated = chunk.embeddings, frozenset(chunk.embeddings.truncated_rows)
+        embeddings, truncated = chunk.embeddings, frozenset(chunk.embeddings.truncated_rows)
         for row, text in enumerate(chunk.texts):
             output.line(
                 {
                     "row": chunk.start + row,
                     "text": text,
-                    "model": found.model,
-                    "space_id": found.space_id,
-                    "token_count": found.token_counts[row] if found.token_counts else None,
+                    "model": embeddings.model,
+                    "space_id": embeddings.space_id,
+                    "token_count": embeddings.token_counts[row] if embeddings.token_counts else None,
                     "truncated": row in truncated,
-                    "vector": found.vectors[row],
+                    "vector": embeddings.vectors[row],
                 }
             )
 
 
 def _print_object(chunks: Iterator[Chunk], output: Output) -> None:
     """Prints one JSON object for all texts, after the last chunk."""
-    found = list(chunks)
-    first = found[0].embeddings
+    embedded = list(chunks)
+    first = embedded[0].embeddings
     data: dict[str, Any] = {
         "model": first.model,
         "space_id": first.space_id,
         "dimensions": first.dimensions,
-        "token_counts": [count for chunk in found for count in chunk.embeddings.token_counts],
-        "truncated_rows": [row for chunk in found for row in _truncated(chunk)],
-        "texts": [text for chunk in found for text in chunk.texts],
-        "vectors": np.concatenate([chunk.embeddings.vectors for chunk in found]),
+        "token_counts": [count for chunk in embedded for count in chunk.embeddings.token_counts],
+        "truncated_rows": [row for chunk in embedded for row in _truncated(chunk)],
+        "texts": [text for chunk in embedded for text in chunk.texts],
+        "vectors": np.concatenate([chunk.embeddings.vectors for chunk in embedded]),
     }
     output.line(data)
 
@@ -120,17 +120,17 @@ def similarity(client: Client, arguments: argparse.Namespace, output: Output) ->
     texts, others = all_texts(arguments.texts), arguments.candidate
     if arguments.pairwise:
         return _pairwise(client, arguments, output, texts)
-    found = client.similarity(texts, others, metric=arguments.metric, **model_arguments(arguments))
+    scores = client.similarity(texts, others, metric=arguments.metric, **model_arguments(arguments))
     columns = texts if others is None else others
     data = {
-        "model": found.model,
-        "space_id": found.space_id,
+        "model": scores.model,
+        "space_id": scores.space_id,
         "metric": arguments.metric,
         "queries": texts,
         "candidates": columns,
-        "scores": found.values,
+        "scores": scores.values,
     }
-    output.show(data, lambda: heat_map(found.values, texts, columns, colour=output.colour, max_width=output.columns))
+    output.show(data, lambda: heat_map(scores.values, texts, columns, colour=output.colour, max_width=output.columns))
     return 0
 
 
@@ -138,17 +138,17 @@ def _pairwise(client: Client, arguments: argparse.Namespace, output: Output, tex
     others = arguments.candidate or []
     if len(others) != len(texts):
         raise UsageError(f"--pairwise requires one --candidate per text: {len(others)} for {len(texts)} texts")
-    found = client.pairwise(texts, others, metric=arguments.metric, **model_arguments(arguments))
+    scores = client.pairwise(texts, others, metric=arguments.metric, **model_arguments(arguments))
     data = {
-        "model": found.model,
-        "space_id": found.space_id,
+        "model": scores.model,
+        "space_id": scores.space_id,
         "metric": arguments.metric,
         "pairs": [
             {"query": query, "candidate": other, "score": score}
-            for query, other, score in zip(texts, others, found.values.tolist(), strict=True)
+            for query, other, score in zip(texts, others, scores.values.tolist(), strict=True)
         ],
     }
-    output.show(data, lambda: pair_table(found.values, texts, others, colour=output.colour))
+    output.show(data, lambda: pair_table(scores.values, texts, others, colour=output.colour))
     return 0
 
 
@@ -158,7 +158,7 @@ def nearest(client: Client, arguments: argparse.Namespace, output: Output) -> in
     spaces: dict[str, str] = {}  # space -> model
     for start, candidates in text_chunks(arguments.candidates):
         try:
-            found = client.nearest(
+            neighbors = client.nearest(
                 arguments.query,
                 candidates,
                 k=arguments.k,
@@ -168,12 +168,12 @@ def nearest(client: Client, arguments: argparse.Namespace, output: Output) -> in
             )
         except IsoglossError as error:
             raise with_row_offset(error, start, "candidates") from None
-        spaces[found.space_id] = found.model
+        spaces[neighbors.space_id] = neighbors.model
         if len(spaces) > 1:
             message = "the space of the model changed while the candidates were compared; run the command again"
             raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
         # Sorting is stable: of equal scores, the lower row remains first.
-        both = [*best, *(neighbor._replace(row=neighbor.row + start) for neighbor in found)]
+        both = [*best, *(neighbor._replace(row=neighbor.row + start) for neighbor in neighbors)]
         best = sorted(both, key=lambda neighbor: -neighbor.score)[: arguments.k]
     [(space_id, model)] = spaces.items()
     data = {
@@ -203,7 +203,7 @@ def health(client: Client, arguments: argparse.Namespace, output: Output) -> int
 
 def models(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
     """Prints the served models."""
-    found = client.models()
+    served = client.models()
 
     def table() -> str:
         """Returns a line per model."""
@@ -218,11 +218,11 @@ def models(client: Client, _arguments: argparse.Namespace, output: Output) -> in
                 m.license,
                 m.space_id,
             )
-            for m in found
+            for m in served
         ]
         return aligned(rows)
 
-    output.show({"models": [asdict(model) for model in found]}, table)
+    output.show({"models": [asdict(model) for model in served]}, table)
     return 0
 
 
@@ -236,11 +236,11 @@ def embed_chunks(client: Client, given: Sequence[str], **arguments: Any) -> Iter
     space_id = ""
     for start, texts in text_chunks(given):
         try:
-            found = client.embed(texts, space_id=space_id, **arguments)
+            embeddings = client.embed(texts, space_id=space_id, **arguments)
         except IsoglossError as error:
             raise with_row_offset(error, start) from None
-        space_id = found.space_id
-        yield Chunk(start, texts, found)
+        space_id = embeddings.space_id
+        yield Chunk(start, texts, embeddings)
 
 
 def all_texts(given: Sequence[str]) -> list[str]:

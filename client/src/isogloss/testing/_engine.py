@@ -90,8 +90,9 @@ class Settings:
         for group in self.translations:
             if isinstance(group, str):
                 raise TypeError(f"translations are groups of texts, not a single text: {group!r}")
-            found = {heads[text] for text in group if text in heads}
-            known = [head for head in dict.fromkeys(heads.values()) if head in found]  # in the order of the groups
+            known_heads = {heads[text] for text in group if text in heads}
+            # In the order of the groups.
+            known = [head for head in dict.fromkeys(heads.values()) if head in known_heads]
             head = next(iter([*known, *group]), "")
             if len(known) > 1:  # this group joins earlier ones
                 heads |= {text: head for text, other in heads.items() if other in known}
@@ -155,10 +156,10 @@ def read_enum(default: Member, number: int, path: str) -> Member:
     """Returns the member with `number`, `default` for 0; raises InvalidArgumentError, reason UNKNOWN_ENUM."""
     if number == UNSPECIFIED:
         return default
-    found = type(default).by_number.get(number)
-    if found is None:
+    member = type(default).by_number.get(number)
+    if member is None:
         raise refusal("UNKNOWN_ENUM", f"unknown number {number}", path, actual=number)
-    return found
+    return member
 
 
 def reported_timings() -> pb.Timings:
@@ -219,12 +220,12 @@ def row_errors(
     errors = {}
     for row, count in enumerate(counts):
         if not texts[row].strip():
-            found = ("EMPTY_TEXT", "the text is empty or white space only")
+            cause = ("EMPTY_TEXT", "the text is empty or white space only")
         elif truncation is Truncation.ERROR and count > max_tokens:
-            found = ("TEXT_TOO_LONG", f"the text has {count} tokens; the maximum is {max_tokens}")
+            cause = ("TEXT_TOO_LONG", f"the text has {count} tokens; the maximum is {max_tokens}")
         else:
             continue
-        errors[row] = refusal(*found, f"{path}[{row}]", index=row)
+        errors[row] = refusal(*cause, f"{path}[{row}]", index=row)
     return errors
 
 
@@ -347,7 +348,7 @@ class Responder:
         """Embeds `texts`; rows with an error are zero."""
         most = settings.max_tokens
         words = [text.split() for text in texts]
-        counts = [len(found) for found in words]
+        counts = list(map(len, words))
         errors = row_errors(texts, counts, truncation, most, path)
         truncated = [row for row, count in enumerate(counts) if count > most and row not in errors]
         cut = {row: words[row][-most:] if truncation is Truncation.START else words[row][:most] for row in truncated}
@@ -416,11 +417,11 @@ class Responder:
         )
         shape = request.WhichOneof("shape")
         if shape == "pairwise":
-            found = _scores(rows[0][:, None], rows[-1][:, None], metric)[:, 0, 0]
-            _write_scores(found[None], response.scores)
+            scores = _scores(rows[0][:, None], rows[-1][:, None], metric)[:, 0, 0]
+            _write_scores(scores[None], response.scores)
         elif shape == "nearest":
-            found = _scores(rows[0], rows[-1], metric)
-            response.nearest.queries.extend(_nearest(row, request.nearest) for row in found)
+            scores = _scores(rows[0], rows[-1], metric)
+            response.nearest.queries.extend(_nearest(row, request.nearest) for row in scores)
         else:
             _write_scores(_scores(rows[0], rows[-1], metric), response.scores)
         return response

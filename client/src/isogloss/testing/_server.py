@@ -61,13 +61,13 @@ class Stream:
         """Yields the responses; raises the error that ends the stream."""
         self._context.add_callback(self._wake)
         threading.Thread(target=self._read, daemon=True).start()
-        while (found := self._ready.get()) is not None:
-            if isinstance(found, IsoglossError):
-                raise found
+        while (item := self._ready.get()) is not None:
+            if isinstance(item, IsoglossError):
+                raise item
             with self._changed:
-                del self._in_flight[found.id]  # before the caller receives the response and may reuse the id
+                del self._in_flight[item.id]  # before the caller receives the response and may reuse the id
                 self._changed.notify_all()
-            yield found
+            yield item
 
     def _read(self) -> None:
         end: IsoglossError | None = None

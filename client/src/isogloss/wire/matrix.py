@@ -32,7 +32,7 @@ NO_SCALES.setflags(write=False)
 
 
 class MatrixError(ValueError):
-    """A Matrix message whose parts disagree, or whose values cannot be used.
+    """A Matrix message that is inconsistent, or has unsupported values.
 
     Attributes:
         part: The field of the message at fault, such as "data".

@@ -90,8 +90,8 @@ def _milliseconds(seconds: float) -> int:
 def trailers(status: status_pb2.Status, retry_after_s: float | None, remaining_s: float) -> tuple[Trailer, ...]:
     """Returns the trailers of a failed call: its details and, if a retry has a delay, the pushback.
 
-    gRPC clients obey the pushback and ignore RetryInfo. A client whose deadline is before the retry would wait for it
-    in vain, and is told not to retry.
+    gRPC clients obey the pushback and ignore RetryInfo. If the retry would be after the client's deadline, the
+    pushback forbids it, because the client would otherwise wait until the deadline.
     """
     details = (DETAILS_TRAILER, status.SerializeToString())
     if retry_after_s is None:

@@ -1,1 +1,1 @@
-"""The engine: one job from check to answer. Knows neither wire nor model runtime."""
+"""The engine: one request from validation to result. Imports neither gRPC nor a model's runtime."""

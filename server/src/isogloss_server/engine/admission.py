@@ -1,7 +1,7 @@
 """Admission: the only place that waits for, or refuses, a slot before the model.
 
-A model's queue is bounded in tokens and in bytes. A call that finds no room is refused at once, with the time after
-which a retry may succeed. A stream's request waits instead, while its stream is not read further than its window.
+A model's queue is bounded in tokens and in bytes. A unary call that does not fit is refused at once, with the time
+after which a retry may succeed. A request of a stream waits for room in tokens instead.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from isogloss_server.errors import DeadlineExceededError, OverloadedError
 from isogloss_server.models.interfaces import Embedded, ModelCard
 
 INITIAL_TOKENS_PER_BYTE = 0.3  # of UTF-8, until texts of the model have been measured
-RATIO_MEMORY_BYTES = 100_000  # a measurement of this many bytes ago has a weight of 1 / e
+RATIO_MEMORY_BYTES = 100_000  # a measurement from this many bytes ago has a weight of 1 / e
 RATE_MEMORY_S = 5.0  # likewise, in seconds
 RATE_SPAN_S = 0.25  # length of one measurement of the rate
 SATURATED_TOKENS = 4_096  # below this backlog, throughput measures demand, not capacity
@@ -53,18 +53,18 @@ class AdmissionLimits:
 
 @dataclass(slots=True)
 class Slot:
-    """The place of one admitted request; `record` must get all that was embedded for it.
+    """The place of one admitted request; call `record` with every result of the embedder for it.
 
     Attributes:
-        tokens: Estimated tokens that the request takes of the queue; 0 if the model is not needed.
-        held_bytes: Bytes that its texts and vectors take.
+        tokens: Estimated tokens that the request occupies in the queue; 0 if the model is not needed.
+        memory_bytes: Bytes of its texts, its vectors and its rows.
         priority: Its priority.
-        from_stream: Whether it came on a stream.
+        from_stream: True for a request of a stream.
         waited_s: Seconds that it waited for the slot.
     """
 
     tokens: int
-    held_bytes: int
+    memory_bytes: int
     priority: Priority
     from_stream: bool
     waited_s: float = 0.0
@@ -82,10 +82,10 @@ class Slot:
 
 
 class Admission:
-    """Slots of one model's queue, which holds what waits and what is being computed.
+    """Slots of one model's queue, which contains the requests that wait and those that are being computed.
 
-    Streams have room of their own in each priority, so that neither calls nor streams keep the others out, nor BULK
-    anything else. An empty queue admits every request that passes the limits of one request.
+    Streams have room of their own in each priority, so calls and streams do not keep each other out, and BULK does not
+    keep INTERACTIVE out. An empty queue admits every request that passes the limits of one request.
     """
 
     def __init__(self, name: str, card: ModelCard, limits: AdmissionLimits, clock: Clock) -> None:
@@ -120,7 +120,7 @@ class Admission:
             is_cached: Returns whether all its texts are cached; called only if the queue is full.
 
         Raises:
-            OverloadedError: no room, or the request cannot end before its deadline.
+            OverloadedError: the request does not fit, or cannot finish before its deadline.
             DeadlineExceededError: the deadline passed while the request waited.
         """
         began_s = self._clock.monotonic_s()
@@ -150,8 +150,8 @@ class Admission:
 
     async def _enter(self, request: Request, size: RequestSize, now_s: float, is_cached: Callable[[], bool]) -> Slot:
         priority = request.priority
-        held_bytes = size.text_bytes + size.vector_bytes + 4 * size.texts * self._card.dimensions[0]
-        slot = Slot(self.estimate_tokens(size.text_bytes, size.texts), held_bytes, priority, request.from_stream)
+        memory_bytes = size.text_bytes + size.vector_bytes + 4 * size.texts * self._card.dimensions[0]
+        slot = Slot(self.estimate_tokens(size.text_bytes, size.texts), memory_bytes, priority, request.from_stream)
         try:
             if slot.from_stream:
                 await self._wait_for_room(slot)
@@ -168,7 +168,7 @@ class Admission:
             metrics.REFUSED_CALLS.labels(self._name, priority.value).inc()
             raise
         self._tokens[priority] += slot.tokens
-        self._bytes[priority] += held_bytes
+        self._bytes[priority] += memory_bytes
         return slot
 
     def _leave(self, slot: Slot, size: RequestSize) -> None:
@@ -178,7 +178,7 @@ class Admission:
             share = slot.computed_rows / size.texts
             self._learn_rate(share * slot.tokens, self._clock.monotonic_s())
         self._tokens[slot.priority] -= slot.tokens
-        self._bytes[slot.priority] -= slot.held_bytes
+        self._bytes[slot.priority] -= slot.memory_bytes
         if slot.from_stream:
             self._stream_tokens[slot.priority] -= slot.tokens
         if self.tokens < SATURATED_TOKENS:
@@ -189,7 +189,7 @@ class Admission:
         """Raises OverloadedError if the queue has no room for the tokens, or no time before the deadline."""
         room = self._limits.max_tokens // (BULK_PART if slot.priority is Priority.BULK else 1)
         queued = self.tokens
-        # At most half the room is asked for: else a large request could enter an empty queue only.
+        # Requires at most half of the room: otherwise a large request could enter only an empty queue.
         needed = min(slot.tokens, room // 2)
         if queued and queued + needed > room:
             excess = queued + needed - room // 2
@@ -203,24 +203,24 @@ class Admission:
         """Raises OverloadedError if the memory for queued requests is full."""
         queued = sum(self._bytes.values())
         if slot.priority is Priority.BULK:
-            held, limit = self._bytes[slot.priority], self._limits.max_bytes // BULK_PART
+            used, limit = self._bytes[slot.priority], self._limits.max_bytes // BULK_PART
         else:
-            held, limit = queued, self._limits.max_bytes
-        if held and held + slot.held_bytes > limit:
+            used, limit = queued, self._limits.max_bytes
+        if used and used + slot.memory_bytes > limit:
             message = "the memory for queued requests is full"
             raise self._overloaded(message, self.tokens // 2, waiting_bytes=queued, limit=limit)
 
     async def _wait_for_room(self, slot: Slot) -> None:
         """Admits a stream's request as soon as there is room; raises OverloadedError if memory is full."""
         self._check_bytes(slot)
-        self._bytes[slot.priority] += slot.held_bytes
+        self._bytes[slot.priority] += slot.memory_bytes
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[slot.priority].append((room, slot.tokens))
         self._grant_room()
         try:
             await room
         except asyncio.CancelledError:
-            self._bytes[slot.priority] -= slot.held_bytes
+            self._bytes[slot.priority] -= slot.memory_bytes
             if room.done() and not room.cancelled():
                 self._stream_tokens[slot.priority] -= slot.tokens
             self._grant_room()
@@ -251,12 +251,12 @@ class Admission:
         return MARGIN * (before + slot.tokens) / (speed * self._rate)
 
     def _learn_ratio(self, text_bytes: int, tokens: int) -> None:
-        """Updates the tokens-per-byte estimate by texts of which nothing was cut off."""
+        """Updates the tokens-per-byte estimate from texts that were embedded whole."""
         weight = 1 - math.exp(-text_bytes / RATIO_MEMORY_BYTES)
         self._tokens_per_byte += weight * (tokens / text_bytes - self._tokens_per_byte)
 
     def _learn_rate(self, tokens: float, now_s: float) -> None:
-        """Updates the rate by estimated tokens that were computed; called before their request leaves."""
+        """Updates the rate from computed tokens, as estimated; call it before their request leaves."""
         if self.tokens < SATURATED_TOKENS:
             return
         if self._measured_from_s == math.inf:

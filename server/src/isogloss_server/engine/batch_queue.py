@@ -56,11 +56,11 @@ class Submission:
         self.rows: Rows = np.empty((len(self.lengths), dimensions), np.float32)
         self.spans: list[tuple[float, float]] = []
         self.deadline_s = deadline_s
-        self.future = future  # touched on its loop alone
+        self.future = future  # used only on its event loop
         self.missing = len(self.lengths)  # texts without a row yet
         self.texts, self.tokens = len(self.lengths), len(self.ids)  # queued ones
         self.dropped = False  # removed from the queue: its caller needs no rows
-        self.entries: deque[_Entry] = deque()  # its texts in order; those that have left the queue are marked
+        self.entries: deque[_Entry] = deque()  # its texts in order; texts that have left the queue are marked
         self.queue: BatchQueue
 
     def ids_of(self, row: int) -> NDArray[np.int32]:
@@ -95,13 +95,12 @@ class BatchQueue:
     def __init__(self) -> None:
         self.texts = 0
         self.tokens = 0
-        self._round_robin: OrderedDict[Submission, None] = (
-            OrderedDict()
-        )  # the next batch starts with its first's oldest text
-        # A heap of weak references, which keeps no finished submission alive; the number makes its entries comparable.
+        # The next batch starts with the oldest text of the first submission.
+        self._round_robin: OrderedDict[Submission, None] = OrderedDict()
+        # A heap of weak references, which do not keep finished submissions alive; the number makes entries comparable.
         self._deadlines: list[tuple[float, int, ReferenceType[Submission]]] = []
         self._numbers = count()
-        self._alike: dict[int, OrderedDict[_Entry, None]] = {}  # by length, in order of arrival; none empty
+        self._by_length: dict[int, OrderedDict[_Entry, None]] = {}  # in order of arrival; none empty
         self._lengths: list[int] = []  # its keys, ascending
 
     def put(self, submission: Submission) -> None:
@@ -109,11 +108,11 @@ class BatchQueue:
         submission.queue = self
         for row, length in enumerate(submission.lengths):
             entry = _Entry(length, row, submission)
-            alike = self._alike.get(length)
-            if alike is None:
-                alike = self._alike[length] = OrderedDict()
+            same_length = self._by_length.get(length)
+            if same_length is None:
+                same_length = self._by_length[length] = OrderedDict()
                 insort(self._lengths, length)
-            alike[entry] = None
+            same_length[entry] = None
             submission.entries.append(entry)
         self._round_robin[submission] = None
         if submission.deadline_s < math.inf:
@@ -125,10 +124,10 @@ class BatchQueue:
         """Removes the queued texts of a submission."""
         submission.dropped = True
         for entry in [entry for entry in submission.entries if not entry.out]:
-            alike = self._alike[entry.length]
-            del alike[entry]
+            same_length = self._by_length[entry.length]
+            del same_length[entry]
             self._remove(entry)
-            if not alike:
+            if not same_length:
                 self._remove_length(entry.length)
 
     def drop_all(self) -> list[Submission]:
@@ -150,7 +149,7 @@ class BatchQueue:
             submission = next(iter(self._round_robin))
             self._round_robin.move_to_end(submission)
             first = next(entry for entry in submission.entries if not entry.out)
-            del self._alike[first.length][first]
+            del self._by_length[first.length][first]
             taken.append(self._remove(first))
             self._fill(taken, first.length, max_tokens - first.length)
         taken.sort(key=_length)
@@ -173,11 +172,11 @@ class BatchQueue:
         while low >= 0 or high < len(lengths):
             upwards = low < 0 or (high < len(lengths) and lengths[high] - anchor <= anchor - lengths[low])
             length = lengths[high if upwards else low]
-            alike = self._alike[length]
-            while alike and length <= room:
-                taken.append(self._remove(alike.popitem(last=False)[0]))
+            same_length = self._by_length[length]
+            while same_length and length <= room:
+                taken.append(self._remove(same_length.popitem(last=False)[0]))
                 room -= length
-            if not alike:
+            if not same_length:
                 emptied.append(length)
             if upwards:
                 high = high + 1 if length <= room else len(lengths)  # longer texts do not fit either
@@ -199,5 +198,5 @@ class BatchQueue:
         return QueuedText(entry.length, entry.row, submission)
 
     def _remove_length(self, length: int) -> None:
-        del self._alike[length]
+        del self._by_length[length]
         del self._lengths[bisect_left(self._lengths, length)]

@@ -31,18 +31,17 @@ BULK_SHARE = 8  # while both priorities wait, one batch in BULK_SHARE is of BULK
 # a third of its speed; smaller batches cost more than they gain.
 RECENTLY_S = 1.0
 BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
-SHARED_TOKENS = 512  # below, splitting a batch over two threads costs more than it gains
-
+SHARED_TOKENS = 512  # below this, splitting a batch over two threads costs more than it gains
 
 Outcome = InferenceResult | Exception
 
 
 class BatchError(Exception):
-    """The model failed on a batch with texts of the call; the cause has the model's error."""
+    """The model failed on a batch with texts of the call; `__cause__` is the model's error."""
 
     @classmethod
     def of(cls, cause: BaseException) -> "BatchError":
-        """Returns an error for one caller. Each has its own, since a traceback grows where it is raised."""
+        """Returns an error for one caller. Each caller gets its own, because raising an error extends its traceback."""
         error = cls("inference failed on a batch with texts of the call")
         error.__cause__ = cause
         return error
@@ -92,7 +91,7 @@ def resolve_futures(outcomes: Iterable[tuple[Submission, Outcome]]) -> None:
     for submission, outcome in outcomes:
         by_loop.setdefault(submission.future.get_loop(), []).append((submission.future, outcome))
     for loop, resolved in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it all that waited
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its callers with it
             loop.call_soon_threadsafe(_resolve_on_loop, resolved)
 
 
@@ -107,7 +106,7 @@ def _resolve_on_loop(resolved: list[tuple["asyncio.Future[InferenceResult]", Out
 
 
 class Batcher:
-    """Collects the texts of all callers into batches for one model, and computes them on its own threads."""
+    """Collects the texts of all callers into batches for one model, and computes the batches on its own threads."""
 
     def __init__(
         self,
@@ -165,9 +164,9 @@ class Batcher:
         """Enqueues a non-empty batch; returns a future for its rows, in order.
 
         Not a coroutine: the texts must be queued at the call, not at the first await. Cancelling the future removes
-        from the queue what is not computed yet. The future fails with DeadlineExceededError if the deadline passes
+        its remaining texts from the queue. The future fails with DeadlineExceededError if the deadline passes
         before the last text is taken, DrainingError if the batcher closes, BatchError if the model fails,
-        OutOfMemoryError if memory does not suffice for a single text, ModelStalledError if the batch stalls, and
+        OutOfMemoryError if memory is insufficient for a single text, ModelStalledError if the batch stalls, and
         WorkerDiedError if the thread dies.
 
         Raises:
@@ -191,7 +190,7 @@ class Batcher:
         return future
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Fails what is queued, and waits at most `wait_s` seconds for running batches."""
+        """Fails the queued texts, and waits at most `wait_s` seconds for running batches."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -216,12 +215,12 @@ class Batcher:
                 while batch := self._next_batch():
                     self._compute(batch)
                     batch.clear()  # releases it, so that a later error cannot fail it
-            except BaseException as error:  # noqa: BLE001 - whatever escaped, the thread must go on
+            except BaseException as error:  # noqa: BLE001 - the thread must survive every error
                 self._failures.worker_died(error)
                 self._fail(batch, worker_died_error)
 
     def _compute(self, batch: list[QueuedText]) -> None:
-        """Computes a batch; if memory does not suffice, in halves, down to single texts."""
+        """Computes a batch; if memory is insufficient, in halves, down to single texts."""
         parts = [batch]
         while parts:
             part = [text for text in parts.pop() if not text.submission.dropped]
@@ -234,7 +233,7 @@ class Batcher:
                 parts += [part[middle:], part[:middle]]
 
     def _attempt(self, part: list[QueuedText], batch: list[QueuedText]) -> bool:
-        """Computes a part of a batch and resolves its futures; returns False if memory does not suffice."""
+        """Computes a part of a batch and resolves its futures; returns False if memory is insufficient."""
         began_s = self._clock.monotonic_s()
         running = self._watchdog.begin(batch)
         try:
@@ -248,7 +247,7 @@ class Batcher:
             if len(part) == 1:
                 self._failures.batch_failed(error)
             return False
-        except SystemExit:  # ends the thread, whatever raised it
+        except SystemExit:  # ends the worker, see _run_worker
             raise
         except BaseException as error:  # noqa: BLE001 - a panic of a Rust library is a BaseException
             self._fail_batch(part, error)
@@ -257,7 +256,7 @@ class Batcher:
         return True
 
     def _on_stall(self, batch: list[QueuedText]) -> None:
-        """Fails a batch that exceeds its time limit and, if all threads are stalled, all that is queued."""
+        """Fails a batch that exceeds its time limit and, if all threads are stalled, all queued texts."""
         self._fail(batch, stalled_error)
         if self._watchdog.all_stalled:
             self._drop_all(stalled_error)
@@ -298,9 +297,8 @@ class Batcher:
         tokens, took_s = sum(text.length for text in batch), span[1] - span[0]
         finished: list[Submission] = []
         with self._changed:
-            if (
-                tokens >= BULK_PIECE_TOKENS and took_s > 0
-            ):  # the time of smaller batches does not depend on their tokens
+            # The time of smaller batches does not depend on their tokens.
+            if tokens >= BULK_PIECE_TOKENS and took_s > 0:
                 self._tokens_per_s += (tokens / took_s - self._tokens_per_s) / (8 if self._tokens_per_s else 1)
             for submission, texts in Counter(text.submission for text in batch).items():
                 submission.missing -= texts

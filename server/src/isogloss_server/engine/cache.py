@@ -22,7 +22,7 @@ from isogloss_server.errors import DeadlineExceededError, DomainError
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 
 KEY_BYTES = 32
-ENTRY_BYTES = 400  # of an entry beside its row: key, tuple, count, table; measured: 350, more while the table grows
+ENTRY_BYTES = 400  # of an entry without its row: key, tuple, count, table; measured: 350, more while the table grows
 STATIC = "static"  # backend of models that take microseconds for a text
 # Failed computations of others to wait for before computing here; bounds the delay for a text that always fails.
 MAX_FAILED_WAITS = 2
@@ -31,12 +31,12 @@ Texts = Mapping[bytes, str]  # distinct texts by key
 
 
 class Cache:
-    """Answers texts from memory, from in-flight computations and from the shared cache, else asks the embedder."""
+    """Finds rows in memory, in-flight computations and the shared cache; calls the embedder for the rest."""
 
     def __init__(
         self, clock: Clock, *, max_bytes: int, shared: SharedCache | None = None, static_models: bool = True
     ) -> None:
-        """Takes the bytes for rows in memory (0: none), and whether static models use the cache.
+        """Creates a cache of at most `max_bytes` bytes in memory; `static_models` enables it for static models.
 
         Without memory and shared cache, no model uses it.
         """
@@ -74,35 +74,35 @@ class Cache:
         *,
         allow_partial: bool = False,
     ) -> Embedded:
-        """Returns what `embedder.embed` would return; each distinct text is embedded at most once.
+        """Returns the result that `embedder.embed` would return; each distinct text is embedded at most once.
 
         Raises:
-            DomainError: the computation failed, or the deadline passed while the call waited for another's.
+            DomainError: the computation failed, or the deadline passed while the call waited for another computation.
         """
         if not self.is_used_by(embedder.card):
             return await embedder.embed(texts, input_type, truncation, urgency, allow_partial=allow_partial)
         keys = cache_keys(texts, embedder.card, input_type, truncation)
-        found = self._levels.memory.find(keys)
+        from_memory = self._levels.memory.find(keys)
         lookup = _Lookup(self._levels, embedder, (input_type, truncation), urgency, allow_partial=allow_partial)
-        missing = {key: text for key, text, entry in zip(keys, texts, found, strict=True) if entry is None}
+        missing = {key: text for key, text, entry in zip(keys, texts, from_memory, strict=True) if entry is None}
         known = await lookup.resolve(missing)
-        lookup.count(len(texts), found.count(None))
+        lookup.count(len(texts), from_memory.count(None))
         row_errors = {row: lookup.row_errors[key] for row, key in enumerate(keys) if key in lookup.row_errors}
         if row_errors and not allow_partial:
             return Embedded.failed(len(texts), embedder.card.dimensions[0], row_errors)
         if len(lookup.computed) == 1 and len(lookup.computed[0].rows) == len(texts):
             return lookup.computed[0]  # nothing was cached, and no text was repeated
         good = [row for row in range(len(texts)) if row not in row_errors]
-        entries = [found[row] or known[keys[row]] for row in good]
+        entries = [from_memory[row] or known[keys[row]] for row in good]
         embedded = join_entries(entries, lookup.computed, embedder.card.dimensions[0], waited_s=lookup.waited_s)
         return embedded.spread(good, len(texts), row_errors) if row_errors else embedded
 
 
 class MemoryCache:
-    """Least recently used entries in this process, of all models together, bounded in bytes."""
+    """LRU cache of entries in this process, for all models together, bounded in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Takes the bytes that all entries may take together, overhead included; 0 keeps none."""
+        """Creates a cache whose entries occupy at most `max_bytes` bytes, overhead included; 0 stores none."""
         self.size_bytes = 0
         self._max_bytes = max_bytes
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
@@ -112,17 +112,17 @@ class MemoryCache:
 
     def find(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """Returns the entry of each key, or None."""
-        get, used = self._entries.get, self._entries.move_to_end
-        found = []
+        get, mark_used = self._entries.get, self._entries.move_to_end
+        entries = []
         for key in keys:
             entry = get(key)
             if entry is not None:
-                used(key)
-            found.append(entry)
-        return found
+                mark_used(key)
+            entries.append(entry)
+        return entries
 
     def put(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keeps entries. The first of a key stays, so that a text's row does not change while it is kept."""
+        """Stores entries. A stored entry is not replaced, so that a text's row does not change while it is cached."""
         kept, evicted = self._entries, 0
         for key, entry in entries.items():
             cost = len(entry[0]) + ENTRY_BYTES
@@ -144,7 +144,7 @@ class InFlight:
 
     Attributes:
         priority: Priority of the request.
-        entries: Entries by key; those that are missing at the end were not computed.
+        entries: Entries by key; keys that are missing at the end were not computed.
         row_errors: Errors of texts that cannot be embedded, by key.
         failed: Whether it failed by itself, rather than by cancellation or a deadline.
     """
@@ -159,11 +159,11 @@ class InFlight:
         self._ended = asyncio.Event()
 
     async def wait(self) -> None:
-        """Returns after the end, whatever it was."""
+        """Returns when the computation has ended, for any reason."""
         await self._ended.wait()
 
     def end(self) -> None:
-        """Wakes the requests that wait."""
+        """Marks the computation as ended and resumes the waiting requests."""
         self._ended.set()
 
 
@@ -178,17 +178,17 @@ class InFlightTexts:
 
     def find(self, keys: Iterable[bytes], priority: Priority) -> dict[bytes, InFlight]:
         """Returns the computations to wait for, by key: an INTERACTIVE request never waits for one of BULK."""
-        found = {key: in_flight for key in keys if (in_flight := self._by_key.get(key)) is not None}
+        computations = {key: in_flight for key in keys if (in_flight := self._by_key.get(key)) is not None}
         if priority is Priority.BULK:
-            return found
-        return {key: in_flight for key, in_flight in found.items() if in_flight.priority is not Priority.BULK}
+            return computations
+        return {key: in_flight for key, in_flight in computations.items() if in_flight.priority is not Priority.BULK}
 
     @contextmanager
     def begin(self, keys: Sequence[bytes], priority: Priority) -> Iterator[InFlight]:
         """Registers an in-flight computation for `keys` and yields it; other requests for these keys await it.
 
-        It replaces a computation of the same keys that an INTERACTIVE request does not wait for. However the block
-        ends, the requests that wait are woken, and take what it has.
+        It replaces a computation of the same keys, such as one of BULK that INTERACTIVE does not wait for. When the
+        block ends, for any reason, the waiting requests resume and use its entries.
         """
         in_flight = InFlight(priority)
         self._by_key.update(dict.fromkeys(keys, in_flight))
@@ -208,7 +208,7 @@ class InFlightTexts:
 
 @dataclass(frozen=True, slots=True)
 class _Levels:
-    """Places of a row, nearest first."""
+    """Places that may have a row, fastest first."""
 
     memory: MemoryCache
     in_flight: InFlightTexts
@@ -246,10 +246,10 @@ class _Lookup:
         self._allow_partial = allow_partial
 
     async def resolve(self, missing: Texts) -> dict[bytes, Entry]:
-        """Returns an entry for each text without a row error: of an in-flight computation, else computed here.
+        """Returns an entry for each text without a row error: from an in-flight computation, else computed here.
 
-        The own computation goes first and waits for no other, so that two calls cannot wait for each other. If
-        another's ends without an entry, the first call that waited computes, and the others wait for that one.
+        Computes its own texts before it waits, so that two calls cannot wait for each other. If another computation
+        ends without an entry, the first waiting call computes it, and the others wait for that call.
         """
         known: dict[bytes, Entry] = {}
         failed_waits = 0
@@ -281,7 +281,7 @@ class _Lookup:
                 metrics.CACHE_ROWS.labels("memory", outcome).inc(rows)
 
     def _unresolved(self, texts: Texts, known: dict[bytes, Entry]) -> Texts:
-        """Returns the texts that have neither an entry nor an error; adds entries that memory has by now."""
+        """Returns the texts that have neither an entry nor an error; adds entries that are in memory meanwhile."""
         left = [key for key in texts if key not in known and key not in self.row_errors and key not in self._examined]
         if left:
             known |= {key: entry for key, entry in zip(left, self._levels.memory.find(left), strict=True) if entry}
@@ -323,7 +323,7 @@ class _Lookup:
         return {key: entry for key, entry in entries if key not in in_flight.row_errors}
 
     async def _wait(self, in_flight: InFlight) -> None:
-        """Waits for another request's computation; the end of this wait ends nothing else."""
+        """Waits for another request's computation, which continues if this wait is cancelled."""
         began_s = self._levels.clock.monotonic_s()
         left_s = None if self._urgency.deadline_s == math.inf else self._urgency.deadline_s - began_s
         try:
@@ -337,16 +337,17 @@ class _Lookup:
 
 
 def cache_keys(texts: Sequence[str], card: ModelCard, input_type: InputType, truncation: Truncation) -> list[bytes]:
-    """Returns the key of each text, KEY_BYTES bytes: a digest of the text and of all that its row depends on.
+    """Returns the key of each text, KEY_BYTES bytes: a digest of the text and of everything that determines its row.
 
-    The backend is part of it beside the space: bf16 and f32 share a space, but a user of f32 must not get rows of a
-    bf16 server. The input type is, if the model has prompts for input types. No text can be recovered from a key.
+    The key covers the backend in addition to the space: bf16 and f32 share a space, but a server with f32 must not
+    return rows of a bf16 server. It covers the input type if the model has prompts for input types. No text can be
+    recovered from a key.
     """
     options = (card.backend, card.space_id, input_type.value if card.has_roles else "", truncation.value)
     prefix = blake2b("".join(f"{word}\0" for word in options).encode(), digest_size=KEY_BYTES)
     keys = []
     for text in texts:
-        digest = prefix.copy()  # half the time of a new one
+        digest = prefix.copy()  # takes half the time of a new digest
         digest.update(text.encode())
         keys.append(digest.digest())
     return keys
@@ -369,7 +370,7 @@ def join_entries(
     """Returns the rows of `entries`, float32 [n, dimensions], some of which were `computed` for this call.
 
     If token counts are known, a cached row counts its tokens as when it was computed; of a provider's tokens, only
-    those billed for this call count.
+    those that were billed for this call count.
     """
     rows = np.frombuffer(b"".join([row for row, _, _ in entries]), np.float32).reshape(len(entries), dimensions)
     tokens = [count for _, count, _ in entries if count is not None]

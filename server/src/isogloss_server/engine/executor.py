@@ -1,7 +1,7 @@
 """Executor: runs heavy work on threads, so that the event loop stays free.
 
-The only place that decides between the event loop and a thread: work below a threshold ends sooner than a thread could
-take it over.
+The only place that decides between the event loop and a thread: below a threshold, the work takes less time than the
+hand-over to a thread.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Executor:
     async def run_if_large(
         self, size: int, inline_size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Returns the result of `work`: on a thread if its size exceeds `inline_size`, one of those above."""
+        """Returns the result of `work`: on a thread if its size exceeds `inline_size`, an INLINE_ constant."""
         if size <= inline_size:
             return work(*args, **kwargs)
         return await self.run(work, *args, **kwargs)
@@ -58,17 +58,17 @@ class _Call:
     stalled: bool = False
 
     def fail_stalled(self) -> None:
-        """Ends the wait."""
+        """Ends the wait with ModelStalledError."""
         if self.future is not None and not self.future.done():
             self.stalled = True
             self.future.cancel()
 
 
 class WatchedExecutor(Executor):
-    """An executor whose callers do not wait for work that stalls.
+    """An executor with a watchdog: callers of stalled work receive an error instead of waiting.
 
-    Texts of all models are tokenized here, and models without a batch queue computed; a piece takes a fraction of a
-    second. Work that is run on the event loop is not watched: a stalled loop answers no request at all.
+    It tokenizes texts of all models, and runs models without a batch queue; a piece of work takes a fraction of a
+    second. Work on the event loop is not watched, because a stalled loop could not send the error.
     """
 
     def __init__(self, threads: int, watchdog_s: float, clock: Clock, report: Report) -> None:

@@ -29,11 +29,11 @@ class DirectRunner:
         self._failures = failures
 
     def forward(self, batch: TokenBatch) -> Rows:
-        """Returns finite rows, float32 [n, d]; if memory does not suffice, computed in halves, down to one text.
+        """Returns finite rows, float32 [n, d]; if memory is insufficient, computed in halves, down to one text.
 
         Raises:
-            OutOfMemoryError: memory does not suffice for a single text.
-            ValueError: the model returned something else.
+            OutOfMemoryError: memory is insufficient for a single text.
+            ValueError: the model returned another shape or dtype, or numbers that are not finite.
         """
         try:
             rows = self._finite(batch)
@@ -67,10 +67,10 @@ class DirectRunner:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Tokens of a block of texts, the moments around the tokenization, and the rows if no batcher computes them."""
+    """Tokens of a block of texts, the moments around the tokenization, and the rows unless a batcher computes them."""
 
     tokenized: Tokenized
-    asked_s: float
+    submitted_s: float
     began_s: float
     tokenized_s: float
     result: InferenceResult | None = None
@@ -92,13 +92,13 @@ class LocalEmbedder:
         tolerance: Tolerance = F32_TOLERANCE,
         report: Report = ignore_report,
     ) -> None:
-        """Takes a batcher if inference costs more than a hand-over to a thread.
+        """Creates an embedder, with a batcher if inference costs more than a hand-over to a thread.
 
         Args:
             model: The model.
             tokenizer: Its tokenizer.
             card: Its description.
-            prompts: Its prompts; input types that are left out have none.
+            prompts: Its prompts; missing input types have none.
             executor: Runs tokenization and, without a batcher, inference.
             clock: The clock.
             batcher: Runs inference.
@@ -131,8 +131,8 @@ class LocalEmbedder:
     ) -> Embedded:
         """Returns the vectors of `texts`, in order; see `interfaces.Embedder`.
 
-        With a batcher, a block waits in the batch queue while the next one is tokenized. When the call ends, by
-        whatever reason, none of its texts stays in the queue.
+        With a batcher, a block waits in the batch queue while the next one is tokenized. When the call ends, for any
+        reason, its remaining texts are removed from the queue.
         """
         prompt, characters = self._prompts.get(input_type, ""), sum(map(len, texts))
         blocks: list[_Block] = []
@@ -174,23 +174,23 @@ class LocalEmbedder:
         texts: Sequence[str],
         prompt: str,
         truncation: Truncation,
-        asked_s: float,
+        submitted_s: float,
         *,
         infer: bool,
         allow_partial: bool,
     ) -> _Block:
-        """Tokenizes a block; without a batcher also runs inference, unless a row error makes that useless."""
+        """Tokenizes a block; without a batcher also runs inference, unless a row error fails the whole call."""
         began_s = self._clock.monotonic_s()
         tokenized = self._tokenizer.encode_with_prompt(prompt, texts, truncation)
         tokenized_s = self._clock.monotonic_s()
         if self._direct is None or not infer or (tokenized.row_errors and not allow_partial):
-            return _Block(tokenized, asked_s, began_s, tokenized_s)
+            return _Block(tokenized, submitted_s, began_s, tokenized_s)
         batch = _without_errors(tokenized)
         if not len(batch.lengths):
-            return _Block(tokenized, asked_s, began_s, tokenized_s)
+            return _Block(tokenized, submitted_s, began_s, tokenized_s)
         rows = self._direct.forward(batch)
         result = InferenceResult(rows, ((tokenized_s, self._clock.monotonic_s()),))
-        return _Block(tokenized, asked_s, began_s, tokenized_s, result)
+        return _Block(tokenized, submitted_s, began_s, tokenized_s, result)
 
     def verify(self, probes: Probes) -> None:
         """Runs the model for the first time, without the batcher; see `self_test.verify`.
@@ -265,7 +265,7 @@ def _join(
         row_errors=row_errors,
         total_tokens=total_tokens,
         tokenization_s=covered_s(tokenizing),
-        queue_s=ended_s - blocks[0].asked_s - covered_s(tokenizing + inferring),
+        queue_s=ended_s - blocks[0].submitted_s - covered_s(tokenizing + inferring),
         inference_s=covered_s(inferring),
     )
 

@@ -22,7 +22,7 @@ class State(IntEnum):
 
 
 FAILURES = 3  # consecutive failed batches after which a model is DEGRADED: fewer may be due to single texts
-CHECKS = 8  # of the watchdog within its time limit
+CHECKS = 8  # checks of the watchdog within its time limit
 
 T = TypeVar("T")
 
@@ -42,9 +42,9 @@ class HealthReporter:
     """
 
     def __init__(self, model: str, on_change: Callable[[], None]) -> None:
-        """Takes the model's name, for logs, and `on_change`, which is called on the event loop after each change.
+        """Creates a reporter for the model named `model`; calls `on_change` on the event loop after each change.
 
-        Without a running loop, reports of other threads are applied on those threads.
+        Without a running event loop, it applies reports on the threads that make them.
         """
         self.state = State.STARTING
         self.detail = "loading"
@@ -160,7 +160,7 @@ class Watchdog(Generic[T]):
         part: str,
         on_stall: Callable[[T], None],
     ) -> None:
-        """Takes the part to report as, and `on_stall`, which is called on the event loop with stalled work."""
+        """Reports as `part`; calls `on_stall` on the event loop with each piece of stalled work."""
         self._threads = threads
         self._limit_s = limit_s
         self._clock = clock
@@ -204,18 +204,18 @@ class Watchdog(Generic[T]):
                 self._on_stall(running.work)
 
     def _check(self) -> list[WatchedWork[T]]:
-        """Returns the work that has been stalled since this check."""
-        found: list[WatchedWork[T]] = []
+        """Returns the work that this check is the first to find stalled."""
+        newly_stalled: list[WatchedWork[T]] = []
         with self._lock:
             for running in self._running:
                 before = running.is_stalled
                 running.checks += 1
                 if running.is_stalled and not before:
-                    found.append(running)
-            if found:
-                self._stalled += len(found)
+                    newly_stalled.append(running)
+            if newly_stalled:
+                self._stalled += len(newly_stalled)
                 self._report_state()
-        return found
+        return newly_stalled
 
     def _report_state(self) -> None:
         if not self._stalled:

@@ -32,7 +32,7 @@ from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds that one request took, in total and by stage, and the rows that the cache answered."""
+    """Seconds that one request took, in total and by stage, and the number of rows from the cache."""
 
     total_s: float
     tokenization_s: float
@@ -66,20 +66,21 @@ class SimilarityResult:
 
 
 class Pipeline:
-    """Answers requests, whichever interface they arrive by."""
+    """Processes the requests of every interface."""
 
     def __init__(self, registry: Registry, executor: Executor, clock: Clock, cache: Cache | None = None) -> None:
-        """Without `cache`, no row is kept, and equal texts in flight are computed separately."""
+        """Creates a pipeline; without `cache`, it stores no rows and computes equal texts in flight separately."""
         self._registry = registry
         self._executor = executor
         self._clock = clock
         self._cache = cache or Cache(clock, max_bytes=0)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
-        """Returns the vectors of a request's texts, in the form that it asks for.
+        """Returns the vectors of the texts, [n, columns] in the requested element type.
 
         Raises:
-            DomainError: see errors.py.
+            DomainError: The request is invalid or was not admitted, a text failed without `allow_partial`, or the model
+                failed; see errors.py.
         """
         began_s = self._clock.monotonic_s()
         model = self._registry.get(request.model)
@@ -109,10 +110,10 @@ class Pipeline:
         )
 
     async def similarity(self, request: SimilarityRequest) -> SimilarityResult:
-        """Returns the scores of a request's queries against its candidates, or each query's nearest candidates.
+        """Returns the scores of the queries against the candidates, or each query's nearest candidates.
 
         Raises:
-            DomainError: see errors.py.
+            DomainError: The request is invalid or was not admitted, a text or the model failed; see errors.py.
         """
         began_s = self._clock.monotonic_s()
         model = self._registry.get(request.model)
@@ -139,7 +140,7 @@ class Pipeline:
         )
 
     async def _embed_sides(self, model: ServedModel, embedder: Embedder, request: SimilarityRequest) -> list[Embedded]:
-        """Returns what both sides embed to, or the only one; the texts of both sides are embedded concurrently."""
+        """Returns the embeddings of both sides, or of the only one; embeds the texts of two sides concurrently."""
         texts = [side for side in request.sides if isinstance(side, TextSide)]
         if len(texts) < len(request.sides) or len(texts) == 1:
             embedded = [

@@ -67,7 +67,7 @@ class Registry:
     """All served models, the default first."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Registers models that are yet to be loaded; call it on the event loop if threads report their health."""
+        """Registers models before they are loaded; call it on the event loop if threads report their health."""
         self._listeners: list[Callable[[], None]] = []
         self._models = {name: ServedModel(name, self._notify) for name in names}
         self.draining = False
@@ -102,7 +102,7 @@ class Registry:
         return model
 
     def state(self, model: ServedModel) -> State:
-        """Returns the state that health services answer for a model: NOT_SERVING while the server drains."""
+        """Returns the state that health services report for a model: NOT_SERVING while the server drains."""
         return State.NOT_SERVING if self.draining else model.health.state
 
     def report(self, part: str, state: State, detail: str) -> None:
@@ -116,7 +116,7 @@ class Registry:
             model.health.report_degraded(part, detail)
 
     def drain(self) -> None:
-        """Reports NOT_SERVING for every model; requests are still answered."""
+        """Reports NOT_SERVING for every model; the server still processes requests."""
         self.draining = True
         self._notify()
 

@@ -26,9 +26,8 @@ from isogloss_server.errors import (
 )
 from isogloss_server.models.interfaces import ModelCard, Rows
 
-DEFAULT_RESPONSE_BYTES = (
-    4 * 1024 * 1024 - 65_536
-)  # gRPC clients accept 4 MiB by default; the rest is room for other fields
+# gRPC clients accept 4 MiB by default; the rest is room for other fields.
+DEFAULT_RESPONSE_BYTES = 4 * 1024 * 1024 - 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +85,7 @@ class EmbedRequest:
 
     Attributes:
         deadline_s: Moment of the clock after which the response is useless.
-        from_stream: Whether it came on a stream, which waits for room in the queue instead of being refused.
+        from_stream: True for a request of a stream, which waits for room in the queue instead of being refused.
         truncation: None for the model's default.
         dimensions: 0 for all of the model's.
 
@@ -151,7 +150,7 @@ class TextSide:
 
 @dataclass(frozen=True, slots=True)
 class VectorSide:
-    """Side of a comparison as vectors, float32 [n, d], which took `wire_bytes` bytes of the request."""
+    """Side of a comparison as vectors, float32 [n, d], which occupy `wire_bytes` bytes of the request."""
 
     path: str
     rows: Rows
@@ -169,7 +168,7 @@ class AllPairs:
 
 @dataclass(frozen=True, slots=True)
 class Pairwise:
-    """Query i against candidate i alone."""
+    """Query i against candidate i."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +267,7 @@ def resolve_dimensions(dimensions: int, card: ModelCard, path: str) -> int:
 
 
 def check_truncation(truncation: Truncation | None, card: ModelCard) -> None:
-    """Raises UnsupportedTruncationError if the model does not offer `truncation`; every model offers None."""
+    """Raises UnsupportedTruncationError if the model does not offer `truncation`; None is always valid."""
     if truncation is not None and truncation not in card.truncations:
         choice = ", ".join(offer.value for offer in card.truncations)
         message = f"the model offers truncation {choice}, not {truncation.value}"
@@ -291,6 +290,6 @@ def space_mismatch_error(space_id: str, card: ModelCard, path: str) -> SpaceMism
 
 
 def find_empty_texts(texts: Sequence[str]) -> dict[int, DomainError]:
-    """Returns an error for each row whose text is empty or has white space alone."""
-    message = "the text is empty or has white space alone"
+    """Returns an error for each row whose text is empty or contains only white space."""
+    message = "the text is empty or contains only white space"
     return {row: EmptyTextError(message) for row, text in enumerate(texts) if not text or text.isspace()}

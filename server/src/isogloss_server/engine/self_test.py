@@ -1,4 +1,4 @@
-"""The self-test of a model: runs before the model serves, and compares its vectors with known ones."""
+"""Self-test of a model before it serves: compares its vectors with known vectors, and alone with in a batch."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,6 @@ from isogloss_server.errors import ModelFilesError
 from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
 
 WARM_UP_TEXTS = ("Good morning", "Buenos días", "おはようございます", "صباح الخير", "Where is the station?")
-
 
 F32_TOLERANCE = Tolerance(known=1e-5, batch_invariance=1e-6)
 Probes = Sequence[tuple[str, Sequence[float]]]  # texts, each with its known vector

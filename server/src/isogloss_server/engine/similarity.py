@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from isogloss_server.models.interfaces import Rows
 
-BLOCK_PAIRS = 1 << 18  # scores held in float64 at a time: 2 MiB
-BLOCK_NUMBERS = 1 << 17  # differences held in float64 at a time: 1 MiB
-# Below this share of |a|^2 + |b|^2 a squared distance taken from dot products has lost digits, and is computed anew.
+BLOCK_PAIRS = 1 << 18  # scores in float64 at a time: 2 MiB
+BLOCK_NUMBERS = 1 << 17  # differences in float64 at a time: 1 MiB
+# Below this share of |a|^2 + |b|^2 a squared distance taken from dot products has lost digits and is recomputed.
 CANCELLED = 1e-6
 
 Wide = NDArray[np.float64]
@@ -110,7 +110,7 @@ def pairwise(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
 
 
 def _best(scores: Rows, k: int, min_score: float | None) -> NDArray[np.int64]:
-    """The rows of the best k of float32 [c]. All that tie with the k-th are sorted, so that lower rows win."""
+    """Returns the rows of the best k of float32 [c], ties by lower row; sorts all that tie with the k-th."""
     rows = np.arange(len(scores))
     if k < len(scores):
         rows = np.flatnonzero(scores >= np.partition(scores, -k)[-k])

@@ -142,7 +142,7 @@ class Embedder(Protocol):
         *,
         allow_partial: bool = False,
     ) -> Embedded:
-        """Returns one row for each of `texts` (at least one, none of white space alone), in order.
+        """Returns one row for each of `texts` (at least one, each with a character other than white space), in order.
 
         A text that cannot be embedded has a row error. Unless `allow_partial`, texts need not be computed once one of
         them has an error: the other rows are then undefined.

@@ -218,16 +218,16 @@ def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
 
 def _settings(folder: ModelFolder, prefix: str) -> Mapping[str, Any]:
     """Returns the settings of the encoder's inputs; older versions named their file after the architecture."""
-    found = (optional_object(folder, f"{prefix}sentence_{name}_config.json") for name in SETTINGS_NAMES)
-    return next(filter(None, found), {})
+    candidates = (optional_object(folder, f"{prefix}sentence_{name}_config.json") for name in SETTINGS_NAMES)
+    return next(filter(None, candidates), {})
 
 
 def _max_tokens(folder: ModelFolder, prefix: str, settings: Mapping[str, Any]) -> int | None:
     own = settings.get("max_seq_length")
-    found = own or optional_object(folder, f"{prefix}tokenizer_config.json").get("model_max_length")
-    if not isinstance(found, int | float | None):
-        raise ModelFilesError(f"model folder {folder.path}: invalid length limit {found!r}")
-    return int(found) if found and found < 1 << 31 else None  # 1e30 in tokenizers without a limit
+    maximum = own or optional_object(folder, f"{prefix}tokenizer_config.json").get("model_max_length")
+    if not isinstance(maximum, int | float | None):
+        raise ModelFilesError(f"model folder {folder.path}: invalid length limit {maximum!r}")
+    return int(maximum) if maximum and maximum < 1 << 31 else None  # 1e30 in tokenizers without a limit
 
 
 def _poolings(folder: ModelFolder, name: str) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ class Tensors:
         """
         if name not in self._tensors:
             raise UnsupportedModelError(f"{self._file} has no tensor {name} of type {', '.join(DTYPES)}")
-        found = self._tensors[name]
-        if found.shape != shape:
-            raise ModelFilesError(f"{self._file}: {name} has shape {found.shape} instead of {shape}")
-        return found
+        tensor = self._tensors[name]
+        if tensor.shape != shape:
+            raise ModelFilesError(f"{self._file}: {name} has shape {tensor.shape} instead of {shape}")
+        return tensor

@@ -168,8 +168,8 @@ class TorchModules:
         types = features.get("token_type_ids")
         unsupported = set(features) - SUPPORTED_FEATURES
         if unsupported or features.get("modality", "text") != "text" or (types is not None and types.any()):
-            found = ", ".join(sorted(unsupported)) or "a conversation, or token types"
-            raise UnsupportedModelError(f"{self._folder}: unsupported inputs beside the tokens of plain text: {found}")
+            names = ", ".join(sorted(unsupported)) or "a conversation, or token types"
+            raise UnsupportedModelError(f"{self._folder}: unsupported inputs beside the tokens of plain text: {names}")
         ids: list[int] = features["input_ids"][0].tolist()
         return ids
 
@@ -328,13 +328,13 @@ def library_space_id(folder: ModelFolder, tokenizer: TextTokenizer, serialized: 
         files += [f"{dense.prefix}model.safetensors" for dense in plan.dense]
         if all((folder.path / name).is_file() for name in files):
             return layout.space_id(folder, plan, [folder.digest(name) for name in files], tokenizer.max_tokens)
-    found = {name: folder.digest(name) for name in _files(folder)}
-    if not any(name.endswith("tokenizer.json") for name in found):
-        found["tokenizer"] = hashlib.sha256(serialized.encode()).hexdigest()
+    digests = {name: folder.digest(name) for name in _files(folder)}
+    if not any(name.endswith("tokenizer.json") for name in digests):
+        digests["tokenizer"] = hashlib.sha256(serialized.encode()).hexdigest()
     return fingerprint(
         architecture="sentence-transformers",
         modules=layout.module_names(folder),
-        files=found,
+        files=digests,
         max_tokens=tokenizer.max_tokens,
         prompts={input_type.value: prompt for input_type, prompt in layout.prompts(folder).items()},
     )
@@ -344,5 +344,5 @@ def _files(folder: ModelFolder) -> Iterator[str]:
     for number in range(len(folder.modules)):
         prefix = layout.module_prefix(folder, number)
         for pattern in FILES:
-            found = sorted((folder.path / prefix).rglob(pattern))
-            yield from (str(file.relative_to(folder.path)) for file in found)
+            matches = sorted((folder.path / prefix).rglob(pattern))
+            yield from (str(file.relative_to(folder.path)) for file in matches)

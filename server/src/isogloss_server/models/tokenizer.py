@@ -154,8 +154,8 @@ def _cut(text: str, characters: int, *, from_start: bool) -> str:
         near = max(text.rfind(space, characters - NEAR_CHARACTERS, characters) for space in WHITE_SPACE)
         return text[: near if near > 0 else characters]
     start = len(text) - characters
-    found = (text.find(space, start, start + NEAR_CHARACTERS) for space in WHITE_SPACE)
-    return text[min((near for near in found if near >= 0), default=start) :]
+    places = (text.find(space, start, start + NEAR_CHARACTERS) for space in WHITE_SPACE)
+    return text[min((near for near in places if near >= 0), default=start) :]
 
 
 def read_tokenizer(file: Path) -> Tokenizer:

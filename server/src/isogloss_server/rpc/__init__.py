@@ -1,1 +1,1 @@
-"""The gRPC face: the only folder that knows the wire."""
+"""gRPC interface: the only package that imports grpc and the messages of the contract."""

@@ -1,4 +1,4 @@
-"""grpc.health.v1, answered from the registry like the Health RPC, so that both agree."""
+"""grpc.health.v1: reports the states of the registry, like the Health RPC, so that both agree."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ Status = health_pb2.HealthCheckResponse
 
 
 class StandardHealth(health_pb2_grpc.HealthServicer):
-    """The empty name is liveness, the name of the service readiness of the default model, a model's name its own."""
+    """Health by name: empty is liveness, the service is readiness of the default model, a model's name is its own."""
 
     def __init__(self, registry: Registry, service: str) -> None:
         self._registry = registry

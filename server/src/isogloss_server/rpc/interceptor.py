@@ -27,7 +27,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 @dataclass(slots=True)
 class CallContext:
-    """Context of one call of the EmbeddingService, which its methods receive in the place of gRPC's.
+    """Context of one call of the EmbeddingService, which its methods receive instead of gRPC's context.
 
     Attributes:
         grpc: Context of gRPC.
@@ -76,7 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         read = handler.request_deserializer
 
         async def unary(request: bytes, context: GrpcContext) -> Any:
-            """Answers one request."""
+            """Responds to one request."""
             pending = [request]
             del request  # grpc keeps this frame of a failed call until the garbage collector runs
 
@@ -127,7 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except asyncio.CancelledError:
             code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
+        except Exception as error:  # noqa: BLE001 - every error is converted to a status
             status = to_status(to_domain_error(error, call))
             code = status.code.name
             release_frames(error)
@@ -141,7 +141,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def parse(read: Callable[[bytes], T], request: bytes) -> T:
-    """Returns the message in `request`. Parsed here, since grpc.aio would answer UNKNOWN for malformed bytes.
+    """Returns the message in `request`. Parsed here, because grpc.aio would return UNKNOWN for malformed bytes.
 
     Raises:
         MalformedRequestError: the bytes are not a message of the contract.
@@ -153,7 +153,7 @@ def parse(read: Callable[[bytes], T], request: bytes) -> T:
 
 
 def to_domain_error(error: Exception, call: CallContext) -> DomainError:
-    """Returns a DomainError as it is; any other error is logged under an id, and the caller gets the id alone."""
+    """Returns a DomainError as it is; any other error is logged under an id, and the caller receives only the id."""
     if isinstance(error, DomainError):
         return error
     fault_id = uuid.uuid4().hex

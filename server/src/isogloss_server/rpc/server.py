@@ -20,13 +20,13 @@ from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
-ROOM_BYTES = 1024 * 1024  # of a message for all but texts and vectors
+ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
 
 
 def options(settings: Settings) -> list[tuple[str, int]]:
     """Returns the channel arguments of the server."""
     return [
-        ("grpc.so_reuseport", 0),  # else a second server binds a taken port silently
+        ("grpc.so_reuseport", 0),  # otherwise a second server silently binds the same port
         # A request of up to twice the limit is read, so that its error can name the reason and the limit.
         ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + ROOM_BYTES),
         ("grpc.max_send_message_length", settings.max_response_bytes + ROOM_BYTES),

@@ -15,7 +15,7 @@ from isogloss_server.rpc.status import to_status
 
 
 class Embed(Protocol):
-    """Answers one Embed of a call."""
+    """Responds to one Embed of a call."""
 
     async def __call__(
         self, request: pb.EmbedRequest, call: CallContext, deadline_s: float, *, from_stream: bool
@@ -100,7 +100,7 @@ class _OpenStream:
             await self._answered.wait()
 
     async def abort(self) -> None:
-        """Cancels the in-flight requests but for the response being written: gRPC sends no status before its end."""
+        """Cancels the in-flight requests, except for a response being written: gRPC sends no status before its end."""
         for task in self._tasks.values():
             if task is not self._writer:
                 task.cancel()
@@ -115,14 +115,14 @@ class _OpenStream:
     async def _answer(self, message: pb.EmbedStreamRequest, size: int) -> None:
         """Answers one request with its response or its own error; responses are written one at a time."""
         try:
-            answer = await self._response(message)
-            grown = max(0, answer.ByteSize() - size)  # a response that waits to be written counts as well
+            response = await self._response(message)
+            grown = max(0, response.ByteSize() - size)  # a response that waits to be written counts as well
             size += grown
             self._unanswered_bytes += grown
             async with self._writing:
                 self._writer = asyncio.current_task()
-                with contextlib.suppress(grpc.aio.BaseError):  # the caller has gone, which ends the stream
-                    await self._call.grpc.write(answer)
+                with contextlib.suppress(grpc.aio.BaseError):  # the caller disconnected, which ends the stream
+                    await self._call.grpc.write(response)
                 self._writer = None
         finally:
             self._unanswered_bytes -= size
@@ -140,7 +140,7 @@ class _OpenStream:
         except TimeoutError:
             expired = DeadlineExceededError("the timeout of the request has passed")
             return pb.EmbedStreamResponse(id=message.id, error=to_status(expired).proto)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it fails its own request alone
+        except Exception as error:  # noqa: BLE001 - every error fails only its own request
             status = to_status(to_domain_error(error, self._call))
             release_frames(error)
             return pb.EmbedStreamResponse(id=message.id, error=status.proto)

@@ -180,7 +180,8 @@ class Settings(BaseSettings):
     )
     watchdog_s: FiniteFloat = setting(
         30.0,
-        "time limit of one batch; after it the model is NOT_SERVING and waiting calls fail, until a batch succeeds",
+        "time limit of one batch; after it the batch fails, and the model is DEGRADED, or NOT_SERVING if all its "
+        "threads stall, until the batch ends",
         section="queue",
         unit="SECONDS",
         ge=0.01,

@@ -47,13 +47,13 @@ class GraphCache:
         if self._folder is None:
             return Compiled(core.compile_model(build(), DEVICE, config))
         file = self._folder / f"{_key(core, config, parts)}.graph"
-        found = _read(core, file, config)
-        if found is None:
+        graph = _read(core, file, config)
+        if graph is None:
             compiled = core.compile_model(build(), DEVICE, config)
             _write(file, compiled)
             # Read back, since weights in a file are mapped pages, and those of a compilation are copies.
-            found = _read(core, file, config) or Compiled(compiled)
-        return found
+            graph = _read(core, file, config) or Compiled(compiled)
+        return graph
 
 
 def _key(core: ov.Core, config: dict[str, Any], parts: dict[str, str]) -> str:

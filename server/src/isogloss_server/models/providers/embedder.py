@@ -70,7 +70,7 @@ class ProviderEmbedder:
             card: Describes the model.
             limits: The limits of calls.
             clock: Measures deadlines, backoff and the provider's rate limit.
-            on_health: Receives the reason if the breaker opens or the server is misconfigured, and SERVING
+            on_health: Receives the reason if the breaker opens or the server is misconfigured, and an empty string
                 when a call has succeeded.
             jitter: Returns random numbers in [0, 1).
         """
@@ -90,7 +90,7 @@ class ProviderEmbedder:
             first_pause_s=FIRST_PAUSE_S,
             max_pause_s=MAX_PAUSE_S,
         )
-        self._reported = ""  # the reason of the last report; empty if SERVING
+        self._reported = ""  # the last report: a reason, or an empty string
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -253,7 +253,7 @@ async def call(
     Args:
         provider: Makes the HTTP call.
         texts: The n texts of the call.
-        options: What the texts are for, and their truncation.
+        options: The input type of the texts, and their truncation.
         timeout_s: Time limit of the call, in seconds.
         columns: The number of columns d that the vectors must have; 0 accepts any.
 
@@ -261,7 +261,7 @@ async def call(
         The response, whose rows are finite float32 [n, d].
 
     Raises:
-        ProviderCallError: The call failed or timed out, or its response is not that.
+        ProviderCallError: The call failed or timed out, or its response is invalid.
     """
     try:
         async with asyncio.timeout(timeout_s):

@@ -100,7 +100,7 @@ class RateLimiter:
         self._start_waiters()
 
     def pause(self, seconds: float) -> None:
-        """Starts no call for a number of seconds, as the provider asks."""
+        """Delays all calls for a number of seconds, as the provider requested."""
         self._paused_until_s = max(self._paused_until_s, self._clock.monotonic_s() + seconds)
 
     def close(self) -> None:
