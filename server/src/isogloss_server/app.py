@@ -67,12 +67,12 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock)
     port = await server.start()
     logs.debug("listening", address=f"{settings.host}:{port}")
-    if settings.metrics_port is not None:
-        metrics.watch_tasks(asyncio.get_running_loop())
-        metrics_port = metrics.serve(settings.host, settings.metrics_port)
-        logs.info("serving metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
-    cache.start()
     try:
+        if settings.metrics_port is not None:
+            metrics.watch_tasks(asyncio.get_running_loop())
+            metrics_port = metrics.serve(settings.host, settings.metrics_port)
+            logs.info("serving metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
+        cache.start()
         loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
         if not await _finished_before(loading, signals.first):
             logs.info("stopped while loading", signal=signals.received[0].name)

@@ -174,3 +174,17 @@ async def test_cached_rows_do_not_share_memory_with_the_result() -> None:
     result = await embed(cache, embedder, "a", "b")
     result.rows[:] = 0
     assert (await embed(cache, embedder, "a", "b")).rows.all()
+
+
+async def test_a_row_error_counts_as_a_miss() -> None:
+    """The metric of a call that fails by a row error counts its texts as computed, not as another call's."""
+    from isogloss_server import metrics
+
+    def rows(outcome: str) -> float:
+        labels = {"level": "memory", "outcome": outcome}
+        return metrics.REGISTRY.get_sample_value("isogloss_cache_rows_total", labels) or 0.0
+
+    before = {outcome: rows(outcome) for outcome in ("hit", "joined", "miss")}
+    failed = await embed(make_cache(), UniqueRowsEmbedder(), "good", "!!!")
+    assert set(failed.row_errors) == {1}
+    assert {outcome: rows(outcome) - before[outcome] for outcome in before} == {"hit": 0, "joined": 0, "miss": 2}

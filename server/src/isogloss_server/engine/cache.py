@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -91,7 +91,8 @@ class Cache:
         if row_errors and not allow_partial:
             return Embedded.failed(len(texts), embedder.card.dimensions[0], row_errors)
         if len(lookup.computed) == 1 and len(lookup.computed[0].rows) == len(texts):
-            return lookup.computed[0]  # nothing was cached, and no text was repeated
+            only = lookup.computed[0]  # nothing was cached, and no text was repeated
+            return replace(only, queue_s=only.queue_s + lookup.waited_s) if lookup.waited_s else only
         good = [row for row in range(len(texts)) if row not in row_errors]
         entries = [from_memory[row] or known[keys[row]] for row in good]
         embedded = join_entries(entries, lookup.computed, embedder.card.dimensions[0], waited_s=lookup.waited_s)
@@ -237,6 +238,7 @@ class _Lookup:
         self.computed: list[Embedded] = []
         self.row_errors: dict[bytes, DomainError] = {}
         self.waited_s = 0.0
+        self._embedded_rows = 0
         self._shared_rows = 0
         self._examined: set[bytes] = set()  # texts whose row errors are known, though they were not computed
         self._levels = levels
@@ -275,7 +277,7 @@ class _Lookup:
 
     def count(self, texts: int, misses: int) -> None:
         """Updates the metrics of a call for which memory did not have `misses` of its texts."""
-        computed = sum(len(part.rows) for part in self.computed) + self._shared_rows
+        computed = self._embedded_rows + self._shared_rows
         for outcome, rows in (("hit", texts - misses), ("joined", misses - computed), ("miss", computed)):
             if rows:
                 metrics.CACHE_ROWS.labels("memory", outcome).inc(rows)
@@ -308,6 +310,7 @@ class _Lookup:
         embedded = await self._embedder.embed(
             list(texts.values()), *self._options, self._urgency, allow_partial=self._allow_partial
         )
+        self._embedded_rows += len(texts)
         keys = list(texts)
         if not embedded.row_errors:
             self.computed.append(embedded)

@@ -190,7 +190,7 @@ class Pipeline:
     ) -> Embedded:
         """Returns one row for each text; a text that cannot be embedded has zeros and a row error.
 
-        Unless `allow_partial`, nothing is computed once a text has an error.
+        Unless `allow_partial`, the other rows are undefined once a text has an error.
         """
         truncation = resolve_truncation(request, embedder.card)
         empty = find_empty_texts(side.texts)
