@@ -126,5 +126,5 @@ def report(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 def run(rounds: int) -> dict[str, Any]:
     """Measures `rounds` rounds and returns the report."""
-    texts, tokens = mixed_sentences(), load(model_folder.locate(model_folder.BUNDLED)).tokens
+    texts, tokens = mixed_sentences(), load(model_folder.locate(model_folder.BUNDLED)).tokenizer
     return report([measure_round(texts, tokens) for _ in range(rounds)])
