@@ -33,9 +33,8 @@ def variables(listing: str) -> dict[str, str]:
         if setting in VARIABLES:
             variable, separator = VARIABLES[setting]
             environment[variable] = separator.join(ast.literal_eval(value).split())
-    if (
-        "UV_INDEX" in environment
-    ):  # pip takes the best version from any index; uv by default the first index with the name
+    if "UV_INDEX" in environment:
+        # pip takes the best version of any index, uv by default that of the first index with the name.
         environment["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     return environment
 

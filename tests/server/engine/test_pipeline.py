@@ -228,3 +228,14 @@ async def test_a_row_error_of_the_queries_precedes_one_of_the_candidates() -> No
     with pytest.raises(TextWithoutTokensError) as raised:
         await make_pipeline(CountingEmbedder()).similarity(SimilarityRequest(queries=queries, candidates=candidates))
     assert [violation.field for violation in raised.value.violations] == ["queries.texts.texts[1]"]
+
+
+async def test_a_call_that_fails_by_a_row_error_counts_no_embedded_texts() -> None:
+    """Without allow_partial no text of a failed call counts as embedded; with it, the good ones do."""
+    registry = ready_registry(CountingEmbedder())
+    model, line = registry.get("test"), Pipeline(registry, Executor(1), SystemClock())
+    with pytest.raises(TextWithoutTokensError):
+        await line.embed(EmbedRequest(texts=["a", "!!!"]))
+    assert model.embedded_texts == 0
+    await line.embed(EmbedRequest(texts=["a", "!!!"], allow_partial=True))
+    assert model.embedded_texts == 1

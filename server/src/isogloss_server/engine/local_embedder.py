@@ -1,11 +1,12 @@
 """LocalEmbedder: the Embedder of every local model. Tokenizes, then submits to the batcher or infers at once."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from isogloss.wire.enums import InputType, Truncation
+from numpy.typing import NDArray
 
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.engine.batch_queue import InferenceResult
@@ -224,13 +225,19 @@ def _tokenization_s(blocks: Sequence[_Block]) -> float:
     return covered_s([(block.began_s, block.tokenized_s) for block in blocks])
 
 
+def _without_rows(n: int, rows: Iterable[int]) -> NDArray[np.bool_]:
+    """Returns a mask of n rows, bool [n], that is False for `rows`."""
+    mask = np.ones(n, bool)
+    mask[list(rows)] = False
+    return mask
+
+
 def _without_errors(tokenized: Tokenized) -> TokenBatch:
     """Returns the tokens of the texts that have no error."""
     batch = tokenized.batch
     if not tokenized.row_errors:
         return batch
-    good = np.ones(len(batch.lengths), bool)
-    good[list(tokenized.row_errors)] = False
+    good = _without_rows(len(batch.lengths), tokenized.row_errors)
     return TokenBatch(batch.ids[np.repeat(good, batch.lengths)], batch.lengths[good])
 
 
@@ -251,11 +258,9 @@ def _join(
     total_tokens = sum(len(block.tokenized.batch.ids) for block in blocks)
     rows = results[0].rows if len(results) == 1 else np.concatenate([_empty(dimensions), *(r.rows for r in results)])
     if row_errors:
-        counts = counts.copy()
-        counts[list(row_errors)] = 0
+        good = _without_rows(n, row_errors)
+        counts = np.where(good, counts, 0)
         total_tokens = int(counts.sum())
-        good = np.ones(n, bool)
-        good[list(row_errors)] = False
         computed, rows = rows, np.zeros((n, dimensions), np.float32)
         rows[good] = computed
     return Embedded(

@@ -205,7 +205,8 @@ class Pipeline:
             Urgency(request.priority, request.deadline_s),
             allow_partial=allow_partial,
         )
-        model.embedded_texts += len(embedded.rows) - len(embedded.row_errors)
+        if allow_partial or not embedded.row_errors:  # else the rows are undefined
+            model.embedded_texts += len(embedded.rows) - len(embedded.row_errors)
         return embedded.spread(rows, len(side.texts), empty) if empty else embedded
 
     def _is_cached(self, card: ModelCard, request: EmbedRequest | SimilarityRequest) -> bool:
