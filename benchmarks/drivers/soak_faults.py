@@ -117,8 +117,8 @@ async def wrong_matrix(context: Context) -> str:
 
 
 async def malformed(context: Context) -> str:
-    """Sends bytes that do not parse as a message."""
-    await context.raw(context.random.choice(("Embed", "Similarity", "Health")))(context.random.randbytes(40) + b"\xff")
+    """Sends bytes that do not parse as a message, because wire type 7 does not exist."""
+    await context.raw(context.random.choice(("Embed", "Similarity", "Health")))(b"\x0f" + context.random.randbytes(40))
     return "OK"
 
 
