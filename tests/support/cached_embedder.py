@@ -10,7 +10,7 @@ from isogloss_server.engine.cache import Cache
 from isogloss_server.errors import TextWithoutTokensError
 from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
 
-CARD = ModelCard(backend="test", space_id="s-test", dimensions=(16, 8), max_tokens=10)
+CARD = ModelCard(backend="test", space_id="s-test", dimensions=(16, 8), max_tokens=10, texts_per_call=4)
 INTERACTIVE = Urgency()
 
 

@@ -11,6 +11,7 @@ from isogloss.v1 import embedding_pb2_grpc
 from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.admission import Admission, AdmissionLimits
+from isogloss_server.engine.backlog import Backlog, Throughput
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
@@ -79,13 +80,28 @@ class TruncationRecorder(CountingEmbedder):
         return await super().embed(texts, input_type, truncation, urgency, allow_partial=allow_partial)
 
 
-def ready(embedder: Embedder, clock: Clock | None = None, **limits: int) -> ReadyModel:
-    """Returns the embedder as a loaded model; `limits` are the AdmissionLimits that differ from the defaults."""
-    admission = Admission("test", embedder.card, AdmissionLimits(**limits), clock or SystemClock())
+def new_throughput() -> Throughput:
+    """Returns the speed of a model, not measured yet."""
+    return Throughput(full_units=128, memory_units=4096)
+
+
+def ready(embedder: Embedder, clock: Clock | None = None, *, rate: float = 0, **limits: Any) -> ReadyModel:
+    """Returns the embedder as a loaded model.
+
+    Args:
+        embedder: The embedder.
+        clock: The clock of its admission.
+        rate: Its measured tokens a second; 0 if they are not measured.
+        limits: The AdmissionLimits that differ from the defaults.
+    """
+    throughput = new_throughput()
+    throughput.record(1000, 1000 / rate if rate else 0)
+    backlog = Backlog(throughput, lanes=1, turn=1)
+    admission = Admission("test", embedder.card, AdmissionLimits(**limits), clock or SystemClock(), backlog)
     return ReadyModel(embedder, LIMITS, admission)
 
 
-def ready_registry(embedder: Embedder, clock: Clock | None = None, **limits: int) -> Registry:
+def ready_registry(embedder: Embedder, clock: Clock | None = None, **limits: Any) -> Registry:
     """Returns a registry that serves the embedder as model "test"; see `ready`."""
     registry = Registry(["test"])
     registry.get("test").serve(ready(embedder, clock, **limits))

@@ -21,7 +21,7 @@ from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Model
 
 from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
-from tests.support.in_process import ready, serving
+from tests.support.in_process import new_throughput, ready, serving
 from tests.support.manual_clock import ManualClock
 
 CHECK_INTERVAL_S = WATCHDOG_S / CHECKS
@@ -119,7 +119,7 @@ async def serving_model(
     parts = static.load(model_folder.locate(str(folder)))
     served = registry.get("test")
     report = served.health.report
-    batcher, executor = None, Executor(1)
+    batcher, executor, throughput = None, Executor(1), new_throughput()
     if queued:
         batcher = Batcher(
             model,
@@ -128,11 +128,14 @@ async def serving_model(
             max_batch_tokens=tokens,
             clock=clock,
             watchdog_s=WATCHDOG_S,
+            throughput=throughput,
             report=report,
         )
     else:
         executor = WatchedExecutor(threads, WATCHDOG_S, clock, report)
-    embedder = LocalEmbedder(model, parts.tokenizer, parts.card, {}, executor, clock, batcher=batcher, report=report)
+    embedder = LocalEmbedder(
+        model, parts.tokenizer, parts.card, {}, executor, clock, throughput=throughput, batcher=batcher, report=report
+    )
     served.serve(ready(embedder, clock))
     try:
         async with serving(registry, clock) as stub:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +18,7 @@ import trustme
 from google.rpc import error_details_pb2, status_pb2
 from isogloss_server import factory
 from isogloss_server.engine.admission import Admission, AdmissionLimits
+from isogloss_server.engine.backlog import Backlog, Throughput
 from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.engine.request import Limits
 from isogloss_server.models.providers import catalog
@@ -78,6 +79,7 @@ async def remote(fake: FakeProvider, source: str, clock: ManualClock, **terms: A
     """Serves a model of the fake provider's as "m"; `terms` are those that differ from the provider's."""
     hosted = catalog.resolve(f"{source}@{fake.address}{'/v1' if source.startswith('openai') else ''}")
     card = hosted.card(hosted.known.dimensions or (fake.widths[hosted.model],))
+    card = replace(card, texts_per_call=hosted.provider.max_texts)
     usual = {"max_texts": hosted.provider.max_texts, "max_bytes": hosted.provider.max_bytes, "calls": 8}
     registry = Registry(["m"])
     model = registry.get("m")
@@ -90,7 +92,8 @@ async def remote(fake: FakeProvider, source: str, clock: ManualClock, **terms: A
         on_health=functools.partial(model.health.report_degraded, "provider"),
         jitter=lambda: JITTER,
     )
-    model.serve(ReadyModel(embedder, LIMITS, Admission("m", card, AdmissionLimits(bulk_slots=32), clock)))
+    backlog = Backlog(Throughput(full_units=1, memory_units=16), lanes=8, turn=1)
+    model.serve(ReadyModel(embedder, LIMITS, Admission("m", card, AdmissionLimits(bulk_slots=32), clock, backlog)))
     try:
         async with serving(registry, clock) as stub:
             yield Remote(embedder, model, stub)

@@ -100,7 +100,7 @@ async def _load(
             before_mb = system.anonymous_mb()
             source = sources[model.name]
             if is_hosted(source):
-                model.serve(await factory.connect(model, source, settings, loader, clock))
+                model.serve(await factory.connect(model, source, settings, loader, clock, executor.comparisons))
             else:
                 ready = await loader.run(
                     factory.load, model.name, source, settings, executor, clock, model.health.report

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -11,9 +12,11 @@ from pydantic import SecretStr
 from isogloss_server import logs
 from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Admission, AdmissionLimits
-from isogloss_server.engine.batcher import BULK_SHARE, Batcher
+from isogloss_server.engine.backlog import Backlog, Throughput
+from isogloss_server.engine.batch_queue import BULK_PIECE_TOKENS, BULK_SHARE
+from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.executor import Executor
-from isogloss_server.engine.local_embedder import LocalEmbedder
+from isogloss_server.engine.local_embedder import BLOCK_CHARACTERS, LocalEmbedder
 from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.engine.registry import ReadyModel, ServedModel
 from isogloss_server.engine.request import Limits, default_max_texts
@@ -39,13 +42,19 @@ from isogloss_server.settings.sources import KEY_VARIABLES, provider_key
 from isogloss_server.system import usable_cores
 
 T = TypeVar("T")
+BLOCK_TOKENS = BLOCK_CHARACTERS // 4  # of a block of characters, about
 BATCHED_BULK_SLOTS = 256  # of a model with a batch queue: enough to fill it, and a bound of the memory they hold
 START_BACKOFF_S = 1.0
 TRANSIENT = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
 
 
 def load(
-    name: str, source: str, settings: Settings, executor: Executor, clock: Clock, report: Report = ignore_report
+    name: str,
+    source: str,
+    settings: Settings,
+    executor: Executor,
+    clock: Clock,
+    report: Report = ignore_report,
 ) -> ReadyModel:
     """Loads a local model and runs its self-test.
 
@@ -61,15 +70,16 @@ def load(
         StartupError: The model cannot be loaded, or fails its self-test.
     """
     loaded = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
-    batcher = None
+    batcher, backlog = None, _local_backlog(loaded, settings)
     if loaded.batched:
         batcher = Batcher(
             loaded.model,
             dimensions=loaded.card.dimensions[0],
-            threads=loaded.threads or inference_threads(settings),
+            threads=backlog.lanes,
             max_batch_tokens=settings.max_batch_tokens,
             clock=clock,
             watchdog_s=settings.watchdog_s,
+            throughput=backlog.throughput,
             report=report,
         )
     embedder = LocalEmbedder(
@@ -79,6 +89,7 @@ def load(
         loaded.prompts,
         executor,
         clock,
+        throughput=backlog.throughput,
         batcher=batcher,
         tolerance=loaded.tolerance,
         report=report,
@@ -89,11 +100,21 @@ def load(
         embedder.close()
         raise
     loaded.release_pages()
-    bulk_slots = BATCHED_BULK_SLOTS if batcher else 1
-    return ReadyModel(
-        embedder,
-        request_limits(settings, loaded.card),
-        build_admission(name, loaded.card, settings, clock, bulk_slots=bulk_slots),
+    limits = admission_limits(settings, bulk_slots=BATCHED_BULK_SLOTS if batcher else 1)
+    admission = Admission(name, loaded.card, limits, clock, backlog, executor.comparisons)
+    return ReadyModel(embedder, request_limits(settings, loaded.card), admission)
+
+
+def _local_backlog(loaded: LoadedModel, settings: Settings) -> Backlog:
+    """Returns the empty backlog of a local model, in tokens: of its batcher, or of the executor without one."""
+    if not loaded.batched:
+        throughput = Throughput(full_units=BLOCK_TOKENS / 16, memory_units=4 * BLOCK_TOKENS)
+        return Backlog(throughput, lanes=settings.worker_threads, turn=BLOCK_TOKENS)
+    return Backlog(
+        Throughput(full_units=BULK_PIECE_TOKENS, memory_units=4 * settings.max_batch_tokens),
+        lanes=loaded.threads or inference_threads(settings),
+        turn=settings.max_batch_tokens,
+        bulk_share=1 / BULK_SHARE,
     )
 
 
@@ -151,15 +172,9 @@ def _sentence_transformers(folder: ModelFolder, settings: Settings) -> LoadedMod
     return load(folder, settings.device)
 
 
-def build_admission(name: str, card: ModelCard, settings: Settings, clock: Clock, *, bulk_slots: int) -> Admission:
-    """Returns the admission to the queue of one model."""
-    limits = AdmissionLimits(
-        max_tokens=settings.max_queue_tokens,
-        max_bytes=settings.max_queue_bytes,
-        bulk_slots=bulk_slots,
-        interactive_share=1 - 1 / BULK_SHARE,
-    )
-    return Admission(name, card, limits, clock)
+def admission_limits(settings: Settings, *, bulk_slots: int) -> AdmissionLimits:
+    """Returns the bounds of one model's queue."""
+    return AdmissionLimits(max_wait_s=settings.max_queue_s, max_bytes=settings.max_queue_bytes, bulk_slots=bulk_slots)
 
 
 def request_limits(settings: Settings, card: ModelCard) -> Limits:
@@ -172,7 +187,9 @@ def request_limits(settings: Settings, card: ModelCard) -> Limits:
     )
 
 
-async def connect(model: ServedModel, source: str, settings: Settings, loader: Executor, clock: Clock) -> ReadyModel:
+async def connect(
+    model: ServedModel, source: str, settings: Settings, loader: Executor, clock: Clock, comparisons: Backlog
+) -> ReadyModel:
     """Connects a provider's model, after one small call that checks key, model and width.
 
     If the provider is unavailable at the moment, a model of known dimensions starts DEGRADED, with an open circuit
@@ -184,6 +201,7 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: E
         settings: The server's settings.
         loader: A thread to import the provider's SDK on.
         clock: The server's clock.
+        comparisons: The work of all comparisons.
 
     Raises:
         ProviderSetupError: The key is missing or rejected, the model is unknown, or the address is wrong.
@@ -197,18 +215,23 @@ async def connect(model: ServedModel, source: str, settings: Settings, loader: E
     except BaseException:
         await provider.close()
         raise
-    card = hosted.card(dimensions)
+    provider_limits = _provider_limits(hosted, settings)
+    card = replace(hosted.card(dimensions), texts_per_call=provider_limits.max_texts)
+    throughput = Throughput(full_units=1, memory_units=16)  # in calls to the provider
     embedder = ProviderEmbedder(
         model.name,
         provider,
         card,
-        _provider_limits(hosted, settings),
+        provider_limits,
         clock,
         on_health=partial(model.health.report_degraded, "provider"),
+        on_call=partial(throughput.record, 1.0),
     )
     if failure is not None:
         embedder.breaker.open(str(failure))
-    admission = build_admission(model.name, card, settings, clock, bulk_slots=settings.provider_calls)
+    backlog = Backlog(throughput, lanes=settings.provider_calls, turn=1)
+    limits = admission_limits(settings, bulk_slots=settings.provider_calls)
+    admission = Admission(model.name, card, limits, clock, backlog, comparisons)
     return ReadyModel(embedder, request_limits(settings, card), admission)
 
 

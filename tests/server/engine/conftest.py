@@ -9,6 +9,7 @@ from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.models.interfaces import Model
 
 from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
+from tests.support.in_process import new_throughput
 from tests.support.manual_clock import ManualClock
 
 
@@ -33,6 +34,7 @@ def make_batcher() -> Iterator[Callable[..., Batcher]]:
                 max_batch_tokens=tokens,
                 clock=clock or ManualClock(),
                 watchdog_s=WATCHDOG_S,
+                throughput=new_throughput(),
                 report=report,
             )
         )

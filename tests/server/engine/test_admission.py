@@ -1,4 +1,4 @@
-"""Admission: the requests that it admits, those that it rejects, and the retry delay."""
+"""Admission: the requests that it admits, those that it refuses, and the retry delay."""
 
 import asyncio
 import math
@@ -6,23 +6,21 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from isogloss.wire.enums import Priority
-from isogloss_server.engine.admission import (
-    LONGEST_RETRY_S,
-    UNKNOWN_RETRY_S,
-    Admission,
-    AdmissionLimits,
-    Slot,
-)
+from isogloss_server.engine.admission import LONGEST_RETRY_S, UNKNOWN_RETRY_S, Admission, AdmissionLimits, Slot
+from isogloss_server.engine.backlog import Backlog
 from isogloss_server.engine.request import RequestSize
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
 from isogloss_server.models.interfaces import Embedded, ModelCard
 
+from tests.support.in_process import new_throughput
 from tests.support.manual_clock import ManualClock
 
 BULK, INTERACTIVE = Priority.BULK, Priority.INTERACTIVE
 DIMENSIONS = 1
+RATE = 1000  # tokens a second of the only lane
 CARD = ModelCard(backend="test", space_id="s-test", dimensions=(DIMENSIONS,), max_tokens=0)
 
 
@@ -35,18 +33,24 @@ class Request:
     priority: Priority = INTERACTIVE
     deadline_s: float = math.inf
     from_stream: bool = False
+    products: int = 0
 
-    @property
-    def size(self) -> RequestSize:
-        return RequestSize(1, self.tokens, self.held_bytes - self.tokens - 4 * DIMENSIONS)
+    def size(self, _card: ModelCard) -> RequestSize:
+        vector_bytes = self.held_bytes - self.tokens - 4 * DIMENSIONS
+        return RequestSize(1, self.tokens, vector_bytes, products=self.products)
 
 
-def admission_of(max_tokens: int = 100, max_bytes: int = 1000, *, bulk_slots: int = 100) -> Admission:
+def admission_of(
+    max_wait_s: float = 30.0, max_bytes: int = 1 << 30, *, rate: float = RATE, bulk_slots: int = 100, **options: Any
+) -> Admission:
     """Returns an admission without requests, with an estimate of one token per byte, at the time 0."""
     clock = ManualClock()
     clock.now_s = 0.0
-    limits = AdmissionLimits(max_tokens=max_tokens, max_bytes=max_bytes, bulk_slots=bulk_slots)
-    admission = Admission("test", CARD, limits, clock)
+    throughput = new_throughput()
+    throughput.record(rate, 1.0)
+    limits = AdmissionLimits(max_wait_s=max_wait_s, max_bytes=max_bytes, bulk_slots=bulk_slots)
+    backlog = Backlog(throughput, lanes=1, turn=100, bulk_share=1 / 8)
+    admission = Admission("test", CARD, limits, clock, backlog, **options)
     admission._tokens_per_byte = 1.0
     return admission
 
@@ -59,53 +63,168 @@ async def enter(admission: Admission, tokens: int, **options: Any) -> AsyncExitS
     return stack
 
 
-async def measured(rate: int) -> Admission:
-    """Returns an admission of up to 100,000 tokens that has measured `rate` tokens a second under load."""
-    admission = admission_of(100_000, 1 << 30)
-    loads = [await enter(admission, 10_000) for _ in range(2)]
-    for second in range(60):
-        admission._learn_rate(rate if second else 0, float(second))
-    for load in loads:
-        await load.aclose()
-    return admission
+def age(admission: Admission) -> float:
+    """Advances the time until the recent arrivals no longer count; returns the new time."""
+    clock: Any = admission._clock
+    clock.now_s += 1000.0
+    return float(clock.now_s)
 
 
-async def test_a_full_queue_rejects_until_requests_end() -> None:
-    """The error has the admitted tokens and the limit; a request that ends frees its tokens."""
+async def slot_of(admission: Admission, tokens: int, **options: Any) -> Slot:
+    """Admits a request and returns its slot."""
+    request: Any = Request(tokens=tokens, **options)
+    return await admission.admit(request).__aenter__()
+
+
+async def test_a_request_waits_for_at_most_its_own_size_of_each_other() -> None:
+    """A large request does not delay a short one, however large it is; many short ones delay it."""
     admission = admission_of()
-    first = await enter(admission, 60)
-    with pytest.raises(OverloadedError, match="full") as refused:
-        await enter(admission, 41)
-    assert (refused.value.figures["waiting_tokens"], refused.value.figures["limit"]) == ("60", "100")
-    assert refused.value.retry_after_s == UNKNOWN_RETRY_S
+    await enter(admission, 1_000_000)
+    for _ in range(90):
+        await enter(admission, 10)
+    now_s = age(admission)
+    with pytest.raises(OverloadedError, match=r"estimated time 1\.3 s exceeds the remaining 1\.2 s") as refused:
+        await enter(admission, 10, deadline_s=now_s + 1.2)
+    assert refused.value.retry_after_s == pytest.approx(0.075, abs=0.01)
+    await enter(admission, 10, deadline_s=now_s + 1.4)
+
+
+async def test_a_request_that_others_delay_beyond_the_limit_is_refused() -> None:
+    """The error has the estimate, the limit and the tokens; requests that end free their work."""
+    admission = admission_of(10.0)
+    first = await enter(admission, 8_000)
+    await enter(admission, 8_000)
+    with pytest.raises(
+        OverloadedError, match=r"the queue is full: estimated wait 16\.1 s, the limit is 10 s"
+    ) as refused:
+        await enter(admission, 10_000)
+    assert (refused.value.figures["waiting_tokens"], refused.value.figures["limit"]) == ("16000", "10.0")
+    assert refused.value.retry_after_s == LONGEST_RETRY_S
     await first.aclose()
-    await enter(admission, 41)
-    assert admission.tokens == 41
+    await enter(admission, 10_000)
+    assert admission.tokens == 18_000
 
 
-async def test_an_empty_queue_admits_any_request() -> None:
-    """An empty queue admits a request that exceeds its limit; so does a queue of at most half its limit."""
+@pytest.mark.parametrize("options", [{"deadline_s": 0.001}, {}], ids=["deadline", "limit"])
+async def test_an_idle_model_admits_any_request(options: dict[str, Any]) -> None:
+    """Without other work a request is admitted whatever its size, its deadline and the limit."""
+    await enter(admission_of(1.0), 1_000_000, **options)
+
+
+async def test_nothing_is_refused_for_time_before_the_speed_is_known() -> None:
+    """Until a batch has been measured, requests are admitted regardless of their deadlines."""
+    admission = admission_of(rate=1)  # too small a piece of work to measure the speed
+    for _ in range(100):
+        await enter(admission, 10_000, deadline_s=0.01)
+
+
+async def test_bulk_is_refused_before_interactive() -> None:
+    """INTERACTIVE is admitted with work in the queue with which BULK is refused."""
+    admission = admission_of(10.0)
+    await enter(admission, 6_000, priority=BULK)
+    with pytest.raises(OverloadedError, match="the limit is 5 s"):
+        await enter(admission, 6_000, priority=BULK)
+    await enter(admission, 6_000)
+
+
+async def test_bulk_does_not_count_in_the_wait_of_interactive() -> None:
+    """INTERACTIVE waits for BULK only by BULK's share; BULK waits for INTERACTIVE."""
     admission = admission_of()
-    await (await enter(admission, 5_000)).aclose()
-    await enter(admission, 50)
-    await enter(admission, 5_000)
-    assert admission.tokens == 5_050
+    await enter(admission, 7_000, priority=BULK)
+    await enter(admission, 7_000)
+    now_s = age(admission)
+    with pytest.raises(OverloadedError):
+        await enter(admission, 7_000, priority=BULK, deadline_s=now_s + 21)
+    await enter(admission, 7_000, deadline_s=now_s + 21)
 
 
-async def test_bulk_is_rejected_before_interactive() -> None:
-    """INTERACTIVE is admitted at a load at which BULK is rejected."""
+async def test_arriving_requests_count_in_the_wait_of_larger_ones() -> None:
+    """While small requests arrive, a large one is expected to share the model with those to come."""
     admission = admission_of()
-    await enter(admission, 40, priority=BULK)
+    load = [await enter(admission, 250) for _ in range(10)]
+    for each in load:
+        await each.aclose()
+    await enter(admission, 500)
     with pytest.raises(OverloadedError):
-        await enter(admission, 20, priority=BULK)
-    await enter(admission, 40)
+        await enter(admission, 1_000, deadline_s=2.5)
+    await enter(admission, 1_000, deadline_s=age(admission) + 2.5)
+
+
+async def test_computed_tokens_leave_the_backlog_before_their_request_ends() -> None:
+    """The wait is estimated from the tokens that are left, batch by batch."""
+    admission = admission_of(10.0)
+    slot = await slot_of(admission, 12_000)
     with pytest.raises(OverloadedError):
-        await enter(admission, 40)
+        await enter(admission, 12_000)
+    slot.computed(3_000)
+    await enter(admission, 12_000)
+
+
+async def test_an_estimate_is_corrected_when_the_tokens_are_known() -> None:
+    """After tokenization the backlog has the real number of tokens, while blocks are missing at least those so far."""
+    admission = admission_of()
+    slot = await slot_of(admission, 10_000)
+    slot.tokenized(2_000, is_last=False)
+    assert admission.tokens == 10_000
+    slot.tokenized(90_000, is_last=False)
+    assert admission.tokens == 92_000
+    slot.tokenized(1_000, is_last=True)
+    assert admission.tokens == admission._backlog.total() == 93_000
+    short = await slot_of(admission, 10_000)
+    short.tokenized(1, is_last=True)
+    assert admission.tokens == 93_001
+
+
+async def test_one_odd_text_does_not_poison_the_estimate() -> None:
+    """A text of 4 MB that becomes one token, or as many as bytes, changes the estimate by a fiftieth at most."""
+    admission = admission_of()
+    for tokens in (1, 4_000_000):
+        admission._tokens_per_byte = 0.25
+        slot = await slot_of(admission, 4_000_000)
+        slot.record(Embedded(rows=np.zeros((1, 1), np.float32), token_counts=None, total_tokens=tokens))
+        admission.leave(slot)
+        assert 0.24 < admission._tokens_per_byte <= 0.27
+    for _ in range(1000):
+        admission._learn_ratio(4_000_000, 1)
+    assert admission._tokens_per_byte == pytest.approx(0.1)
+
+
+async def test_comparisons_count_in_the_wait() -> None:
+    """A comparison is refused if those of all models would delay it beyond its deadline; texts alone are not."""
+    throughput = new_throughput()
+    throughput.record(1_000_000, 1.0)
+    comparisons = Backlog(throughput, lanes=1, turn=1000)
+    admission, other = admission_of(comparisons=comparisons), admission_of(comparisons=comparisons)
+    await enter(other, 1, products=3_000_000)
+    now_s = age(admission)
+    with pytest.raises(OverloadedError, match=r"estimated time 7\.5 s"):
+        await enter(admission, 1, products=3_000_000, deadline_s=now_s + 7.0)
+    await enter(admission, 1, deadline_s=now_s + 7.0)
+
+
+async def test_the_retry_delay_is_well_before_the_deadline() -> None:
+    """The delay is at most a quarter of the remaining time, and bounded for requests without a deadline."""
+    admission = admission_of()
+    for _ in range(3):
+        await enter(admission, 14_000)
+    for deadline_s, most_s in ((8.0, 2.0), (50.0, LONGEST_RETRY_S), (math.inf, LONGEST_RETRY_S)):
+        with pytest.raises(OverloadedError) as refused:
+            await enter(admission, 14_000, deadline_s=deadline_s)
+        assert 0.05 <= refused.value.retry_after_s <= most_s
+
+
+async def test_memory_refusals_have_a_retry_delay_before_the_speed_is_known() -> None:
+    """Without a measured speed the delay after a refusal for memory is a constant."""
+    admission = admission_of(max_bytes=1000, rate=1)
+    await enter(admission, 1, held_bytes=600)
+    with pytest.raises(OverloadedError, match="memory") as refused:
+        await enter(admission, 1, held_bytes=600)
+    assert refused.value.retry_after_s == UNKNOWN_RETRY_S
 
 
 async def test_held_bytes_are_bounded_for_calls_and_streams() -> None:
     """Requests of calls and of streams are rejected beyond the limit of bytes."""
-    admission = admission_of()
+    admission = admission_of(max_bytes=1000)
     await enter(admission, 1, held_bytes=600)
     with pytest.raises(OverloadedError, match="memory") as refused:
         await enter(admission, 1, held_bytes=500)
@@ -116,7 +235,7 @@ async def test_held_bytes_are_bounded_for_calls_and_streams() -> None:
 
 async def test_bulk_leaves_half_of_the_bytes_to_interactive() -> None:
     """BULK calls and streams together may hold half of the bytes; the rest is for INTERACTIVE."""
-    admission = admission_of(10_000)
+    admission = admission_of(max_bytes=1000)
     await enter(admission, 1, held_bytes=300, priority=BULK, from_stream=True)
     await enter(admission, 1, held_bytes=200, priority=BULK)
     with pytest.raises(OverloadedError, match="memory") as refused:
@@ -125,110 +244,40 @@ async def test_bulk_leaves_half_of_the_bytes_to_interactive() -> None:
     await enter(admission, 1, held_bytes=400)
 
 
-async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once() -> None:
-    """A request that expires before the estimated end of the queued work is rejected, with the estimate."""
-    admission = await measured(10_000)
-    await enter(admission, 30_000)
-    clock: Any = admission._clock
-    clock.now_s = 94.0
-    await (await enter(admission, 10, deadline_s=100.0)).aclose()
-    clock.now_s = 97.0
-    with pytest.raises(OverloadedError, match=r"estimated wait 5\.1 s exceeds the remaining 3\.0 s") as refused:
-        await enter(admission, 10, deadline_s=100.0)
-    assert refused.value.retry_after_s == pytest.approx(1.5, rel=0.05)
-
-
-async def test_a_small_backlog_does_not_reject_by_deadline() -> None:
-    """With a small backlog a request is admitted regardless of its deadline."""
-    admission = await measured(10_000)
-    await enter(admission, 4_000)
-    await enter(admission, 90_000, deadline_s=0.001)
-
-
-async def test_bulk_does_not_count_in_the_wait_of_interactive() -> None:
-    """The estimated wait of INTERACTIVE ignores queued BULK; that of BULK includes both."""
-    admission = await measured(10_000)
-    await enter(admission, 40_000, priority=BULK)
-    await enter(admission, 10, deadline_s=1.0)
-    with pytest.raises(OverloadedError):
-        await enter(admission, 10, priority=BULK, deadline_s=1.0)
-
-
-async def test_the_retry_delay_is_the_time_until_the_queue_is_half_empty() -> None:
-    """The retry delay follows from the measured rate and has an upper bound."""
-    admission = await measured(10_000)
-    await enter(admission, 100_000)
-    with pytest.raises(OverloadedError) as refused:
-        await enter(admission, 10_000)
-    assert refused.value.retry_after_s == pytest.approx(6.0, rel=0.05)
-    slow = await measured(1)
-    await enter(slow, 100_000)
-    with pytest.raises(OverloadedError) as refused:
-        await enter(slow, 10_000)
-    assert refused.value.retry_after_s == LONGEST_RETRY_S
-
-
-async def test_slow_callers_do_not_lower_the_measured_rate() -> None:
-    """No rate is measured with a small backlog, where throughput is the demand and not the capacity."""
-    admission = admission_of(100_000, 1 << 30)
-    for second in range(100):
-        load = await enter(admission, 10)
-        admission._learn_rate(10, float(second))
-        await load.aclose()
-    await enter(admission, 50_000)
-    await enter(admission, 10, deadline_s=1.0)
-
-
-async def test_idle_time_does_not_lower_the_measured_rate() -> None:
-    """The time between occasional large requests does not count as time of work."""
-    admission = admission_of(100_000, 1 << 30)
-    for minute in range(20):
-        load = await enter(admission, 5_000)
-        admission._learn_rate(5_000, 60.0 * minute)
-        await load.aclose()
-    await enter(admission, 10_000)
-    await enter(admission, 5_000, deadline_s=1.0)
-
-
 def test_estimates_follow_the_measured_tokens() -> None:
-    """The estimate starts at a default ratio, follows the measured one, and is bounded by the limit of tokens."""
-    card = ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=0)
-    admission = Admission("test", card, AdmissionLimits(), ManualClock())
-    before = admission.estimate_tokens(1000, 1)
-    for _ in range(50):
+    """The estimate follows the measured ratio, and is bounded by the limit of tokens of each text."""
+    admission = admission_of()
+    for _ in range(500):
         admission._learn_ratio(100_000, 80_000)
-    assert before < 400 < admission.estimate_tokens(1000, 1) == pytest.approx(800, abs=2)
-    short = Admission("test", ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=128),
-                      AdmissionLimits(), ManualClock())  # fmt: skip
+    assert admission.estimate_tokens(1000, 1) == pytest.approx(800, abs=2)
+    short = admission_of()
+    short.card = ModelCard(backend="test", space_id="s-test", dimensions=(1,), max_tokens=128)
     assert short.estimate_tokens(1000, 2) == 256
 
 
-def test_the_ratio_is_learned_only_from_untruncated_computed_texts() -> None:
-    """A request with truncated, failed or cached rows is not typical; its computed rows are counted."""
-    import numpy as np
-
+async def test_the_ratio_is_learned_only_from_untruncated_computed_texts() -> None:
+    """A request with truncated, failed or cached rows is not typical."""
     rows = np.zeros((4, 1), np.float32)
-    slot = Slot(10, 10, INTERACTIVE, from_stream=False)
+    admission = admission_of()
+    slot, complete = await slot_of(admission, 10), await slot_of(admission, 10)
     slot.record(Embedded(rows=rows, token_counts=None, total_tokens=7, cached_rows=1))
-    assert (slot.computed_rows, slot.actual_tokens, slot.is_typical) == (3, 7, False)
-    complete = Slot(10, 10, INTERACTIVE, from_stream=False)
     complete.record(Embedded(rows=rows, token_counts=None, total_tokens=7))
-    assert (complete.computed_rows, complete.is_typical) == (4, True)
+    assert (slot.total_tokens, slot.is_typical, complete.is_typical) == (7, False, True)
 
 
 async def test_stream_requests_wait_for_room_in_order() -> None:
     """A request of a stream waits until earlier ones have ended; calls have a share of their own."""
-    admission = admission_of(400)  # streams have 100 of them
-    first = await enter(admission, 80, priority=BULK, from_stream=True)
+    admission = admission_of(rate=50)  # not measured: streams have 8 turns of 100 tokens
+    first = await enter(admission, 640, priority=BULK, from_stream=True)
     admitted_names: list[str] = []
 
     async def wait(name: str, tokens: int) -> None:
         await enter(admission, tokens, priority=BULK, from_stream=True)
         admitted_names.append(name)
 
-    waiting = [asyncio.create_task(wait("large", 90)), asyncio.create_task(wait("small", 10))]
+    waiting = [asyncio.create_task(wait("large", 720)), asyncio.create_task(wait("small", 80))]
     await asyncio.sleep(0)
-    await enter(admission, 100, priority=BULK)
+    await enter(admission, 800, priority=BULK)
     assert admitted_names == []
     await first.aclose()
     await asyncio.gather(*waiting)
@@ -237,28 +286,28 @@ async def test_stream_requests_wait_for_room_in_order() -> None:
 
 async def test_a_cancelled_stream_request_frees_all_that_it_holds() -> None:
     """A request that is cancelled while it waits, or at its admission, holds no tokens and no bytes."""
-    admission = admission_of(400)
-    first = await enter(admission, 100, priority=BULK, from_stream=True)
-    waiting = asyncio.create_task(enter(admission, 50, priority=BULK, from_stream=True))
-    admitted = asyncio.create_task(enter(admission, 60, priority=BULK, from_stream=True))
+    admission = admission_of(rate=50)
+    first = await enter(admission, 800, priority=BULK, from_stream=True)
+    waiting = asyncio.create_task(enter(admission, 400, priority=BULK, from_stream=True))
+    admitted = asyncio.create_task(enter(admission, 480, priority=BULK, from_stream=True))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     await first.aclose()
     admitted.cancel()
     await asyncio.gather(admitted, return_exceptions=True)
-    held = [admission.tokens, admission.texts, *admission._bytes.values(), *admission._stream_tokens.values()]
+    held = [admission.tokens, admission.texts, *admission._bytes.values(), *admission._stream_units.values()]
     assert not any(held)
-    await enter(admission, 100, priority=BULK, from_stream=True)
+    await enter(admission, 800, priority=BULK, from_stream=True)
 
 
 async def test_interactive_streams_do_not_wait_for_bulk_streams() -> None:
     """A request of an INTERACTIVE stream is admitted while requests of BULK streams wait."""
-    admission = admission_of(400, 1 << 20)
-    await enter(admission, 100, priority=BULK, from_stream=True)
-    waiting = asyncio.create_task(enter(admission, 100, priority=BULK, from_stream=True))
+    admission = admission_of(rate=50)
+    await enter(admission, 800, priority=BULK, from_stream=True)
+    waiting = asyncio.create_task(enter(admission, 800, priority=BULK, from_stream=True))
     await asyncio.sleep(0)
-    await enter(admission, 90, from_stream=True)
+    await enter(admission, 720, from_stream=True)
     assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss.wire.enums import Priority
-from isogloss_server.engine.batcher import BULK_SHARE, Batcher, BatchError
+from isogloss_server.engine.batch_queue import BULK_SHARE
+from isogloss_server.engine.batcher import Batcher, BatchError
 from isogloss_server.errors import DeadlineExceededError, DrainingError
 from isogloss_server.models.interfaces import Rows, Urgency
 
@@ -21,7 +22,7 @@ INTERACTIVE, BULK = Urgency(), Urgency(Priority.BULK)
 async def test_rows_are_in_the_order_of_the_texts(make_batcher: Callable[..., Batcher]) -> None:
     """The rows are in the order of the texts, regardless of the order and the number of the batches."""
     model = GatedModel()
-    texts = [[length, length + 1] + [7] * length for length in (5, 1, 9, 1, 30, 2)]
+    texts = [[row, length] + [7] * length for row, length in enumerate((5, 1, 9, 1, 30, 2))]
     computed = await make_batcher(model, tokens=12).submit(batch_of(*texts), INTERACTIVE)
     np.testing.assert_array_equal(computed.rows, [row_of(text) for text in texts])
     assert computed.rows.dtype == np.float32

@@ -13,11 +13,15 @@ from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance, Urgency
 
+from tests.support.in_process import new_throughput
+
 
 def make_embedder(folder: Path, **prompts: str) -> LocalEmbedder:
     parts = static.load(model_folder.locate(str(folder)))
     by_input_type = {InputType(input_type): prompt for input_type, prompt in prompts.items()}
-    return LocalEmbedder(parts.model, parts.tokenizer, parts.card, by_input_type, Executor(2), SystemClock())
+    return LocalEmbedder(
+        parts.model, parts.tokenizer, parts.card, by_input_type, Executor(2), SystemClock(), throughput=new_throughput()
+    )
 
 
 async def test_a_prompt_precedes_the_texts_of_its_input_type(static_folder: Path) -> None:
@@ -84,7 +88,9 @@ class DefectiveModel:
 def test_a_defective_model_fails_the_self_test(static_folder: Path, kind: str, expected: str) -> None:
     """The self-test detects vectors that are not finite, zero, all equal, or dependent on the batch."""
     parts = static.load(model_folder.locate(str(static_folder)))
-    model = LocalEmbedder(DefectiveModel(kind), parts.tokenizer, parts.card, {}, Executor(1), SystemClock())
+    model = LocalEmbedder(
+        DefectiveModel(kind), parts.tokenizer, parts.card, {}, Executor(1), SystemClock(), throughput=new_throughput()
+    )
     with pytest.raises(ModelFilesError, match=expected):
         model.verify([("one", (1.0, 1.0, 1.0))] if kind == "alike" else [])
 
@@ -112,6 +118,7 @@ def test_the_tolerance_of_the_self_test_is_relative_to_the_length_of_the_vector(
         {},
         Executor(1),
         SystemClock(),
+        throughput=new_throughput(),
         tolerance=Tolerance(tolerance, tolerance),
     )
     probes = [("two", (7.0, 8.0, 9.0 + 1.5e-3 * float(np.linalg.norm([7, 8, 9]))))]

@@ -20,7 +20,7 @@ from isogloss_server.models.interfaces import Embedded, Model, Rows, TokenBatch,
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
 
 from tests.support.gated_model import WATCHDOG_S, GatedModel
-from tests.support.in_process import ready
+from tests.support.in_process import new_throughput, ready
 from tests.support.manual_clock import ManualClock
 
 
@@ -39,10 +39,20 @@ class BatchedEmbedder:
     ) -> None:
         parts = static.load(model_folder.locate(str(folder)))
         clock, model, tokens = clock or SystemClock(), model or parts.model, tokens or parts.tokenizer
-        self.batcher = Batcher(model, dimensions=3, threads=1, max_batch_tokens=100, clock=clock, watchdog_s=WATCHDOG_S)
+        self.batcher = Batcher(
+            model,
+            dimensions=3,
+            threads=1,
+            max_batch_tokens=100,
+            clock=clock,
+            watchdog_s=WATCHDOG_S,
+            throughput=new_throughput(),
+        )
         self.executor = Executor(1)
-        self.embedder = LocalEmbedder(model, tokens, parts.card, {}, self.executor, clock, batcher=self.batcher)
-        self.direct = LocalEmbedder(model, tokens, parts.card, {}, self.executor, clock)
+        self.embedder = LocalEmbedder(
+            model, tokens, parts.card, {}, self.executor, clock, throughput=new_throughput(), batcher=self.batcher
+        )
+        self.direct = LocalEmbedder(model, tokens, parts.card, {}, self.executor, clock, throughput=new_throughput())
 
     async def embed(self, *texts: str) -> Embedded:
         return await self.embedder.embed(texts, InputType.QUERY, Truncation.END, Urgency())

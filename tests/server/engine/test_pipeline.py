@@ -20,7 +20,7 @@ from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Embedder, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
 
-from tests.support.in_process import CARD, CountingEmbedder, TruncationRecorder, ready_registry
+from tests.support.in_process import CARD, CountingEmbedder, TruncationRecorder, new_throughput, ready_registry
 
 
 def make_pipeline(embedder: Embedder) -> Pipeline:
@@ -185,7 +185,7 @@ async def test_each_text_is_tokenized_once(static_folder: Path, cache_bytes: int
     texts[40] = "!!!"
     parts, executor, clock = static.load(model_folder.locate(str(static_folder))), Executor(1), SystemClock()
     tokenizer = CountingTokenizer(static_folder / "tokenizer.json")
-    embedder = LocalEmbedder(parts.model, tokenizer, parts.card, {}, executor, clock)
+    embedder = LocalEmbedder(parts.model, tokenizer, parts.card, {}, executor, clock, throughput=new_throughput())
     pipeline = Pipeline(ready_registry(embedder), executor, clock, Cache(clock, max_bytes=cache_bytes))
     request = EmbedRequest(texts=texts, allow_partial=allow_partial)
     if allow_partial:

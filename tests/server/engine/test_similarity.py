@@ -86,9 +86,9 @@ def test_scores_do_not_depend_on_the_blocks(metric: Metric, monkeypatch: pytest.
     monkeypatch.setattr(similarity, "BLOCK_PAIRS", 100)
     monkeypatch.setattr(similarity, "BLOCK_NUMBERS", 90)
     comparison = Comparison(candidates, metric)
-    blocks = list(comparison.blocks(queries))
-    assert len(blocks) > 1
-    parts = np.concatenate([comparison.scores(queries[block]) for block in blocks])
+    step = comparison.max_queries
+    assert 1 <= step < len(queries)
+    parts = np.concatenate([comparison.scores(queries[row : row + step]) for row in range(0, len(queries), step)])
     np.testing.assert_array_equal(parts, whole)
     for rows, _ in comparison.nearest(queries, 3, None).lists():
         assert [row - rows[0] for row in rows] == [0, 19, 38]
@@ -99,3 +99,23 @@ def test_products_beyond_float32_are_infinite() -> None:
     rows = np.full((2, 4), 3e38, np.float32)
     assert np.isposinf(Comparison(rows, Metric.DOT).scores(rows)).all()
     assert (Comparison(rows, Metric.COSINE).scores(rows) == 1).all()
+
+
+def test_distances_of_equal_rows_gather_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If every pair is close, differences are taken from slices of the candidates, each query and slice once."""
+    rows = np.ones((40, 30), np.float32)
+    rows[1::2] += np.float32(1e-6)
+    comparison = Comparison(rows, Metric.EUCLIDEAN)
+    slices: list[slice] = []
+    taken = Comparison._differences
+
+    def recorded(*arguments: Any) -> Any:
+        for row, chunk, differences in taken(*arguments):
+            slices.append(chunk)
+            yield row, chunk, differences
+
+    monkeypatch.setattr(Comparison, "_differences", recorded)
+    monkeypatch.setattr(similarity, "BLOCK_NUMBERS", 300)
+    expected = np.array([[by_formula(q, c, Metric.EUCLIDEAN) for c in rows] for q in rows])
+    np.testing.assert_allclose(comparison.scores(rows), expected, rtol=2e-7)
+    assert slices == [slice(first, first + 10) for first in range(0, 40, 10) for _ in rows]

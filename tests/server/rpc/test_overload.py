@@ -47,8 +47,9 @@ class GatedEmbedder(CountingEmbedder):
             await self._call_began.wait_for(lambda: len(self.calls) >= calls)
 
 
-def registry_of(embedder: CountingEmbedder, max_tokens: int, max_bytes: int) -> Registry:
-    return ready_registry(embedder, max_tokens=max_tokens, max_bytes=max_bytes, bulk_slots=100)
+def registry_of(embedder: CountingEmbedder, max_wait_s: float, max_bytes: int) -> Registry:
+    """Returns a registry whose model computes a text a second."""
+    return ready_registry(embedder, rate=10, max_wait_s=max_wait_s, max_bytes=max_bytes, bulk_slots=100)
 
 
 def overload_error(error: grpc.aio.AioRpcError) -> tuple[str, float, dict[str, Any]]:
@@ -78,27 +79,27 @@ async def rejection(call: Any) -> tuple[str, float, dict[str, Any]]:
 async def test_a_full_queue_rejects_calls_with_a_retry_delay() -> None:
     """A full queue rejects a call with OVERLOADED, RetryInfo and a pushback; admitted calls succeed."""
     embedder, before = GatedEmbedder(), rejected_calls()
-    async with serving(registry_of(embedder, 100, 1 << 20)) as stub:
-        admitted = [asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 5))) for _ in range(2)]
-        await embedder.wait_for_calls(2)
+    async with serving(registry_of(embedder, 9.5, 1 << 20)) as stub:
+        admitted = [asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT]))) for _ in range(10)]
+        await embedder.wait_for_calls(10)
         reason, retry_s, trailers = await rejection(stub.Embed(pb.EmbedRequest(texts=[TEXT])))
-        assert (reason, retry_s, trailers["grpc-retry-pushback-ms"]) == ("OVERLOADED", 1.0, "1000")
+        assert (reason, retry_s, trailers["grpc-retry-pushback-ms"]) == ("OVERLOADED", 5.0, "5000")
         assert (await stub.Health(pb.HealthRequest())).models[0].queued_texts == 10
         assert rejected_calls() == before + 1
         assert metrics.REGISTRY.get_sample_value("isogloss_queue_tokens", {"model": "test"}) == 100
         embedder.open.set()
-        assert [len(response.embeddings.data) for response in await asyncio.gather(*admitted)] == [80, 80]
+        assert [len(response.embeddings.data) for response in await asyncio.gather(*admitted)] == [16] * 10
         await stub.Embed(pb.EmbedRequest(texts=[TEXT]))
 
 
-async def test_the_pushback_forbids_a_retry_after_the_deadline() -> None:
-    """If the retry delay exceeds the deadline, the pushback is -1, so that gRPC does not wait in vain."""
+async def test_the_pushback_is_well_before_the_deadline() -> None:
+    """A call with a deadline is told to retry within the first quarter of the time that is left."""
     embedder = GatedEmbedder()
-    async with serving(registry_of(embedder, 100, 1 << 20)) as stub:
+    async with serving(registry_of(embedder, 30, 1 << 20)) as stub:
         admitted = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 10)))
         await embedder.wait_for_calls(1)
         _, _, trailers = await rejection(stub.Embed(pb.EmbedRequest(texts=[TEXT]), timeout=0.9))
-        assert trailers["grpc-retry-pushback-ms"] == "-1"
+        assert 0 < int(trailers["grpc-retry-pushback-ms"]) <= 225
         embedder.open.set()
         await admitted
 
@@ -110,7 +111,7 @@ async def test_similarity_is_subject_to_admission() -> None:
         vectors=pb.Matrix(data=bytes(16 * 1000), rows=1000, columns=4, element_type=pb.ELEMENT_TYPE_FLOAT32),
         space_id=CARD.space_id,
     )
-    async with serving(registry_of(embedder, 100, 10_000)) as stub:
+    async with serving(registry_of(embedder, 1, 10_000)) as stub:
         admitted = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 10)))
         await embedder.wait_for_calls(1)
         sides = pb.Items(texts=pb.TextList(texts=[TEXT]))
@@ -134,9 +135,9 @@ async def test_requests_of_a_stream_wait_and_leave_room_for_calls() -> None:
         for number in range(12):
             yield pb.EmbedStreamRequest(id=number, request=pb.EmbedRequest(texts=[TEXT], priority=pb.PRIORITY_BULK))
 
-    async with serving(registry_of(embedder, 100, 1 << 20), stream_window_requests=5) as stub:
+    async with serving(registry_of(embedder, 30, 1 << 20), stream_window_requests=5) as stub:
         stream = stub.EmbedStream(requests())
-        await embedder.wait_for_calls(2)  # streams may hold 25 tokens
+        await embedder.wait_for_calls(2)  # streams may hold two seconds of work
         call = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT])))
         await embedder.wait_for_calls(3)
         assert len(embedder.calls) == 3
@@ -155,7 +156,7 @@ async def test_requests_of_a_stream_are_rejected_beyond_the_limit_of_bytes() -> 
         for number in range(4):
             yield pb.EmbedStreamRequest(id=number, request=pb.EmbedRequest(texts=[TEXT]))
 
-    async with serving(registry_of(embedder, 10_000, 700)) as stub:
+    async with serving(registry_of(embedder, 1000, 700)) as stub:
         responses = []
         async for response in stub.EmbedStream(requests()):
             responses.append(response)
@@ -171,7 +172,7 @@ async def test_a_full_queue_admits_requests_that_are_cached() -> None:
     embedder = GatedEmbedder()
     embedder.open.set()
     cached = [f"cached {row} {TEXT}" for row in range(3)]
-    async with serving(registry_of(embedder, 100, 1 << 20), cache=Cache(SystemClock(), max_bytes=1 << 20)) as stub:
+    async with serving(registry_of(embedder, 1, 1 << 20), cache=Cache(SystemClock(), max_bytes=1 << 20)) as stub:
         before = await stub.Embed(pb.EmbedRequest(texts=cached))
         embedder.open.clear()
         admitted = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[TEXT] * 10)))

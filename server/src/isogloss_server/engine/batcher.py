@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
-from isogloss.wire.enums import Priority
 
 from isogloss_server.clock import Clock
-from isogloss_server.engine.batch_queue import BatchQueue, InferenceResult, QueuedText, Submission
+from isogloss_server.engine.backlog import Throughput
+from isogloss_server.engine.batch_queue import BatchScheduler, InferenceResult, QueuedText, Submission, to_token_batch
 from isogloss_server.engine.monitoring import FailureMonitor, Report, Watchdog, ignore_report
 from isogloss_server.errors import (
     DeadlineExceededError,
@@ -26,12 +26,7 @@ from isogloss_server.errors import (
 )
 from isogloss_server.models.interfaces import Model, Rows, TokenBatch, Urgency
 
-BULK_SHARE = 8  # while both priorities wait, one batch in BULK_SHARE is of BULK
-# While INTERACTIVE calls arrive, BULK is computed in small batches, to keep their wait short. It costs BULK a fifth to
-# a third of its speed; smaller batches cost more than they gain.
-RECENTLY_S = 1.0
-BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
-SHARED_TOKENS = 512  # below this, splitting a batch over two threads costs more than it gains
+STALL_FACTOR = 8  # a batch may take this many times as long as the measured speed predicts, plus the time limit
 
 Outcome = InferenceResult | Exception
 
@@ -53,8 +48,13 @@ def draining_error() -> DrainingError:
 
 
 def stalled_error() -> ModelStalledError:
-    """Returns the error of texts whose batch exceeds its time limit."""
-    return ModelStalledError("inference timed out; retry on another server")
+    """Returns the error of texts that cannot be computed while all threads are stalled."""
+    return ModelStalledError("all threads of the model are stalled; retry on another server")
+
+
+def stalled_batch_error() -> ModelStalledError:
+    """Returns the error of texts whose own batch exceeded its time limit: a retry would stall another thread."""
+    return ModelStalledError("inference of a batch with texts of the call timed out", retry_after_s=math.inf)
 
 
 def worker_died_error() -> WorkerDiedError:
@@ -117,6 +117,7 @@ class Batcher:
         max_batch_tokens: int,
         clock: Clock,
         watchdog_s: float,
+        throughput: Throughput,
         report: Report = ignore_report,
     ) -> None:
         """Starts the threads.
@@ -127,21 +128,19 @@ class Batcher:
             threads: Batches computed at a time.
             max_batch_tokens: Tokens of a batch; a longer text is a batch of its own.
             clock: The clock.
-            watchdog_s: Time limit of a batch.
+            watchdog_s: Time limit of a batch, in addition to the time that the measured speed predicts for it.
+            throughput: Measures tokens a second of one thread.
             report: Receives the health of batches and threads; called from any thread.
         """
         self._model = model
         self._dimensions = dimensions
-        self._max_batch_tokens = max_batch_tokens
         self._clock = clock
         self._failures = FailureMonitor(report)
         self._watchdog: Watchdog[list[QueuedText]] = Watchdog(
             threads, watchdog_s, clock, report, part="threads", on_stall=self._on_stall
         )
-        self._interactive, self._bulk = BatchQueue(), BatchQueue()
-        self._last_interactive_s = -math.inf
-        self._tokens_per_s = 0.0  # of one thread, recently; 0: unknown
-        self._passed_over = 0  # batches of INTERACTIVE since the last of BULK, while both waited
+        self._throughput = throughput
+        self._scheduler = BatchScheduler(max_batch_tokens, throughput)
         self._idle = 0  # idle threads
         self._closed = False
         self._changed = threading.Condition(threading.Lock())  # guards all of the above, and the submissions
@@ -152,17 +151,18 @@ class Batcher:
 
     @property
     def waiting_texts(self) -> int:
-        """Texts that wait for a thread."""
-        return self._interactive.texts + self._bulk.texts
+        """Texts that wait for a thread; equal texts count once."""
+        return self._scheduler.texts
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens of those texts."""
-        return self._interactive.tokens + self._bulk.tokens
+        return self._scheduler.tokens
 
     def submit(self, batch: TokenBatch, urgency: Urgency) -> "asyncio.Future[InferenceResult]":
         """Enqueues a non-empty batch; returns a future for its rows, in order.
 
+        A text that another call has queued, or whose batch is running, is computed once for both.
         Not a coroutine: the texts must be queued at the call, not at the first await. Cancelling the future removes
         its remaining texts from the queue. The future fails with DeadlineExceededError if the deadline passes
         before the last text is taken, DrainingError if the batcher closes, BatchError if the model fails,
@@ -174,17 +174,13 @@ class Batcher:
             ModelStalledError: all threads are stalled.
         """
         future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
-        submission = Submission(batch, self._dimensions, urgency.deadline_s, future)
-        queue = self._interactive if urgency.priority is Priority.INTERACTIVE else self._bulk
+        submission = Submission(len(batch.lengths), self._dimensions, urgency, future)
         with self._changed:
             if self._closed:
                 raise draining_error()
             if self._watchdog.all_stalled:
                 raise stalled_error()
-            queue.put(submission)
-            if queue is self._interactive:
-                self._last_interactive_s = self._clock.monotonic_s()
-            self._changed.notify(1 + len(batch.ids) // min(SHARED_TOKENS, self._max_batch_tokens))
+            self._changed.notify(self._scheduler.put(submission, batch, urgency.priority, self._clock.monotonic_s()))
         future.add_done_callback(partial(self._on_done, submission))
         self._watchdog.ensure_running()
         return future
@@ -223,7 +219,7 @@ class Batcher:
         """Computes a batch; if memory is insufficient, in halves, down to single texts."""
         parts = [batch]
         while parts:
-            part = [text for text in parts.pop() if not text.submission.dropped]
+            part = self._wanted(parts.pop())
             if not part or self._attempt(part, batch):
                 continue
             if len(part) == 1:
@@ -232,17 +228,29 @@ class Batcher:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
 
+    def _wanted(self, batch: list[QueuedText]) -> list[QueuedText]:
+        """Returns the texts that a call still waits for, and ends the sharing of the others."""
+        with self._changed:
+            wanted = [text for text in batch if text.is_wanted]
+            if len(wanted) < len(batch):
+                self._forget([text for text in batch if not text.is_wanted])
+        return wanted
+
     def _attempt(self, part: list[QueuedText], batch: list[QueuedText]) -> bool:
         """Computes a part of a batch and resolves its futures; returns False if memory is insufficient."""
+        tokens = sum(text.length for text in part)
+        rate = self._throughput.cautious_rate
+        running = self._watchdog.begin(batch, STALL_FACTOR * tokens / rate if rate else 0.0)
         began_s = self._clock.monotonic_s()
-        running = self._watchdog.begin(batch)
         try:
-            rows = checked_forward(self._model, _to_token_batch(part), self._dimensions)
+            rows = checked_forward(self._model, to_token_batch(part), self._dimensions)
+            ended_s = self._clock.monotonic_s()
+            self._throughput.record(tokens, ended_s - began_s)
             if broken := [part[at] for at in np.flatnonzero(~np.isfinite(rows).all(axis=1))]:
                 self._fail_batch(broken, non_finite_error())
             else:
                 self._failures.batch_succeeded()
-            self._deliver(part, rows, (began_s, self._clock.monotonic_s()))
+            self._deliver(part, rows, (began_s, ended_s))
         except MemoryError as error:
             if len(part) == 1:
                 self._failures.batch_failed(error)
@@ -257,7 +265,7 @@ class Batcher:
 
     def _on_stall(self, batch: list[QueuedText]) -> None:
         """Fails a batch that exceeds its time limit and, if all threads are stalled, all queued texts."""
-        self._fail(batch, stalled_error)
+        self._fail(batch, stalled_batch_error)
         if self._watchdog.all_stalled:
             self._drop_all(stalled_error)
 
@@ -273,41 +281,38 @@ class Batcher:
                     self._idle -= 1
                 if self._closed:
                     return []
-                batch, expired = self._take_batch()
+                batch, expired = self._scheduler.take(self._clock.monotonic_s(), self._idle)
             message = "the deadline passed while the texts were queued"
             resolve_futures((submission, DeadlineExceededError(message)) for submission in expired)
         return batch
 
-    def _take_batch(self) -> tuple[list[QueuedText], list[Submission]]:
-        """Takes a batch of the next priority and the expired submissions; idle threads get a share of the work."""
-        queue = self._interactive
-        if not queue.texts or (self._bulk.texts and self._passed_over >= BULK_SHARE - 1):
-            queue = self._bulk
-        self._passed_over = self._passed_over + 1 if queue is self._interactive and self._bulk.texts else 0
-        now_s = self._clock.monotonic_s()
-        share = max(SHARED_TOKENS, -(-queue.tokens // (self._idle + 1)))
-        if queue is self._bulk and now_s - self._last_interactive_s < RECENTLY_S:
-            share = max(BULK_PIECE_TOKENS, round(BULK_PIECE_S * self._tokens_per_s))
-        return queue.take(min(self._max_batch_tokens, share), now_s)
-
     def _deliver(self, batch: list[QueuedText], rows: Rows, span: tuple[float, float]) -> None:
-        """Writes each row to its submission, and resolves the submissions that are complete."""
+        """Writes each row to its submissions, and resolves the submissions that are complete."""
+        with self._changed:
+            self._forget(batch)  # from now on no further submission waits for these texts
         for text, row in zip(batch, rows, strict=True):
-            text.submission.rows[text.row] = row
-        tokens, took_s = sum(text.length for text in batch), span[1] - span[0]
+            for submission, at in text.owners:
+                submission.rows[at] = row
         finished: list[Submission] = []
         with self._changed:
-            # The time of smaller batches does not depend on their tokens.
-            if tokens >= BULK_PIECE_TOKENS and took_s > 0:
-                self._tokens_per_s += (tokens / took_s - self._tokens_per_s) / (8 if self._tokens_per_s else 1)
-            for submission, texts in Counter(text.submission for text in batch).items():
-                submission.missing -= texts
+            tokens: Counter[Submission] = Counter()
+            for text in batch:
+                for submission, _ in text.owners:
+                    submission.missing -= 1
+                    tokens[submission] += text.length
+            for submission, computed in tokens.items():
                 submission.spans.append(span)
                 if not submission.missing:
                     finished.append(submission)
+                elif submission.progress is not None:
+                    submission.progress.computed(computed)
         resolve_futures(
             (submission, InferenceResult(submission.rows, tuple(submission.spans))) for submission in finished
         )
+
+    def _forget(self, batch: list[QueuedText]) -> None:
+        for queue in self._scheduler.queues.values():
+            queue.forget(batch)
 
     def _fail_batch(self, batch: list[QueuedText], error: BaseException) -> None:
         """Fails the submissions of a batch on which the model failed."""
@@ -317,17 +322,15 @@ class Batcher:
     def _fail(self, batch: list[QueuedText], error: Callable[[], Exception]) -> None:
         """Fails the submissions of these texts, and removes the rest of their texts from the queue."""
         with self._changed:
-            failed = {text.submission for text in batch if not text.submission.dropped}
+            self._forget(batch)
+            # In the order of the batch; a submission may have several of its texts.
+            owners = dict.fromkeys(submission for text in batch for submission, _ in text.owners)
+            failed = [submission for submission in owners if not submission.dropped]
             for submission in failed:
                 submission.queue.drop(submission)
         resolve_futures((submission, error()) for submission in failed)
 
     def _drop_all(self, error: Callable[[], Exception]) -> None:
         with self._changed:
-            waiting = self._interactive.drop_all() + self._bulk.drop_all()
+            waiting = self._scheduler.drop_all()
         resolve_futures((submission, error()) for submission in waiting)
-
-
-def _to_token_batch(batch: list[QueuedText]) -> TokenBatch:
-    ids = np.concatenate([text.submission.ids_of(text.row) for text in batch])
-    return TokenBatch(ids, np.array([text.length for text in batch], dtype=np.int64))

@@ -1,7 +1,7 @@
-"""Cache of rows, and request coalescing: a text that is being computed for one request is not computed for another.
+"""Cache of rows, and request coalescing: a text that a provider computes for one request is not sent for another.
 
-Looks in memory, then for an in-flight computation of the same text, then in the shared cache; the embedder computes
-the rest.
+Looks in memory, then for an in-flight call to a provider with the same text, then in the shared cache; the embedder
+computes the rest. Equal texts of a local model meet in its batch queue instead.
 """
 
 import asyncio
@@ -145,17 +145,17 @@ class InFlight:
 
     Attributes:
         priority: Priority of the request.
+        texts: Number of its texts.
         entries: Entries by key; keys that are missing at the end were not computed.
-        row_errors: Errors of texts that cannot be embedded, by key.
         failed: Whether it failed by itself, rather than by cancellation or a deadline.
     """
 
-    __slots__ = ("_ended", "entries", "failed", "priority", "row_errors")
+    __slots__ = ("_ended", "entries", "failed", "priority", "texts")
 
-    def __init__(self, priority: Priority) -> None:
+    def __init__(self, texts: int, priority: Priority) -> None:
+        self.texts = texts
         self.priority = priority
         self.entries: dict[bytes, Entry] = {}
-        self.row_errors: dict[bytes, DomainError] = {}
         self.failed = False
         self._ended = asyncio.Event()
 
@@ -177,12 +177,19 @@ class InFlightTexts:
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def find(self, keys: Iterable[bytes], priority: Priority) -> dict[bytes, InFlight]:
-        """Returns the computations to wait for, by key: an INTERACTIVE request never waits for one of BULK."""
+    def find(self, keys: Iterable[bytes], priority: Priority, texts_per_call: int) -> dict[bytes, InFlight]:
+        """Returns the computations to wait for, by key.
+
+        An INTERACTIVE request waits neither for BULK nor for more than one call to the provider.
+        """
         computations = {key: in_flight for key in keys if (in_flight := self._by_key.get(key)) is not None}
         if priority is Priority.BULK:
             return computations
-        return {key: in_flight for key, in_flight in computations.items() if in_flight.priority is not Priority.BULK}
+        return {
+            key: in_flight
+            for key, in_flight in computations.items()
+            if in_flight.priority is not Priority.BULK and in_flight.texts <= texts_per_call
+        }
 
     @contextmanager
     def begin(self, keys: Sequence[bytes], priority: Priority) -> Iterator[InFlight]:
@@ -191,7 +198,7 @@ class InFlightTexts:
         It replaces a computation of the same keys, such as one of BULK that INTERACTIVE does not wait for. When the
         block ends, for any reason, the waiting requests resume and use its entries.
         """
-        in_flight = InFlight(priority)
+        in_flight = InFlight(len(keys), priority)
         self._by_key.update(dict.fromkeys(keys, in_flight))
         try:
             yield in_flight
@@ -258,7 +265,7 @@ class _Lookup:
         while missing:
             others: dict[bytes, InFlight] = {}
             if failed_waits < MAX_FAILED_WAITS:
-                others = self._levels.in_flight.find(missing, self._urgency.priority)
+                others = self._in_flight(missing)
             own = {key: text for key, text in missing.items() if key not in others}
             if own:
                 known |= await self._compute(own)
@@ -270,10 +277,13 @@ class _Lookup:
             for key, in_flight in others.items():
                 if key in in_flight.entries:
                     known[key] = in_flight.entries[key]
-                elif key in in_flight.row_errors:
-                    self.row_errors[key] = in_flight.row_errors[key]
             missing = self._unresolved(missing, known)
         return known
+
+    def _in_flight(self, missing: Texts) -> dict[bytes, InFlight]:
+        """Returns the calls to a provider to wait for; a local model's batch queue computes equal texts once itself."""
+        texts_per_call = self._embedder.card.texts_per_call
+        return self._levels.in_flight.find(missing, self._urgency.priority, texts_per_call) if texts_per_call else {}
 
     def count(self, texts: int, misses: int) -> None:
         """Updates the metrics of a call for which memory did not have `misses` of its texts."""
@@ -315,15 +325,14 @@ class _Lookup:
         if not embedded.row_errors:
             self.computed.append(embedded)
             return dict(zip(keys, to_entries(embedded), strict=True))
-        in_flight.row_errors = {keys[row]: error for row, error in embedded.row_errors.items()}
-        self.row_errors |= in_flight.row_errors
+        self.row_errors |= {keys[row]: error for row, error in embedded.row_errors.items()}
         if not self._allow_partial:  # the other rows are undefined
             in_flight.failed = True
             self._examined.update(keys)
             return {}
         self.computed.append(embedded)
         entries = zip(keys, to_entries(embedded), strict=True)
-        return {key: entry for key, entry in entries if key not in in_flight.row_errors}
+        return {key: entry for key, entry in entries if key not in self.row_errors}
 
     async def _wait(self, in_flight: InFlight) -> None:
         """Waits for another request's computation, which continues if this wait is cancelled."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from isogloss_server.clock import Clock
+from isogloss_server.engine.backlog import Backlog, Throughput
 from isogloss_server.engine.monitoring import Report, Watchdog
 from isogloss_server.errors import ModelStalledError
 
@@ -18,15 +19,23 @@ from isogloss_server.errors import ModelStalledError
 INLINE_NUMBERS = 1 << 17
 INLINE_CHARACTERS = 1 << 10
 INLINE_RANKINGS = 256
+# A block of a comparison until its speed is known: products of two numbers, less than 10 ms under every metric.
+COMPARISON_PRODUCTS = 1 << 22
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Executor:
-    """A fixed number of threads; work waits in order for a free one."""
+    """A fixed number of threads; work waits in order for a free one.
+
+    Attributes:
+        comparisons: The work of comparisons, in products of two numbers; they use at most half of the threads.
+    """
 
     def __init__(self, threads: int) -> None:
+        throughput = Throughput(full_units=COMPARISON_PRODUCTS / 4, memory_units=64 * COMPARISON_PRODUCTS)
+        self.comparisons = Backlog(throughput, lanes=max(1, threads // 2), turn=COMPARISON_PRODUCTS)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="isogloss-worker")
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -9,6 +9,7 @@ from isogloss.wire.enums import InputType, Truncation
 from numpy.typing import NDArray
 
 from isogloss_server.clock import Clock, covered_s
+from isogloss_server.engine.backlog import Throughput
 from isogloss_server.engine.batch_queue import InferenceResult
 from isogloss_server.engine.batcher import Batcher, checked_forward, non_finite_error, out_of_memory_error
 from isogloss_server.engine.executor import INLINE_CHARACTERS, Executor
@@ -89,6 +90,7 @@ class LocalEmbedder:
         executor: Executor,
         clock: Clock,
         *,
+        throughput: Throughput,
         batcher: Batcher | None = None,
         tolerance: Tolerance = F32_TOLERANCE,
         report: Report = ignore_report,
@@ -102,6 +104,7 @@ class LocalEmbedder:
             prompts: Its prompts; missing input types have none.
             executor: Runs tokenization and, without a batcher, inference.
             clock: The clock.
+            throughput: Measures tokens a second of one thread.
             batcher: Runs inference.
             tolerance: See `self_test.verify`.
             report: Receives the health of inference if there is no batcher; called from any thread.
@@ -112,6 +115,7 @@ class LocalEmbedder:
         self._prompts = prompts
         self._executor = executor
         self._clock = clock
+        self._throughput = throughput
         self._batcher = batcher
         self._direct = DirectRunner(model, card.dimensions[0], FailureMonitor(report)) if batcher is None else None
         self._tolerance = tolerance
@@ -139,6 +143,7 @@ class LocalEmbedder:
         blocks: list[_Block] = []
         row_errors: dict[int, DomainError] = {}
         submitted: list[asyncio.Future[InferenceResult]] = []
+        tokenized_texts = 0
         try:
             for first, part in _split(texts):
                 block = await self._executor.run_if_large(
@@ -153,6 +158,8 @@ class LocalEmbedder:
                     allow_partial=allow_partial,
                 )
                 blocks.append(block)
+                tokenized_texts += len(part)
+                self._report(block, urgency, is_last=tokenized_texts == len(texts))
                 row_errors |= {first + row: error for row, error in block.tokenized.row_errors.items()}
                 if self._batcher is not None and (allow_partial or not row_errors):
                     batch = _without_errors(block.tokenized)
@@ -190,8 +197,18 @@ class LocalEmbedder:
         if not len(batch.lengths):
             return _Block(tokenized, submitted_s, began_s, tokenized_s)
         rows = self._direct.forward(batch)
-        result = InferenceResult(rows, ((tokenized_s, self._clock.monotonic_s()),))
+        ended_s = self._clock.monotonic_s()
+        result = InferenceResult(rows, ((tokenized_s, ended_s),))
+        self._throughput.record(len(batch.ids), ended_s - began_s)
         return _Block(tokenized, submitted_s, began_s, tokenized_s, result)
+
+    def _report(self, block: _Block, urgency: Urgency, *, is_last: bool) -> None:
+        """Reports the tokens of a block, and that they are computed if no batcher computes them."""
+        if urgency.progress is not None:
+            tokens = len(block.tokenized.batch.ids)
+            urgency.progress.tokenized(tokens, is_last=is_last)
+            if block.result is not None:
+                urgency.progress.computed(tokens)
 
     def verify(self, probes: Probes) -> None:
         """Runs the model for the first time, without the batcher; see `self_test.verify`.
@@ -199,7 +216,14 @@ class LocalEmbedder:
         Raises:
             ModelFilesError: the model does not compute the expected vectors.
         """
-        verify(self._encode, self._model.forward, probes, self._tolerance)
+        verify(self._encode, self._timed_forward, probes, self._tolerance)
+
+    def _timed_forward(self, batch: TokenBatch) -> Rows:
+        """Runs inference and records its speed, so that the first long batch is not taken for a stalled one."""
+        began_s = self._clock.monotonic_s()
+        rows = self._model.forward(batch)
+        self._throughput.record(len(batch.ids), self._clock.monotonic_s() - began_s)
+        return rows
 
     def close(self, wait_s: float = 0.0) -> None:
         """Closes the batcher; see `interfaces.Embedder`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,12 +136,13 @@ class WatchedWork(Generic[T]):
     """Work that a thread runs; `checks` counts the checks of the watchdog that found it running."""
 
     work: T
+    max_checks: int
     checks: int = 0
 
     @property
     def is_stalled(self) -> bool:
-        """True if it has run for longer than the time limit."""
-        return self.checks > CHECKS
+        """True if it has run for longer than its time limit."""
+        return self.checks > self.max_checks
 
 
 class Watchdog(Generic[T]):
@@ -182,9 +184,9 @@ class Watchdog(Generic[T]):
         if self._checking is None or self._checking.done():
             self._checking = asyncio.get_running_loop().create_task(self._check_forever())
 
-    def begin(self, work: T) -> WatchedWork[T]:
-        """Registers work that the calling thread begins."""
-        running = WatchedWork(work)
+    def begin(self, work: T, extra_s: float = 0.0) -> WatchedWork[T]:
+        """Registers work that the calling thread begins, and that may take `extra_s` beyond the time limit."""
+        running = WatchedWork(work, CHECKS + math.ceil(extra_s * CHECKS / self._limit_s))
         with self._lock:
             self._running.add(running)
         return running
@@ -223,4 +225,4 @@ class Watchdog(Generic[T]):
             return
         state = State.NOT_SERVING if self.all_stalled else State.DEGRADED
         which = f"{self._stalled} of {self._threads} threads" if self._threads > 1 else "the only thread"
-        self._report(self._part, state, f"{which} exceeded the time limit of {self._limit_s:g} s")
+        self._report(self._part, state, f"{which} exceeded the time limit of a batch (watchdog_s {self._limit_s:g})")

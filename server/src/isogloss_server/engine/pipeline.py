@@ -4,16 +4,18 @@ Read `embed` to understand the service.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from isogloss.wire.matrix import Elements, to_elements, unit_length
 
 from isogloss_server.clock import Clock
+from isogloss_server.engine.admission import Slot
 from isogloss_server.engine.cache import Cache
-from isogloss_server.engine.executor import INLINE_NUMBERS, Executor
+from isogloss_server.engine.executor import COMPARISON_PRODUCTS, INLINE_NUMBERS, Executor
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.request import (
     EmbedRequest,
@@ -25,9 +27,13 @@ from isogloss_server.engine.request import (
     find_empty_texts,
     resolve_truncation,
 )
-from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
+from isogloss_server.engine.similarity import BLOCK_PAIRS, Comparison, Rankings, pairwise
 from isogloss_server.errors import merge_row_errors
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Rows, Urgency
+
+BLOCK_S = 0.010  # of a comparison: work of others waits for a block at most
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +74,24 @@ class SimilarityResult:
 class Pipeline:
     """Processes the requests of every interface."""
 
-    def __init__(self, registry: Registry, executor: Executor, clock: Clock, cache: Cache | None = None) -> None:
-        """Creates a pipeline; without `cache`, it stores no rows and computes equal texts in flight separately."""
+    def __init__(
+        self,
+        registry: Registry,
+        executor: Executor,
+        clock: Clock,
+        cache: Cache | None = None,
+    ) -> None:
+        """Creates a pipeline.
+
+        Args:
+            registry: The served models.
+            executor: The threads.
+            clock: The clock.
+            cache: Stores rows; None stores none.
+        """
         self._registry = registry
+        self._comparisons = executor.comparisons
+        self._comparing = asyncio.Semaphore(self._comparisons.lanes)
         self._executor = executor
         self._clock = clock
         self._cache = cache or Cache(clock, max_bytes=0)
@@ -88,7 +109,9 @@ class Pipeline:
         card, side = ready.embedder.card, request.sides[0]
         columns = request.check(card, ready.limits)
         async with ready.admission.admit(request, partial(self._is_cached, card, request)) as slot:
-            embedded = await self._embed(model, ready.embedder, side, request, allow_partial=request.allow_partial)
+            embedded = await self._embed(
+                model, ready.embedder, side, request, slot, allow_partial=request.allow_partial
+            )
             if not request.allow_partial:
                 _require_no_row_errors(embedded, side)
             slot.record(embedded)
@@ -120,12 +143,12 @@ class Pipeline:
         ready = model.ready
         columns = request.check(ready.embedder.card, ready.limits)
         async with ready.admission.admit(request, partial(self._is_cached, ready.embedder.card, request)) as slot:
-            embedded = await self._embed_sides(model, ready.embedder, request)
+            embedded = await self._embed_sides(model, ready.embedder, request, slot)
             rows = [
                 await self._comparable(side, part.rows, columns)
                 for side, part in zip(request.sides, embedded, strict=True)
             ]
-            compared = await self._compare(request, rows[0], rows[-1])
+            compared = await self._compare(request, rows[0], rows[-1], slot.size.products)
             for side, part in zip(request.sides, embedded, strict=True):
                 if isinstance(side, TextSide):
                     slot.record(part)
@@ -139,12 +162,14 @@ class Pipeline:
             timings=self._timings(began_s, slot.waited_s, embedded),
         )
 
-    async def _embed_sides(self, model: ServedModel, embedder: Embedder, request: SimilarityRequest) -> list[Embedded]:
+    async def _embed_sides(
+        self, model: ServedModel, embedder: Embedder, request: SimilarityRequest, slot: Slot
+    ) -> list[Embedded]:
         """Returns the embeddings of both sides, or of the only one; embeds the texts of two sides concurrently."""
         texts = [side for side in request.sides if isinstance(side, TextSide)]
         if len(texts) < len(request.sides) or len(texts) == 1:
             embedded = [
-                await self._embed(model, embedder, side, request)
+                await self._embed(model, embedder, side, request, slot)
                 if isinstance(side, TextSide)
                 else Embedded(rows=side.rows, token_counts=None)
                 for side in request.sides
@@ -152,7 +177,7 @@ class Pipeline:
         else:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._embed(model, embedder, side, request)) for side in texts]
+                    tasks = [group.create_task(self._embed(model, embedder, side, request, slot)) for side in texts]
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
             embedded = [task.result() for task in tasks]
@@ -166,18 +191,55 @@ class Pipeline:
             return rows
         return await self._executor.run_if_large(rows.size, INLINE_NUMBERS, lambda: unit_length(rows[:, :columns]))
 
-    async def _compare(self, request: SimilarityRequest, queries: Rows, candidates: Rows) -> Rows | Rankings:
-        """Compares block by block, so that a cancelled request ends with its current block."""
-        run, metric = self._executor.run_if_large, request.metric
+    async def _compare(
+        self, request: SimilarityRequest, queries: Rows, candidates: Rows, products: int
+    ) -> Rows | Rankings:
+        """Compares block by block, so that other work passes between blocks, and a cancelled request ends."""
         if isinstance(request.shape, Pairwise):
-            return await run(queries.size, INLINE_NUMBERS, lambda: pairwise(queries, candidates, metric)[None])
-        size = len(queries) * candidates.size
-        comparison = await run(size, INLINE_NUMBERS, Comparison, candidates, metric)
-        blocks = [queries[block] for block in comparison.blocks(queries)]
+            parts = await self._in_blocks(
+                len(queries),
+                products,
+                max(1, BLOCK_PAIRS // queries.shape[1]),
+                lambda block: pairwise(queries[block], candidates[block], request.metric)[None],
+            )
+            return np.concatenate(parts, axis=1)
+        comparison = await self._executor.run_if_large(
+            candidates.size, INLINE_NUMBERS, Comparison, candidates, request.metric
+        )
         if isinstance(request.shape, Nearest):
             nearest = partial(comparison.nearest, k=request.shape.k, min_score=request.shape.min_score)
-            return Rankings.joined([await run(size, INLINE_NUMBERS, nearest, block) for block in blocks])
-        return np.concatenate([await run(size, INLINE_NUMBERS, comparison.scores, block) for block in blocks])
+            rankings = await self._in_blocks(
+                len(queries), products, comparison.max_queries, lambda block: nearest(queries[block])
+            )
+            return Rankings.joined(rankings)
+        return np.concatenate(
+            await self._in_blocks(
+                len(queries), products, comparison.max_queries, lambda block: comparison.scores(queries[block])
+            )
+        )
+
+    async def _in_blocks(self, rows: int, products: int, max_rows: int, compute: Callable[[slice], Part]) -> list[Part]:
+        """Returns the results of `compute` for blocks of `rows` rows, each sized to take BLOCK_S."""
+        if products <= INLINE_NUMBERS:
+            return [compute(slice(0, rows))]
+        of_row, throughput = products / rows, self._comparisons.throughput
+        step = (throughput.cautious_rate * BLOCK_S or COMPARISON_PRODUCTS) / of_row
+        parts: list[Part] = []
+        first = 0
+        while first < rows:
+            block = slice(first, min(rows, first + max(1, min(int(step), max_rows))))
+            size = block.stop - first
+            async with self._comparing:  # the executor keeps threads for texts
+                part, took_s = await self._executor.run(self._timed, compute, block)
+            parts.append(part)
+            throughput.record(size * of_row, took_s)
+            step = size * min(2.0, BLOCK_S / max(took_s, BLOCK_S / 2))
+            first = block.stop
+        return parts
+
+    def _timed(self, compute: Callable[[slice], Part], block: slice) -> tuple[Part, float]:
+        began_s = self._clock.monotonic_s()
+        return compute(block), self._clock.monotonic_s() - began_s
 
     async def _embed(
         self,
@@ -185,6 +247,7 @@ class Pipeline:
         embedder: Embedder,
         side: TextSide,
         request: EmbedRequest | SimilarityRequest,
+        slot: Slot,
         *,
         allow_partial: bool = False,
     ) -> Embedded:
@@ -202,7 +265,7 @@ class Pipeline:
             [side.texts[row] for row in rows] if empty else side.texts,
             side.input_type,
             truncation,
-            Urgency(request.priority, request.deadline_s),
+            Urgency(request.priority, request.deadline_s, slot),
             allow_partial=allow_partial,
         )
         if allow_partial or not embedded.row_errors:  # else the rows are undefined

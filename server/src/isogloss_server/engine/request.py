@@ -26,6 +26,9 @@ from isogloss_server.errors import (
 )
 from isogloss_server.models.interfaces import ModelCard, Rows
 
+# Cost of a pair: for each column under each metric, and of ranking; in products of a matrix multiplication.
+PRODUCTS_OF_METRIC = {Metric.COSINE: 1, Metric.DOT: 1, Metric.EUCLIDEAN: 2, Metric.MANHATTAN: 20}
+PRODUCTS_OF_PAIR = 50
 # gRPC clients accept 4 MiB by default; the rest is room for other fields.
 DEFAULT_RESPONSE_BYTES = 4 * 1024 * 1024 - 65_536
 
@@ -72,11 +75,21 @@ def default_max_texts(dimensions: int) -> int:
 
 
 class RequestSize(NamedTuple):
-    """Number of texts to embed, their bytes of UTF-8, and the bytes of vectors that a request holds."""
+    """Cost of a request.
+
+    Attributes:
+        texts: Texts to embed.
+        text_bytes: Their bytes of UTF-8.
+        vector_bytes: Bytes of the vectors that it holds.
+        text_sides: Lists of texts.
+        products: Products of two numbers that its comparison computes, weighted by the metric.
+    """
 
     texts: int
     text_bytes: int
-    vector_bytes: int
+    vector_bytes: int = 0
+    text_sides: int = 1
+    products: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +125,10 @@ class EmbedRequest:
         """The texts, in the form of a Similarity's side."""
         return (TextSide(self.path, self.texts, self.input_type),)
 
-    @property
-    def size(self) -> RequestSize:
-        """Texts and bytes of the request."""
+    def size(self, _card: ModelCard) -> RequestSize:
+        """Returns the cost of the request."""
         side = self.sides[0]
-        return RequestSize(len(side.texts), side.text_bytes, 0)
+        return RequestSize(len(side.texts), side.text_bytes)
 
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the number of columns of the response; raises a DomainError if the request as a whole is invalid."""
@@ -202,12 +214,20 @@ class SimilarityRequest:
         """The queries, and the candidates if there are any."""
         return (self.queries,) if self.candidates is None else (self.queries, self.candidates)
 
-    @property
-    def size(self) -> RequestSize:
-        """Texts and bytes of the request."""
+    def size(self, card: ModelCard) -> RequestSize:
+        """Returns the cost of the request to the model with this card."""
         texts = [side for side in self.sides if isinstance(side, TextSide)]
-        vector_bytes = sum(side.rows.nbytes for side in self.sides if isinstance(side, VectorSide))
-        return RequestSize(sum(map(len, texts)), sum(side.text_bytes for side in texts), vector_bytes)
+        vectors = [side.rows for side in self.sides if isinstance(side, VectorSide)]
+        queries, candidates = len(self.sides[0]), len(self.sides[-1])
+        pairs = queries if isinstance(self.shape, Pairwise) else queries * candidates
+        columns = vectors[0].shape[1] if vectors else card.dimensions[0]
+        return RequestSize(
+            texts=sum(map(len, texts)),
+            text_bytes=sum(side.text_bytes for side in texts),
+            vector_bytes=sum(rows.nbytes for rows in vectors),
+            text_sides=len(texts),
+            products=pairs * (columns * PRODUCTS_OF_METRIC[self.metric] + PRODUCTS_OF_PAIR),
+        )
 
     def check(self, card: ModelCard, limits: Limits) -> int:
         """Returns the number of columns to compare; raises a DomainError if the request as a whole is invalid."""

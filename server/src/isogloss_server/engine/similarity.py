@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from isogloss_server.models.interfaces import Rows
 
 BLOCK_PAIRS = 1 << 18  # scores in float64 at a time: 2 MiB
-BLOCK_NUMBERS = 1 << 17  # differences in float64 at a time: 1 MiB
+BLOCK_NUMBERS = 1 << 15  # differences in float64 at a time: 256 KiB, which fit a core's cache
 # Below this share of |a|^2 + |b|^2 a squared distance taken from dot products has lost digits and is recomputed.
 CANCELLED = 1e-6
 
@@ -54,10 +54,10 @@ class Comparison:
         self._candidates = _directions(wide) if metric is Metric.COSINE else wide
         self._squares = _squares(wide)
 
-    def blocks(self, queries: Rows) -> Iterator[slice]:
-        """Yields the slices of query rows that are small enough to be scored at once."""
-        step = max(1, BLOCK_PAIRS // max(1, len(self._candidates)))
-        return (slice(first, first + step) for first in range(0, len(queries), step))
+    @property
+    def max_queries(self) -> int:
+        """Largest number of queries to score at once, so that memory is bounded."""
+        return max(1, BLOCK_PAIRS // max(1, len(self._candidates)))
 
     def scores(self, queries: Rows) -> Rows:
         """Returns float32 [q, c]; the cosine of a row of zeros with anything is 0."""
@@ -81,18 +81,37 @@ class Comparison:
     def _euclidean(self, queries: Wide) -> Wide:
         sums = _squares(queries)[:, None] + self._squares
         squared = sums - 2 * (queries @ self._candidates.T)
-        for query, candidate in _chunks(np.argwhere(squared <= CANCELLED * sums), queries.shape[1]):
-            squared[query, candidate] = _squares(queries[query] - self._candidates[candidate])
+        inexact = squared <= CANCELLED * sums
+        for row, chunk, differences in self._differences(queries, inexact):
+            exact = np.einsum("nd,nd->n", differences, differences)
+            np.copyto(squared[row, chunk], exact, where=inexact[row, chunk])
         return 0.0 - np.sqrt(squared)
 
     def _manhattan(self, queries: Wide) -> Wide:
         scores = np.empty((len(queries), len(self._candidates)))
-        step = max(1, BLOCK_NUMBERS // queries.shape[1])
-        for first in range(0, len(self._candidates), step):
-            block = self._candidates[first : first + step]
-            for row, query in enumerate(queries):
-                scores[row, first : first + step] = 0.0 - np.abs(query - block).sum(axis=1)
+        for row, chunk, differences in self._differences(queries):
+            scores[row, chunk] = 0.0 - np.abs(differences, out=differences).sum(axis=1)
         return scores
+
+    def _differences(self, queries: Wide, wanted: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, slice, Wide]]:
+        """Yields the differences of one query and some candidates, float64 [n, d], in a buffer that is reused.
+
+        Args:
+            queries: The queries, float64 [q, d].
+            wanted: The pairs that are needed, bool [q, c]; None for all.
+
+        Yields:
+            The row of the query, the slice of the candidates, and the differences.
+        """
+        step = max(1, BLOCK_NUMBERS // max(1, queries.shape[1]))
+        buffer = np.empty((min(step, len(self._candidates)), queries.shape[1]))
+        rows = range(len(queries)) if wanted is None else np.flatnonzero(wanted.any(axis=1)).tolist()
+        for first in range(0, len(self._candidates) if rows else 0, step):
+            chunk = slice(first, min(first + step, len(self._candidates)))
+            candidates = self._candidates[chunk]
+            for row in rows:
+                if wanted is None or wanted[row, chunk].any():
+                    yield row, chunk, np.subtract(candidates, queries[row], out=buffer[: len(candidates)])
 
 
 def pairwise(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
@@ -127,13 +146,6 @@ def _squares(rows: Wide) -> Wide:
 def _directions(rows: Wide) -> Wide:
     lengths = np.sqrt(_squares(rows))
     return rows / np.where(lengths > 0, lengths, 1.0)[:, None]
-
-
-def _chunks(pairs: NDArray[np.int64], columns: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    step = max(1, BLOCK_NUMBERS // columns)
-    for first in range(0, len(pairs), step):
-        chunk = pairs[first : first + step]
-        yield chunk[:, 0], chunk[:, 1]
 
 
 def _rounded(scores: Wide, metric: Metric) -> Rows:

@@ -30,12 +30,25 @@ class Tolerance:
     batch_invariance: float
 
 
+class Progress(Protocol):
+    """Receives the progress of one request, so that admission knows the work that is left."""
+
+    def tokenized(self, tokens: int, *, is_last: bool) -> None:
+        """Records the tokens of a part of the texts of one call; `is_last` with its last part."""
+        ...
+
+    def computed(self, tokens: int) -> None:
+        """Records tokens whose rows are computed; called from any thread."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Urgency:
-    """Priority of a call and its deadline, in seconds of the clock."""
+    """Priority of a call, its deadline in seconds of the clock, and the receiver of its progress."""
 
     priority: Priority = Priority.INTERACTIVE
     deadline_s: float = math.inf
+    progress: Progress | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,7 @@ class ModelCard:
     license: str = ""  # SPDX expression of the weights
     has_roles: bool = False
     truncations: tuple[Truncation, ...] = tuple(Truncation)
+    texts_per_call: int = 0  # of one call to a provider; 0 for a local model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

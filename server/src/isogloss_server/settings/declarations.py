@@ -161,14 +161,14 @@ class Settings(BaseSettings):
         le=GIB,
     )
 
-    max_queue_tokens: int = setting(
-        262_144,
-        "tokens of one model's waiting work, of which BULK may use half; beyond it, calls are refused and streams are "
-        "not read",
+    max_queue_s: FiniteFloat = setting(
+        30.0,
+        "estimated seconds that other requests may delay a request to a model, half of it for BULK; beyond it, calls "
+        "are refused and streams are not read",
         section="queue",
-        unit="TOKENS",
-        ge=1,
-        le=10**9,
+        unit="SECONDS",
+        ge=0.1,
+        le=3600,
     )
     max_queue_bytes: int = setting(
         128 * MIB,
@@ -180,8 +180,8 @@ class Settings(BaseSettings):
     )
     watchdog_s: FiniteFloat = setting(
         30.0,
-        "time limit of one batch; after it the batch fails, and the model is DEGRADED, or NOT_SERVING if all its "
-        "threads stall, until the batch ends",
+        "time limit of one batch, in addition to eight times the time that the measured speed predicts; after it the "
+        "batch fails, and the model is DEGRADED, or NOT_SERVING if all its threads stall, until the batch ends",
         section="queue",
         unit="SECONDS",
         ge=0.01,

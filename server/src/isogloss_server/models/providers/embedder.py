@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from isogloss.wire.enums import InputType, Truncation
@@ -60,6 +60,7 @@ class ProviderEmbedder:
         clock: Clock,
         *,
         on_health: Callable[[str], None],
+        on_call: Callable[[float], None] = lambda _seconds: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Creates an embedder whose circuit breaker is closed.
@@ -72,6 +73,7 @@ class ProviderEmbedder:
             clock: Measures deadlines, backoff and the provider's rate limit.
             on_health: Receives the reason if the breaker opens or the server is misconfigured, and an empty string
                 when a call has succeeded.
+            on_call: Receives the seconds of each call that has succeeded.
             jitter: Returns random numbers in [0, 1).
         """
         self._name = name
@@ -80,6 +82,7 @@ class ProviderEmbedder:
         self._limits = limits
         self._clock = clock
         self._on_health = on_health
+        self._on_call = on_call
         self._jitter = jitter
         self._rate_limiter = RateLimiter(clock, calls=limits.calls, texts_per_minute=limits.texts_per_minute)
         self.breaker = CircuitBreaker(
@@ -116,7 +119,7 @@ class ProviderEmbedder:
             raise DrainingError("the server is stopping; retry on another server")
         began_s = self._clock.monotonic_s()
         if urgency.deadline_s == math.inf:
-            urgency = Urgency(urgency.priority, began_s + self._limits.timeout_s)
+            urgency = replace(urgency, deadline_s=began_s + self._limits.timeout_s)
         positions = {text: position for position, text in enumerate(dict.fromkeys(texts))}
         self._rate_limiter.check(len(positions), urgency)  # for the whole request, before any chunk of it is billed
         try:
@@ -188,7 +191,11 @@ class ProviderEmbedder:
                         raise error.to_domain_error(wait_s) from None
             metrics.PROVIDER_RETRIES.labels(self._name).inc()
             await self._clock.sleep(wait_s)
-        return _ChunkResult(response, (began_s, self._clock.monotonic_s()))
+        ended_s = self._clock.monotonic_s()
+        self._on_call(ended_s - began_s)
+        if urgency.progress is not None:
+            urgency.progress.computed(1)
+        return _ChunkResult(response, (began_s, ended_s))
 
     @contextlib.asynccontextmanager
     async def _slot(self, number: int, texts: int, urgency: Urgency) -> AsyncIterator[None]:
