@@ -225,6 +225,9 @@ class Settings(BaseSettings):
     openai_key_file: Path | None = setting(
         None, "file with the API key of OpenAI; default: the variable OPENAI_API_KEY", section="providers", unit="FILE"
     )
+    nvidia_key_file: Path | None = setting(
+        None, "file with the API key of NVIDIA; default: the variable NVIDIA_API_KEY", section="providers", unit="FILE"
+    )
     provider_calls: int = setting(
         8,
         "calls to a provider at the same time, for each model",
