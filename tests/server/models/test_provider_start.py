@@ -29,7 +29,7 @@ async def connected(
     fake: FakeProvider, source: str, clock: ManualClock, key: Path, **settings: Any
 ) -> AsyncIterator[tuple[ServedModel, ReadyModel]]:
     """Connects a model as the server does."""
-    address = fake.address + ("/v1" if source.startswith("openai") else "")
+    address = fake.address + ("" if source.startswith("cohere") else "/v1")
     model = Registry(["m"]).get("m")
     chosen = Settings(cohere_key_file=key, openai_key_file=key, **settings)
     with contextlib.closing(Executor(1)) as loader:
@@ -118,7 +118,7 @@ async def test_a_permanent_failure_ends_the_start(key: Path, scripted: Scripted,
         with pytest.raises(ProviderSetupError, match=word):
             async with connected(fake, LIGHT, clock, key):
                 pass
-    assert (len(fake.requests), clock.requested_sleeps_s) == (1, [])
+    assert (len(fake.requests), clock.requested_sleeps_s) == (2 if scripted.status == 400 else 1, [])  # base64, floats
 
 
 @pytest.mark.parametrize("bad", [f"{KEY}\nsecond line", f"{KEY}\x07", f"{KEY} ü", " \n"])

@@ -15,7 +15,14 @@ from isogloss_server.circuit_breaker import CircuitBreaker
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.errors import DeadlineExceededError, DrainingError, ProviderUnavailableError
 from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
-from isogloss_server.models.providers.errors import BAD_RESPONSE, LONG_TIMEOUT, RATE_LIMIT, TIMEOUT, ProviderCallError
+from isogloss_server.models.providers.errors import (
+    BAD_RESPONSE,
+    LONG_TIMEOUT,
+    RATE_LIMIT,
+    REFUSED,
+    TIMEOUT,
+    ProviderCallError,
+)
 from isogloss_server.models.providers.interface import InvalidResponseError, Provider, ProviderResponse, check_rows
 from isogloss_server.models.providers.rate_limiter import RateLimiter
 
@@ -283,6 +290,9 @@ async def call(
 ) -> ProviderResponse:
     """Makes one call to a provider, and checks its response.
 
+    A server that refuses vectors in base64 is asked for lists of numbers, once and from then on. It refuses them if it
+    says so, or if it refuses the text of a probe.
+
     Args:
         provider: Makes the HTTP call.
         texts: The n texts of the call.
@@ -296,6 +306,27 @@ async def call(
     Raises:
         ProviderCallError: The call failed or timed out, or its response is invalid.
     """
+    encoding = provider.encoding
+    try:
+        return await _call_once(provider, texts, options, timeout_s=timeout_s, columns=columns)
+    except ProviderCallError as refused:
+        may_be_encoding = refused.names_encoding or list(texts) == [PROBE_TEXT]
+        if refused.kind is not REFUSED or encoding == "float" or not may_be_encoding:
+            raise
+        provider.encoding = "float"
+        try:
+            return await _call_once(provider, texts, options, timeout_s=timeout_s, columns=columns)
+        except ProviderCallError as second:
+            if second.kind is not REFUSED:
+                raise
+            provider.encoding = "base64"
+            raise refused from None
+
+
+async def _call_once(
+    provider: Provider, texts: Sequence[str], options: tuple[InputType, Truncation], *, timeout_s: float, columns: int
+) -> ProviderResponse:
+    """Makes one HTTP call; see `call`."""
     try:
         async with asyncio.timeout(timeout_s):
             response = await provider.embed(texts, *options, timeout_s)
