@@ -196,7 +196,7 @@ async def test_values_that_the_model_cannot_have_computed_are_replaced(store: Di
 def test_a_token_count_is_impossible_for_a_model_of_a_provider() -> None:
     """Providers report no token counts, so an entry of theirs has none."""
     counted_entry, plain = (bytes(4 * WIDTH), 3, False), (bytes(4 * WIDTH), None, False)
-    card = replace(CARD, backend="cohere", max_tokens=0)
+    card = replace(CARD, has_token_counts=False, max_tokens=0)
     assert plausible_entries({KEY: counted_entry}, card) == {}
     assert plausible_entries({KEY: plain}, card) == {KEY: plain}
 

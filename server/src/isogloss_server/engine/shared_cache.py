@@ -13,7 +13,6 @@ import numpy as np
 from isogloss_server import logs, metrics
 from isogloss_server.circuit_breaker import CircuitBreaker
 from isogloss_server.clock import Clock
-from isogloss_server.models.catalog import PROVIDER_NAMES
 from isogloss_server.models.interfaces import ModelCard
 
 FORMAT, VERSION = 0xE5, 1
@@ -68,14 +67,14 @@ def decode_entry(key: bytes, value: bytes, width: int) -> Entry | None:
 def plausible_entries(entries: Mapping[bytes, Entry], card: ModelCard) -> dict[bytes, Entry]:
     """Returns the entries that a model can have computed, since a checksum does not prove who wrote a value.
 
-    The numbers of such a row are finite. It has a token count of 1 to the model's `max_tokens` if the model is local,
-    and none if it is a provider's.
+    The numbers of such a row are finite. It has a token count of 1 to the model's `max_tokens`, or none if the model
+    is a provider's.
     """
     if not entries:
         return {}
     rows = np.frombuffer(b"".join([row for row, _, _ in entries.values()]), "<f4")
     finite = np.isfinite(rows.reshape(len(entries), -1)).all(axis=1)
-    counts = (None,) if card.backend in PROVIDER_NAMES else range(1, card.max_tokens + 1)
+    counts = range(1, card.max_tokens + 1) if card.has_token_counts else (None,)
     return {
         key: entry
         for (key, entry), is_finite in zip(entries.items(), finite, strict=True)

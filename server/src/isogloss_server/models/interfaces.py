@@ -66,6 +66,7 @@ class ModelCard:
     languages: tuple[str, ...] = ()  # BCP 47
     license: str = ""  # SPDX expression of the weights
     has_roles: bool = False
+    has_token_counts: bool = True  # of single texts; providers report none
     truncations: tuple[Truncation, ...] = tuple(Truncation)
 
 

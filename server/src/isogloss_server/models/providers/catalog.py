@@ -164,6 +164,7 @@ class HostedModel:
             dimensions=dimensions,
             max_tokens=self.known.max_tokens,
             has_roles=bool(self.provider.input_types),
+            has_token_counts=False,
             truncations=tuple(self.provider.truncations) or (Truncation.ERROR,),
         )
 
