@@ -47,6 +47,7 @@ async def pause_s(fake: FakeProvider, clock: ManualClock, source: str, **headers
         ({"Retry_After": "-5"}, BACKOFFS_S[0]),
         ({"Retry_After": "nan"}, BACKOFFS_S[0]),
         ({"Retry_After": date(-9), "Date": date(0)}, BACKOFFS_S[0]),
+        ({"Retry_After": "Mon, 99999999999999999999 Jan 2026 00:00:00 GMT", "Date": date(0)}, BACKOFFS_S[0]),
         ({}, BACKOFFS_S[0]),
     ],
 )

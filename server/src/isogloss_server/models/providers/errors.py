@@ -259,5 +259,5 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     try:
         until, now = (email.utils.parsedate_to_datetime(lower[name]) for name in ("retry-after", "date"))
         return min(max(0.0, (until - now).total_seconds()), MAX_RETRY_AFTER_S)
-    except (KeyError, ValueError, TypeError):  # missing, not a date, or only one of the dates has a time zone
+    except (KeyError, ValueError, TypeError, OverflowError):  # missing, no date, or only one has a time zone
         return None
