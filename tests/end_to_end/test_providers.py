@@ -185,6 +185,30 @@ def test_a_rejection_by_the_provider_ends_the_start(source: str, key: str, word:
     assert key[:12] not in line
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("ALL_PROXY", "socks5://user:secret@127.0.0.1:1"), ("SSL_CERT_FILE", "/nowhere/ca.pem")]
+)
+def test_a_variable_that_breaks_connections_ends_the_start(variable: str, value: str) -> None:
+    """An unusable proxy or certificate file is one line that names the variable."""
+    with FakeProvider(key=KEY) as fake:
+        line = startup_error("--model", f"openai:all-MiniLM-L6-v2@{fake.address}/v1", env={**KEYS, variable: value})
+    assert variable in line
+    assert "secret" not in line
+
+
+def test_a_model_of_nvidia_is_served_from_a_url() -> None:
+    """A NIM, which requires an input type and refuses base64 without a reason, starts and serves."""
+    with FakeProvider(key=KEY, needs_input_type=True, refuses_base64="") as fake:
+        source = f"nvidia:nvidia/nv-embedqa-e5-v5@{fake.address}/v1"
+        process = ServerProcess("--model", source, env={**NO_KEYS, "NVIDIA_API_KEY": KEY})
+        with process, grpc.insecure_channel(process.address) as channel:
+            stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+            request = pb.EmbedRequest(texts=["one"], model="nv-embedqa-e5-v5", input_type=pb.INPUT_TYPE_QUERY)
+            assert stub.Embed(request, timeout=60).embeddings.columns == 1024
+    sent = [(r.body["input_type"], r.body["encoding_format"]) for r in fake.requests]
+    assert sent == [("passage", "base64"), ("passage", "float"), ("query", "float")]
+
+
 def test_a_drain_waits_for_calls_to_the_provider(tmp_path: Path) -> None:
     """A call to the provider that is in flight at the signal succeeds."""
     file = tmp_path / "key"

@@ -98,7 +98,10 @@ async def test_a_stalled_thread_does_not_affect_the_other_threads(static_folder:
         await model.next_batch()
         await server.run_checks(CHECKS + 1)
         assert await stalled == STALLED
-        assert await server.wait_for_state(State.DEGRADED) == "1 of 2 threads exceeded the time limit of a batch (watchdog_s 80)"
+        assert (
+            await server.wait_for_state(State.DEGRADED)
+            == "1 of 2 threads exceeded the time limit of a batch (watchdog_s 80)"
+        )
         for text in ("two", "three two", "two"):
             assert succeeded(await server.embed(text), text)
         end.set()

@@ -1,15 +1,20 @@
 """Two real servers with a real Redis, which is killed, slowed, filled and damaged."""
 
+import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import numpy as np
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss_server.engine.shared_cache import encode_entry
 
 from tests.support.cached_server import CachedServer, serving
+from tests.support.lying_redis import LyingRedis, array, bulk, honest, lying_redis
 from tests.support.redis_server import Proxy, RedisServer, binary, until
 
 pytestmark = pytest.mark.redis
@@ -158,6 +163,57 @@ def test_damaged_values(redis: RedisServer, damage: Callable[[bytes], bytes]) ->
         assert (answer.timings.cached_rows, answer.embeddings.data == right) == (0, True)
         assert server.metric('isogloss_cache_rows_total{level="shared",outcome="bad"}') == len(TEXTS)
         until(lambda: all_hits(server))
+
+
+@pytest.mark.parametrize("row", [np.nan, np.inf])
+def test_forged_values(redis: RedisServer, row: float) -> None:
+    """Rows that are not finite are not served, although their checksum is right."""
+    with serving(redis.url) as server:
+        right = filled(server, redis).embeddings.data
+        for name, value in redis.values().items():
+            key = bytes.fromhex(name.decode().rpartition(":")[2])
+            size = len(value) - len(encode_entry(key, (b"", 1, False)))
+            forged = encode_entry(key, (np.full(size // 4, row, "<f4").tobytes(), 1, False))
+            assert len(forged) == len(value)
+            redis.client.set(name, forged)
+        assert server.embed(TEXTS).embeddings.data == right
+        assert server.metric('isogloss_cache_rows_total{level="shared",outcome="bad"}') == len(TEXTS)
+        until(lambda: all_hits(server))
+
+
+async def test_a_lying_redis() -> None:
+    """Calls succeed whatever a server answers to look-ups, and use it again when it answers as Redis does."""
+    async with lying_redis() as redis:
+        await asyncio.to_thread(call_beside_lies, redis)
+
+
+def call_beside_lies(redis: LyingRedis) -> None:
+    """Makes calls of a server while Redis gives each wrong answer to its look-ups."""
+    elements = len(TEXTS)
+    with serving(redis.url, timeout_ms=SLOW_MS) as server:
+        until(lambda: not server.is_degraded())
+        right = server.embed(TEXTS).embeddings.data
+        for answer in (
+            b"*1\r\n$-1\r\n",
+            b":5\r\n",
+            b"%1\r\n+a\r\n+b\r\n",
+            b"*999999999\r\n",
+            b">999999999\r\n",
+            b"*1\r\n" * 5000,
+            array(*[b"-ERR no upstream host\r\n"] * elements),
+            array(*[b":1\r\n"] * elements),
+            array(*[bulk(bytes(1000))] * elements),
+            bytes(range(256)),
+        ):
+            redis.reply = partial(lie, answer)
+            assert [server.embed(TEXTS).embeddings.data == right for _ in range(4)] == [True] * 4
+            redis.reply = honest
+            until(lambda: not server.is_degraded())
+
+
+def lie(answer: bytes, command: Sequence[bytes]) -> bytes:
+    """Returns `answer` to a look-up, and the right reply to any other command."""
+    return answer if command[0] == b"MGET" else honest(command)
 
 
 def test_keys_of_another_type(redis: RedisServer) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,7 @@ COHERE = {
     "embed-v4.0": 1536,
 }
 OPENAI = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
-OTHERS = {"all-MiniLM-L6-v2": 384}
+OTHERS = {"all-MiniLM-L6-v2": 384, "nvidia/nv-embedqa-e5-v5": 1024}
 WIRES: tuple[Wire, ...] = (CohereWire(), OpenAIWire())
 RESET_AT_ONCE = struct.pack("ii", 1, 0)  # of SO_LINGER: close sends RST
 
@@ -44,8 +45,12 @@ class FakeProvider:
         tls: ssl.SSLContext | None = None,
         now_s: Callable[[], float] = time.monotonic,
         floats_only: bool = False,
+        refuses_base64: str | None = None,
+        needs_input_type: bool = False,
     ) -> None:
+        """`refuses_base64` is what it says to a request for base64; `needs_input_type` is NVIDIA's NIM."""
         self.key, self.widths, self.floats_only = key, widths, floats_only
+        self.refuses_base64, self.needs_input_type = refuses_base64, needs_input_type
         self.script: deque[Scripted] = deque()
         self.always: Scripted | None = None  # what each request meets that the script has nothing for
         self.requests: list[Request] = []
@@ -108,13 +113,26 @@ class FakeProvider:
             raise wire.bad_key(given)
         if not request.path.endswith(wire.path):
             raise Refused(404, "unknown path")
+        if self.refuses_base64 is not None and "base64" in (
+            request.body.get("encoding_format"),
+            *request.body.get("embedding_types", ()),
+        ):
+            raise Refused(400, self.refuses_base64)
         body = request.body | ({"encoding_format": "float"} if self.floats_only else {})
         if self.floats_only and "embedding_types" in body:
             body = body | {"embedding_types": ["float"]}
+        if self.needs_input_type:
+            body = {name: value for name, value in body.items() if name not in {"input_type", "truncate"}}
+            if request.body.get("input_type") not in {"query", "passage"}:
+                raise Refused(400, "'input_type' parameter is required for the model; it is query or passage")
+            if request.body.get("truncate", "NONE") not in {"NONE", "START", "END"}:
+                raise Refused(422, "truncate is not valid")
         asked = wire.read(body, self.widths)
+        if self.needs_input_type:
+            asked = replace(asked, kind=request.body["input_type"])
         rows = scripted.change(vectors_of(asked.model, asked.kind, asked.texts, asked.width))
         tokens = sum(min(tokens_of(text), wire.max_tokens) for text in asked.texts)
-        return wire.write(asked, rows, scripted.order(len(rows)), tokens)
+        return scripted.edit(wire.write(asked, rows, scripted.order(len(rows)), tokens))
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()

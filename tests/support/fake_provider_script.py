@@ -51,6 +51,7 @@ class Scripted:
     body: bytes | None = None
     change: Callable[[Rows], Rows] = lambda rows: rows  # of the answer's vectors
     order: Callable[[int], Sequence[int]] = range  # which rows are given for n texts, one after another
+    edit: Callable[[dict[str, Any]], Any] = lambda answer: answer  # of the answer's body, before it is encoded
     gate: Gate | None = None  # before the answer
     ending: Ending = Ending.WHOLE
 

@@ -112,7 +112,7 @@ def ready_registry(embedder: Embedder, clock: Clock | None = None, **limits: Any
 async def stoppable_serving(
     registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
-    """Serves a registry on a free port; yields the stub, with its channel as `stub.channel`, and `Server.stop`."""
+    """Serves a registry on a free port; yields the stub, with `stub.channel` and `stub.address`, and `Server.stop`."""
     clock, executor = clock or SystemClock(), Executor(2)
     for model in registry.models:
         if model.is_loaded:
@@ -122,7 +122,7 @@ async def stoppable_serving(
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-            stub.channel = channel
+            stub.channel, stub.address = channel, f"127.0.0.1:{port}"
             yield stub, server.stop
     finally:
         await server.stop(None)

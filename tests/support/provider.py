@@ -35,6 +35,7 @@ LIMITS = Limits(max_texts=2000, max_request_bytes=1 << 22, max_response_bytes=1 
 LIGHT = "cohere:embed-multilingual-light-v3.0"
 V4 = "cohere:embed-v4.0"
 SMALL = "openai:text-embedding-3-small"
+NIM = "nvidia:nvidia/nv-embedqa-e5-v5"
 JITTER = 0.5  # so that the first attempt is followed by a wait of 0.25 s * (1 - 0.5 / 2), and each by one twice as long
 
 
@@ -77,7 +78,7 @@ def client_of(hosted: catalog.HostedModel) -> Provider:
 @asynccontextmanager
 async def remote(fake: FakeProvider, source: str, clock: ManualClock, **terms: Any) -> AsyncIterator[Remote]:
     """Serves a model of the fake provider's as "m"; `terms` are those that differ from the provider's."""
-    hosted = catalog.resolve(f"{source}@{fake.address}{'/v1' if source.startswith('openai') else ''}")
+    hosted = catalog.resolve(f"{source}@{fake.address}{'' if source.startswith('cohere') else '/v1'}")
     card = hosted.card(hosted.known.dimensions or (fake.widths[hosted.model],))
     card = replace(card, texts_per_call=hosted.provider.max_texts)
     usual = {"max_texts": hosted.provider.max_texts, "max_bytes": hosted.provider.max_bytes, "calls": 8}

@@ -56,6 +56,7 @@ class DomainError(Exception):
         message: One sentence for people.
         violations: The invalid fields of the request.
         retry_after_s: Seconds after which a retry may succeed; inf if none will, None if unknown.
+        is_retried: True if the server has used the call's retries: the client must not add its own.
         figures: Values such as "limit" and "actual", as text.
     """
 
@@ -66,6 +67,7 @@ class DomainError(Exception):
         self.message = message
         self.violations: tuple[Violation, ...] = (Violation(field, message),) if field else ()
         self.retry_after_s = retry_after_s
+        self.is_retried = False
         self.figures = {name: str(value) for name, value in figures.items()}
 
     def at(self, path: str, row: int) -> "DomainError":

@@ -38,7 +38,7 @@ from isogloss_server.models.providers.errors import (
 )
 from isogloss_server.models.providers.interface import Provider
 from isogloss_server.settings.declarations import Settings
-from isogloss_server.settings.sources import KEY_VARIABLES, provider_key
+from isogloss_server.settings.sources import KEY_VARIABLES, connection_setup_failure, provider_key
 from isogloss_server.system import usable_cores
 
 T = TypeVar("T")
@@ -228,7 +228,7 @@ async def connect(
         on_call=partial(throughput.record, 1.0),
     )
     if failure is not None:
-        embedder.breaker.open(str(failure))
+        embedder.breaker.open(failure.in_full)
     backlog = Backlog(throughput, lanes=settings.provider_calls, turn=1)
     limits = admission_limits(settings, bulk_slots=settings.provider_calls)
     admission = Admission(model.name, card, limits, clock, backlog, comparisons)
@@ -249,7 +249,7 @@ async def _first_call(
             if known and error.kind in TRANSIENT:
                 return known, error
             if error.kind not in TRANSIENT or clock.monotonic_s() + START_BACKOFF_S >= until_s:
-                raise ProviderSetupError(f"cannot serve model {source}: {error}") from error
+                raise ProviderSetupError(f"cannot serve model {source}: {error.in_full}") from error
             await clock.sleep(START_BACKOFF_S)
         else:
             return known or (width,), None
@@ -298,9 +298,18 @@ def _client(hosted: HostedModel, key: SecretStr | None) -> Provider:
             )
         from isogloss_server.models.providers.openai import OpenAI  # noqa: PLC0415
 
-        return OpenAI(hosted.model, hosted.address, key, title=hosted.title)
+        return OpenAI(
+            hosted.model,
+            hosted.address,
+            key,
+            title=hosted.title,
+            input_types=hosted.provider.input_types,
+            truncations=hosted.provider.truncations,
+        )
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != hosted.kind:
+        if error.name is None or error.name.partition(".")[0] != hosted.provider.package:
             raise
-        extra = f"pip install 'isogloss-server[{hosted.kind}]'"
+        extra = f"pip install 'isogloss-server[{hosted.provider.package}]'"
         raise ProviderSetupError(f"{hosted.title} requires a package that is not installed: {extra}") from None
+    except Exception as error:  # noqa: BLE001 - SDKs and HTTP libraries raise anything on the variables they read
+        raise ProviderSetupError(f"cannot connect to {hosted.title}: {connection_setup_failure(error)}") from None

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ from isogloss_server.engine.shared_cache import (
     StoreError,
     decode_entry,
     encode_entry,
+    plausible_entries,
 )
 from isogloss_server.models.interfaces import Embedded, Urgency
 
-from tests.support.cached_embedder import UniqueRowsEmbedder, settle
+from tests.support.cached_embedder import CARD, UniqueRowsEmbedder, settle
 from tests.support.manual_clock import ManualClock
 
 WIDTH = 16
@@ -160,6 +162,43 @@ async def test_values_that_do_not_verify_are_counted_and_replaced(store: DictSto
     assert three.embedder.calls == []
     for server in (one, two, three):
         await server.cache.close()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param((np.full(WIDTH, np.nan, "<f4").tobytes(), 1, False), id="not a number"),
+        pytest.param((np.array([1.0] * (WIDTH - 1) + [-np.inf], "<f4").tobytes(), 1, False), id="one infinite number"),
+        pytest.param((bytes(4 * WIDTH), CARD.max_tokens + 1, False), id="more tokens than the model reads"),
+        pytest.param((bytes(4 * WIDTH), 2**31 - 1, False), id="the largest count"),
+        pytest.param((bytes(4 * WIDTH), 0, False), id="no tokens"),
+        pytest.param((bytes(4 * WIDTH), None, False), id="no count, of a local model"),
+    ],
+)
+async def test_values_that_the_model_cannot_have_computed_are_replaced(store: DictStore, entry: Entry) -> None:
+    """A value with a right checksum and impossible contents is counted, computed again and overwritten."""
+    one = await Server(store).start()
+    await one.embed("a", "b")
+    forged, honest = list(store.values)
+    store.values[forged] = encode_entry(forged, entry)
+    before, two = counted("shared", "bad"), await Server(store).start()
+    result = await two.embed("a", "b")
+    assert two.embedder.calls == [["a"]]
+    assert np.isfinite(result.rows).all()
+    assert (result.token_counts.tolist() if result.token_counts is not None else None) == [1, 1]
+    assert counted("shared", "bad") - before == 1
+    assert decode_entry(forged, store.values[forged], WIDTH) not in {None, entry}
+    assert honest in store.values
+    for server in (one, two):
+        await server.cache.close()
+
+
+def test_a_token_count_is_impossible_for_a_model_of_a_provider() -> None:
+    """Providers report no token counts, so an entry of theirs has none."""
+    counted_entry, plain = (bytes(4 * WIDTH), 3, False), (bytes(4 * WIDTH), None, False)
+    card = replace(CARD, has_token_counts=False, max_tokens=0)
+    assert plausible_entries({KEY: counted_entry}, card) == {}
+    assert plausible_entries({KEY: plain}, card) == {KEY: plain}
 
 
 @pytest.mark.parametrize("error", ["ConnectionError", ""])

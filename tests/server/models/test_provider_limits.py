@@ -85,9 +85,9 @@ async def test_a_long_request_does_not_block_a_short_one(fake: FakeProvider, clo
     async with remote(fake, LIGHT, clock, calls=1, max_texts=1) as m:
         first = asyncio.ensure_future(m.stub.Embed(named("long", 8)))
         await asyncio.to_thread(fake.wait_for, 1)
-        await queued(m, 7)
+        await queued(m, 5)
         second = asyncio.ensure_future(m.stub.Embed(named("short", 1)))
-        await queued(m, 8)
+        await queued(m, 6)
         gate.open()
         await asyncio.gather(first, second)
     assert fake.texts.index("short 0") <= 2

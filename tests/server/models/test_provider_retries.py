@@ -3,9 +3,14 @@
 import asyncio
 import email.utils
 import itertools
+import json
 
+import grpc
 import pytest
+from isogloss._channel import service_config
+from isogloss.options import ClientOptions
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
@@ -42,6 +47,7 @@ async def pause_s(fake: FakeProvider, clock: ManualClock, source: str, **headers
         ({"Retry_After": "-5"}, BACKOFFS_S[0]),
         ({"Retry_After": "nan"}, BACKOFFS_S[0]),
         ({"Retry_After": date(-9), "Date": date(0)}, BACKOFFS_S[0]),
+        ({"Retry_After": "Mon, 99999999999999999999 Jan 2026 00:00:00 GMT", "Date": date(0)}, BACKOFFS_S[0]),
         ({}, BACKOFFS_S[0]),
     ],
 )
@@ -73,6 +79,40 @@ async def test_pauses_double_and_end_after_six_attempts(fake: FakeProvider, cloc
     waits_s = [later - earlier for earlier, later in itertools.pairwise(moments_s)]
     assert waits_s == pytest.approx(BACKOFFS_S)
     assert (told.code, told.reason) == ("RESOURCE_EXHAUSTED", "PROVIDER_RATE_LIMIT")
+
+
+@pytest.mark.parametrize("chunks", [2, 4, 6, 20])
+@pytest.mark.parametrize("status", [429, 400])
+async def test_a_request_has_one_retry_budget_over_its_chunks(
+    fake: FakeProvider, clock: ManualClock, chunks: int, status: int
+) -> None:
+    """A request of any number of chunks makes at most six calls to a provider that rejects all of them."""
+    fake.always = Scripted(status=status)
+    texts = [f"{row}" for row in range(chunks)]
+    async with remote(fake, LIGHT, clock, max_texts=1) as m:
+        told = await clock.run_until_done(failure(m.stub.Embed(pb.EmbedRequest(texts=texts), timeout=60)))
+    assert len(fake.requests) == 6 if status == 429 else len(fake.requests) <= 6
+    assert told.pushback_ms == -1
+
+
+async def test_calls_that_succeed_widen_the_budgets_concurrency(fake: FakeProvider, clock: ManualClock) -> None:
+    """A long request soon uses all calls that the provider permits at a time, and later failures have the budget."""
+    texts = [f"{row}" for row in range(40)]
+    fake.script.extend([Scripted()] * 20 + [Scripted(status=500)] * 4)
+    async with remote(fake, LIGHT, clock, max_texts=1, calls=8) as m:
+        answer = await clock.run_until_done(m.stub.Embed(pb.EmbedRequest(texts=texts), timeout=60))
+    assert (answer.embeddings.rows, len(fake.requests)) == (40, 44)
+
+
+async def test_a_client_does_not_multiply_the_servers_retries(fake: FakeProvider, clock: ManualClock) -> None:
+    """The client's own retries end with the server's, and it receives the time to wait."""
+    fake.always = Scripted(status=429)
+    options = [("grpc.service_config", json.dumps(service_config(ClientOptions(attempts=5))))]
+    async with remote(fake, LIGHT, clock) as m, grpc.aio.insecure_channel(m.stub.address, options=options) as channel:
+        stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+        told = await clock.run_until_done(failure(stub.Embed(ONE, timeout=60)))
+    assert (len(fake.requests), told.pushback_ms) == (6, -1)
+    assert told.retry_s == pytest.approx(2 * BACKOFFS_S[-1])
 
 
 @pytest.mark.parametrize(("jitter", "expected_s"), [(0.0, 0.25), (0.999, 0.125)])

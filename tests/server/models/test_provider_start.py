@@ -10,11 +10,11 @@ from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
-from isogloss_server.errors import ProviderSetupError
+from isogloss_server.errors import DomainError, ProviderSetupError
 from isogloss_server.factory import connect
 from isogloss_server.models.interfaces import Urgency
 from isogloss_server.settings.declarations import Settings
-from isogloss_server.settings.sources import provider_key
+from isogloss_server.settings.sources import CERTIFICATE_VARIABLES, PROXY_VARIABLES, provider_key
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted, changed
@@ -29,11 +29,13 @@ async def connected(
     fake: FakeProvider, source: str, clock: ManualClock, key: Path, **settings: Any
 ) -> AsyncIterator[tuple[ServedModel, ReadyModel]]:
     """Connects a model as the server does."""
-    address = fake.address + ("/v1" if source.startswith("openai") else "")
+    address = fake.address + ("" if source.startswith("cohere") else "/v1")
     model = Registry(["m"]).get("m")
     chosen = Settings(cohere_key_file=key, openai_key_file=key, **settings)
     with contextlib.closing(Executor(1)) as loader:
-        ready = await clock.run_until_done(connect(model, f"{source}@{address}", chosen, loader, clock), limit_s=100)
+        ready = await clock.run_until_done(
+            connect(model, f"{source}@{address}", chosen, loader, clock, loader.comparisons), limit_s=100
+        )
     model.serve(ready)
     try:
         yield model, ready
@@ -118,7 +120,7 @@ async def test_a_permanent_failure_ends_the_start(key: Path, scripted: Scripted,
         with pytest.raises(ProviderSetupError, match=word):
             async with connected(fake, LIGHT, clock, key):
                 pass
-    assert (len(fake.requests), clock.requested_sleeps_s) == (1, [])
+    assert (len(fake.requests), clock.requested_sleeps_s) == (2 if scripted.status == 400 else 1, [])  # base64, floats
 
 
 @pytest.mark.parametrize("bad", [f"{KEY}\nsecond line", f"{KEY}\x07", f"{KEY} ü", " \n"])
@@ -143,3 +145,55 @@ def test_the_key_file_overrides_the_variable(key: Path, monkeypatch: pytest.Monk
     assert (of_file.get_secret_value(), of_variable.get_secret_value()) == (KEY, "of-the-variable")
     assert provider_key("openai", Settings()) is None
     assert KEY not in repr(of_file) + str(of_file)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+async def test_the_providers_own_words_are_in_the_startup_error(key: Path, status: int) -> None:
+    """The line that ends the start has what the provider says, which only it knows."""
+    with FakeProvider(key=KEY) as fake:
+        fake.always = Scripted(status=status, body=b'{"error": {"message": "trial keys\\nexpired in May"}}')
+        with pytest.raises(ProviderSetupError, match="trial keys expired in May"):
+            async with connected(fake, LOCAL, ManualClock(), key):
+                pass
+
+
+async def test_health_has_the_words_of_probes_only(key: Path) -> None:
+    """Health is read by everybody, so it quotes no answer to a caller's text, but that to a probe."""
+    clock = ManualClock()
+    said = Scripted(status=401, body=b'{"message": "the key expired"}')
+    with FakeProvider(key=KEY) as fake:
+        async with connected(fake, LIGHT, clock, key) as (model, ready):
+            fake.always = said
+            with pytest.raises(DomainError, match="the key expired"):
+                await ready.embedder.embed(["one"], InputType.QUERY, Truncation.ERROR, Urgency())
+            assert "HTTP 401" in model.health.detail
+            assert "expired" not in model.health.detail
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://user:secret@127.0.0.1:1", "socksio"),
+        ("https_proxy", "SOCKS5h://user:secret@127.0.0.1:1", "socksio"),
+        ("HTTP_PROXY", "ftp://user:secret@127.0.0.1", "invalid URL of a proxy"),
+        ("HTTPS_PROXY", "http://user:secret@127.0.0.1:port", "invalid URL of a proxy"),
+        ("SSL_CERT_FILE", "/nowhere/secret.pem", "No such file"),
+        ("SSL_CERT_FILE", "/", "Is a directory"),
+        ("SSL_CERT_FILE", __file__, "not a PEM file"),
+    ],
+)
+@pytest.mark.parametrize("source", [LIGHT, SMALL])
+async def test_a_variable_that_the_http_library_rejects_ends_the_start(
+    key: Path, monkeypatch: pytest.MonkeyPatch, source: str, variable: str, value: str, words: str
+) -> None:
+    """The error is one line with the name of the variable, and without its value, which may hold a password."""
+    for name in (*PROXY_VARIABLES, *map(str.upper, PROXY_VARIABLES), *CERTIFICATE_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    with FakeProvider(key=KEY) as fake, pytest.raises(ProviderSetupError) as raised:
+        async with connected(fake, source, ManualClock(), key):
+            pass
+    assert variable in str(raised.value)
+    assert words in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)

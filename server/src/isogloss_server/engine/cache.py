@@ -304,7 +304,7 @@ class _Lookup:
         levels = self._levels
         with levels.in_flight.begin(list(texts), self._urgency.priority) as in_flight:
             if levels.shared is not None:
-                in_flight.entries.update(await levels.shared.find(list(texts), self._embedder.card.dimensions[0]))
+                in_flight.entries.update(await levels.shared.find(list(texts), self._embedder.card))
                 self._shared_rows += len(in_flight.entries)
                 texts = {key: text for key, text in texts.items() if key not in in_flight.entries}
             if texts:

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 from zlib import crc32
 
+import numpy as np
+
 from isogloss_server import logs, metrics
 from isogloss_server.circuit_breaker import CircuitBreaker
 from isogloss_server.clock import Clock
+from isogloss_server.models.interfaces import ModelCard
 
 FORMAT, VERSION = 0xE5, 1
 TRUNCATED = 1  # flag: the text was truncated
@@ -59,6 +62,24 @@ def decode_entry(key: bytes, value: bytes, width: int) -> Entry | None:
     if _CHECKSUM.unpack_from(value, _HEAD.size)[0] != crc32(row, crc32(head, crc32(key))):
         return None
     return row, None if tokens < 0 else tokens, bool(flags & TRUNCATED)
+
+
+def plausible_entries(entries: Mapping[bytes, Entry], card: ModelCard) -> dict[bytes, Entry]:
+    """Returns the entries that a model can have computed, since a checksum does not prove who wrote a value.
+
+    The numbers of such a row are finite. It has a token count of 1 to the model's `max_tokens`, or none if the model
+    is a provider's.
+    """
+    if not entries:
+        return {}
+    rows = np.frombuffer(b"".join([row for row, _, _ in entries.values()]), "<f4")
+    finite = np.isfinite(rows.reshape(len(entries), -1)).all(axis=1)
+    counts = range(1, card.max_tokens + 1) if card.has_token_counts else (None,)
+    return {
+        key: entry
+        for (key, entry), is_finite in zip(entries.items(), finite, strict=True)
+        if is_finite and entry[1] in counts
+    }
 
 
 class StoreError(Exception):
@@ -127,12 +148,13 @@ class SharedCache:
         with contextlib.suppress(StoreError):
             await self._store.close()
 
-    async def find(self, keys: Sequence[bytes], width: int) -> dict[bytes, Entry]:
+    async def find(self, keys: Sequence[bytes], card: ModelCard) -> dict[bytes, Entry]:
         """Looks keys up, in batches; the first batch that fails or is late ends the look-up.
 
         Returns:
-            The entries found, with rows of `width` columns.
+            The entries found that the model of `card` can have computed.
         """
+        width = card.dimensions[0]
         found: dict[bytes, Entry] = {}
         for first in range(0, len(keys), LOOKUP_BATCH_ROWS):
             part = keys[first : first + LOOKUP_BATCH_ROWS]
@@ -140,7 +162,8 @@ class SharedCache:
             if values is None:
                 break
             present = {key: value for key, value in zip(part, values, strict=True) if value is not None}
-            entries = {key: entry for key, value in present.items() if (entry := decode_entry(key, value, width))}
+            decoded = {key: entry for key, value in present.items() if (entry := decode_entry(key, value, width))}
+            entries = plausible_entries(decoded, card)
             found |= entries
             _count(hit=len(entries), miss=len(part) - len(present), bad=len(present) - len(entries))
         return found

@@ -21,7 +21,7 @@ E5_PROMPTS = {
     "clustering": "query: ",
 }
 MAIN = "main"
-PROVIDER_NAMES = ("cohere", "openai")  # prefixes of sources at a provider: PROVIDER:MODEL
+PROVIDER_NAMES = ("cohere", "openai", "nvidia")  # prefixes of sources at a provider: PROVIDER:MODEL
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 

@@ -79,6 +79,7 @@ class ModelCard:
     languages: tuple[str, ...] = ()  # BCP 47
     license: str = ""  # SPDX expression of the weights
     has_roles: bool = False
+    has_token_counts: bool = True  # of single texts; providers report none
     truncations: tuple[Truncation, ...] = tuple(Truncation)
     texts_per_call: int = 0  # of one call to a provider; 0 for a local model
 

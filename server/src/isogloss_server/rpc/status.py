@@ -27,10 +27,11 @@ class Status:
     code: grpc.StatusCode
     proto: status_pb2.Status
     retry_after_s: float | None = None
+    is_retried: bool = False
 
     def trailers(self, remaining_s: float) -> tuple[Trailer, ...]:
         """Returns the trailing metadata with the details, for a caller whose deadline is in `remaining_s` seconds."""
-        return trailers(self.proto, self.retry_after_s, remaining_s)
+        return trailers(self.proto, self.retry_after_s, 0.0 if self.is_retried else remaining_s)
 
 
 def code_of(error: errors.DomainError) -> grpc.StatusCode:
@@ -41,7 +42,7 @@ def code_of(error: errors.DomainError) -> grpc.StatusCode:
 def to_status(error: errors.DomainError) -> Status:
     """Returns the status of an error, with size-limited details."""
     code = code_of(error)
-    return Status(code, build(code.value[0], error.message, _details(error)), error.retry_after_s)
+    return Status(code, build(code.value[0], error.message, _details(error)), error.retry_after_s, error.is_retried)
 
 
 def to_row_status(error: errors.DomainError) -> status_pb2.Status:

@@ -67,9 +67,9 @@ class Settings(BaseSettings):
     model: Annotated[tuple[str, ...], NoDecode] = setting(
         (BUNDLED,),
         f"model to serve: {BUNDLED} (bundled), a name from `models list`, a hub id, a folder in the "
-        "sentence-transformers layout, cohere:MODEL, openai:MODEL or openai:MODEL@URL; NAME=MODEL serves it under "
-        "another name; repeat the flag for several models (in the environment: separate them by commas); the first is "
-        "the default model",
+        "sentence-transformers layout, PROVIDER:MODEL or PROVIDER:MODEL@URL with cohere, openai or nvidia; "
+        "NAME=MODEL serves it under another name; repeat the flag for several models (in the "
+        "environment: separate them by commas); the first is the default model",
         section="models",
         unit="MODEL",
     )
@@ -224,6 +224,9 @@ class Settings(BaseSettings):
     )
     openai_key_file: Path | None = setting(
         None, "file with the API key of OpenAI; default: the variable OPENAI_API_KEY", section="providers", unit="FILE"
+    )
+    nvidia_key_file: Path | None = setting(
+        None, "file with the API key of NVIDIA; default: the variable NVIDIA_API_KEY", section="providers", unit="FILE"
     )
     provider_calls: int = setting(
         8,

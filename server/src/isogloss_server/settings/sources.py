@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from isogloss_server.errors import ProviderSetupError, SettingsError
 from isogloss_server.settings.declarations import PREFIX, Settings
 
 CLIENT_VARIABLES = frozenset({"ISOGLOSS_SERVER", "ISOGLOSS_API_KEY"})
-KEY_VARIABLES = {"cohere": "CO_API_KEY", "openai": "OPENAI_API_KEY"}
+KEY_VARIABLES = {"cohere": "CO_API_KEY", "openai": "OPENAI_API_KEY", "nvidia": "NVIDIA_API_KEY"}
+PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})  # of httpx, in either case
+CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 KUBERNETES_VARIABLE = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 KUBERNETES_HINT = "set by Kubernetes for a Service of that name; `enableServiceLinks: false` in the Pod prevents it"
@@ -71,11 +74,31 @@ def _suggested(name: str, known: "set[str] | Mapping[str, Any]") -> str:
     return f"{name!r}; did you mean {near[0]!r}?" if near else f"{name!r}; `isogloss-server serve --help` lists them"
 
 
+def connection_setup_failure(error: Exception) -> str:
+    """Describes why an HTTP library cannot be set up, and names the variables that it reads.
+
+    The values are not quoted, because the URL of a proxy may hold a password.
+    """
+    proxies = sorted(name for name in os.environ if name.lower() in PROXY_VARIABLES and os.environ[name])
+    if isinstance(error, OSError):
+        files = [name for name in CERTIFICATE_VARIABLES if os.environ.get(name)]
+        reason = error.strerror if error.errno and not isinstance(error, ssl.SSLError) else "not a PEM file"
+        return f"cannot read the file in {' or '.join(files) or 'the settings of TLS'}: {reason}"
+    if isinstance(error, ImportError):
+        socks = [name for name in proxies if os.environ[name].lower().startswith("socks")]
+        return (
+            f"a SOCKS proxy in {' and '.join(socks or proxies)} requires the package socksio; install it or unset them"
+        )
+    if proxies:
+        return f"invalid URL of a proxy in {' or '.join(proxies)}"
+    return f"unexpected {type(error).__name__}"
+
+
 def provider_key(provider: str, settings: Settings) -> SecretStr | None:
     """Reads the API key of a provider.
 
     Args:
-        provider: "cohere" or "openai".
+        provider: "cohere", "openai" or "nvidia".
         settings: Names the file of the key, if the key is in a file.
 
     Returns:
@@ -84,7 +107,7 @@ def provider_key(provider: str, settings: Settings) -> SecretStr | None:
     Raises:
         ProviderSetupError: The file cannot be read or is empty, or the key has invalid characters.
     """
-    file: Path | None = {"cohere": settings.cohere_key_file, "openai": settings.openai_key_file}[provider]
+    file: Path | None = getattr(settings, f"{provider}_key_file")
     source = KEY_VARIABLES[provider] if file is None else str(file)
     try:
         key = os.environ.get(source, "") if file is None else file.read_text(encoding="utf-8")

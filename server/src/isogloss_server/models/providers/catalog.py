@@ -1,14 +1,16 @@
 """The catalog of providers and their models.
 
 Properties are from the providers' pages: https://docs.cohere.com/docs/cohere-embed, https://docs.cohere.com/docs/rate-limits,
-https://docs.cohere.com/docs/deprecations, https://platform.openai.com/docs/guides/embeddings.
+https://docs.cohere.com/docs/deprecations, https://docs.cohere.com/reference/embed,
+https://platform.openai.com/docs/guides/embeddings,
+https://docs.nvidia.com/nim/nemo-retriever/text-embedding/latest/reference.html.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from isogloss.wire.enums import Truncation
+from isogloss.wire.enums import InputType, Truncation
 
 from isogloss_server.errors import ProviderSetupError
 from isogloss_server.models.catalog import PROVIDER_NAMES
@@ -29,12 +31,13 @@ class ProviderApi:
     """The properties of a provider's API; 0 stands for no limit."""
 
     title: str  # name for people
+    package: str  # the SDK's, and the extra that installs it
     address: str  # base URL
     max_texts: int  # of one call
     max_bytes: int  # UTF-8 of one call
     texts_per_minute: int
-    has_roles: bool
-    truncations: tuple[Truncation, ...]
+    input_types: Mapping[InputType, str]  # the API's words; empty if it has no input types
+    truncations: Mapping[Truncation, str]  # the API's words; empty if its own behaviour cannot be changed
     models: Mapping[str, ProviderModel]
     aliases: Mapping[str, str]
     retired: Sequence[str]
@@ -43,14 +46,24 @@ class ProviderApi:
 
 UNKNOWN = ProviderModel((), 0)
 
+TRUNCATIONS: Mapping[Truncation, str] = {Truncation.END: "END", Truncation.START: "START", Truncation.ERROR: "NONE"}
+SELF_HOSTED_MAX_TEXTS = 32  # of one call: the default limit of text-embeddings-inference; others allow more
+
 COHERE = ProviderApi(
     title="Cohere",
+    package="cohere",
     address="https://api.cohere.com",
     max_texts=96,
     max_bytes=0,
     texts_per_minute=2_000,
-    has_roles=True,
-    truncations=(Truncation.END, Truncation.START, Truncation.ERROR),
+    input_types={  # without one for similarity, both sides are documents
+        InputType.QUERY: "search_query",
+        InputType.DOCUMENT: "search_document",
+        InputType.SIMILARITY: "search_document",
+        InputType.CLASSIFICATION: "classification",
+        InputType.CLUSTERING: "clustering",
+    },
+    truncations=TRUNCATIONS,
     models={
         "embed-v4.0": ProviderModel((1536, 1024, 512, 256), 128_000),
         "embed-multilingual-v3.0": ProviderModel((1024,), 512),
@@ -65,12 +78,13 @@ COHERE = ProviderApi(
 
 OPENAI = ProviderApi(
     title="OpenAI",
+    package="openai",
     address="https://api.openai.com/v1",
     max_texts=2_048,
     max_bytes=300_000,  # the API's limit is 300,000 tokens, and a token has at least one byte
     texts_per_minute=0,  # depends on the account
-    has_roles=False,
-    truncations=(Truncation.ERROR,),
+    input_types={},
+    truncations={},
     models={
         "text-embedding-3-small": ProviderModel((1536, 1024, 768, 512, 256), 8_192),
         "text-embedding-3-large": ProviderModel((3072, 2048, 1536, 1024, 768, 512, 256), 8_192),
@@ -81,8 +95,27 @@ OPENAI = ProviderApi(
     successors=(),
 )
 
-PROVIDERS: Mapping[str, ProviderApi] = dict(zip(PROVIDER_NAMES, (COHERE, OPENAI), strict=True))
-SELF_HOSTED_MAX_TEXTS = 32  # of one call: the default limit of text-embeddings-inference; others allow more
+# OpenAI's API with two more fields, which NVIDIA's models require. https://huggingface.co/intfloat/e5-large-v2, the
+# model that nv-embedqa-e5-v5 is made of, uses its prefix for queries wherever both sides have the same role.
+NVIDIA = ProviderApi(
+    title="NVIDIA",
+    package="openai",
+    address="https://integrate.api.nvidia.com/v1",
+    max_texts=SELF_HOSTED_MAX_TEXTS,
+    max_bytes=0,
+    texts_per_minute=0,  # depends on the account
+    input_types={kind: "passage" if kind is InputType.DOCUMENT else "query" for kind in InputType},
+    truncations=TRUNCATIONS,
+    models={
+        "nvidia/nv-embedqa-e5-v5": ProviderModel((1024,), 512),
+        "nvidia/llama-nemotron-embed-1b-v2": ProviderModel((2048, 1024, 768, 512, 384), 8_192),
+    },
+    aliases={},
+    retired=(),
+    successors=(),
+)
+
+PROVIDERS: Mapping[str, ProviderApi] = dict(zip(PROVIDER_NAMES, (COHERE, OPENAI, NVIDIA), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +163,9 @@ class HostedModel:
             space_id=fingerprint(provider=self.kind, model=self.model, address=self.address),
             dimensions=dimensions,
             max_tokens=self.known.max_tokens,
-            has_roles=self.provider.has_roles,
-            truncations=self.provider.truncations,
+            has_roles=bool(self.provider.input_types),
+            has_token_counts=False,
+            truncations=tuple(self.provider.truncations) or (Truncation.ERROR,),
         )
 
 

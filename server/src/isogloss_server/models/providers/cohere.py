@@ -1,6 +1,6 @@
 """Cohere's embed API, version 2, called through Cohere's SDK."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -10,26 +10,15 @@ from cohere.v2.client import OMIT
 from isogloss.wire.enums import InputType, Truncation
 from pydantic import SecretStr
 
+from isogloss_server.models.providers.catalog import COHERE
 from isogloss_server.models.providers.errors import (
     UNREACHABLE,
     ProviderCallError,
     connection_failure,
     from_status,
-    redact_key,
+    own_words,
 )
-from isogloss_server.models.providers.interface import ProviderResponse, to_rows
-
-# https://docs.cohere.com/reference/embed; without an input type for similarity, both sides are documents.
-INPUT_TYPES: Mapping[InputType, str] = {
-    InputType.QUERY: "search_query",
-    InputType.DOCUMENT: "search_document",
-    InputType.SIMILARITY: "search_document",
-    InputType.CLASSIFICATION: "classification",
-    InputType.CLUSTERING: "clustering",
-}
-
-
-TRUNCATE: Mapping[Truncation, str] = {Truncation.END: "END", Truncation.START: "START", Truncation.ERROR: "NONE"}
+from isogloss_server.models.providers.interface import Encoding, ProviderResponse, count_or_zero, to_rows
 
 
 class Cohere:
@@ -56,6 +45,7 @@ class Cohere:
         self.title = title
         self._model = model
         self._key = key or SecretStr("")
+        self.encoding: Encoding = "base64"
         self._dimensions = OMIT if dimensions is None else dimensions
         # No redirects: texts go only to the configured address.
         self._http = httpx.AsyncClient(follow_redirects=False, limits=httpx.Limits(max_connections=None))
@@ -71,17 +61,17 @@ class Cohere:
             response = await self._client.embed(
                 model=self._model,
                 texts=list(texts),
-                input_type=INPUT_TYPES[input_type],
-                truncate=TRUNCATE[truncation],
-                # Lists of floats would block the event loop for 0.2 s a call: the SDK validates each number.
-                embedding_types=["base64"],
+                input_type=COHERE.input_types[input_type],
+                truncate=COHERE.truncations[truncation],
+                # Lists of floats block the event loop for 0.2 s a call: the SDK validates each number.
+                embedding_types=[self.encoding],
                 request_options={"timeout": timeout_s, "max_retries": 0},
                 output_dimension=self._dimensions,
             )
             vectors = response.embeddings.base64 or response.embeddings.float_ or ()
             return ProviderResponse(to_rows(vectors), _billed_tokens(response))
         except ApiError as error:
-            raise self._call_error(error) from None
+            raise self._call_error(error, texts) from None
         except httpx.TimeoutException:
             raise TimeoutError from None
         except httpx.HTTPError as error:
@@ -91,12 +81,11 @@ class Cohere:
         """Closes the connections."""
         await self._http.aclose()
 
-    def _call_error(self, error: ApiError) -> ProviderCallError:
-        body = error.body if isinstance(error.body, dict) else {}
-        message = redact_key(str(body.get("message", "")), self._key)
-        return from_status(self.title, error.status_code or 0, error.headers or {}, message=message)
+    def _call_error(self, error: ApiError, texts: Sequence[str]) -> ProviderCallError:
+        words = own_words(error.body, self._key, texts)
+        return from_status(self.title, error.status_code or 0, error.headers or {}, words=words)
 
 
 def _billed_tokens(response: Any) -> int:
-    units = response.meta.billed_units if response.meta else None
-    return int((units and units.input_tokens) or 0)
+    units = getattr(getattr(response, "meta", None), "billed_units", None)
+    return count_or_zero(getattr(units, "input_tokens", None))

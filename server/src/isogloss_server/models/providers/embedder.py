@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -16,12 +15,19 @@ from isogloss_server.circuit_breaker import CircuitBreaker
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.errors import DeadlineExceededError, DrainingError, ProviderUnavailableError
 from isogloss_server.models.interfaces import Embedded, ModelCard, Urgency
-from isogloss_server.models.providers.errors import BAD_RESPONSE, LONG_TIMEOUT, RATE_LIMIT, TIMEOUT, ProviderCallError
+from isogloss_server.models.providers.errors import (
+    BAD_RESPONSE,
+    LONG_TIMEOUT,
+    RATE_LIMIT,
+    REFUSED,
+    TIMEOUT,
+    ProviderCallError,
+)
 from isogloss_server.models.providers.interface import InvalidResponseError, Provider, ProviderResponse, check_rows
 from isogloss_server.models.providers.rate_limiter import RateLimiter
 
-MAX_ATTEMPTS = 6  # of one call
-FIRST_BACKOFF_S = 0.25  # doubled with each attempt; jitter shortens each by up to half
+MAX_FAILED_CALLS = 6  # of one request, over all its chunks
+FIRST_BACKOFF_S = 0.25  # doubled with each failed call; jitter shortens each by up to half
 LONG_TIMEOUT_S = 10.0  # from here on, a timeout counts as a failure of the provider
 PROBE_TEXT = "isogloss"  # costs a token or two
 FAILURES_TO_OPEN = 5  # consecutive ones
@@ -46,6 +52,29 @@ class _ChunkResult:
 
     response: ProviderResponse
     span: tuple[float, float]
+
+
+class _RetryBudget:
+    """The calls that one request may make, over all its chunks.
+
+    At most MAX_FAILED_CALLS calls fail. They begin with as many at a time, and each successful call permits one more,
+    so a provider that rejects all calls of a request receives no more than that.
+    """
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.waiting = 0  # calls that wait for the rate limiter
+        self.permits = asyncio.Semaphore(MAX_FAILED_CALLS)
+
+    @property
+    def is_spent(self) -> bool:
+        """True if no call may be made any more."""
+        return self.failed >= MAX_FAILED_CALLS
+
+    def call_succeeded(self) -> None:
+        """Returns the permit of a call, and adds one."""
+        self.permits.release()
+        self.permits.release()
 
 
 class ProviderEmbedder:
@@ -122,12 +151,12 @@ class ProviderEmbedder:
             urgency = replace(urgency, deadline_s=began_s + self._limits.timeout_s)
         positions = {text: position for position, text in enumerate(dict.fromkeys(texts))}
         self._rate_limiter.check(len(positions), urgency)  # for the whole request, before any chunk of it is billed
+        budget = _RetryBudget()
         try:
             async with asyncio.TaskGroup() as group:
-                chunks = enumerate(self._chunks(list(positions)))
                 tasks = [
-                    group.create_task(self._call_with_retries(number, chunk, (input_type, truncation), urgency))
-                    for number, chunk in chunks
+                    group.create_task(self._call_with_retries(chunk, (input_type, truncation), urgency, budget))
+                    for chunk in self._chunks(list(positions))
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -152,7 +181,7 @@ class ProviderEmbedder:
         try:
             await probe(self._provider, timeout_s=self._limits.timeout_s, columns=self._card.dimensions[0])
         except ProviderCallError as error:
-            return str(error)
+            return error.in_full
         return ""
 
     def _report_health(self, detail: str) -> None:
@@ -173,38 +202,47 @@ class ProviderEmbedder:
         yield texts[first:]
 
     async def _call_with_retries(
-        self, number: int, texts: Sequence[str], options: tuple[InputType, Truncation], urgency: Urgency
+        self, texts: Sequence[str], options: tuple[InputType, Truncation], urgency: Urgency, budget: _RetryBudget
     ) -> _ChunkResult:
-        """Embeds one chunk; retries a call if a retry may succeed before the deadline. `number` is the chunk's."""
-        for attempt in itertools.count():
+        """Embeds one chunk; retries a call if a retry may succeed before the deadline and the budget permits it."""
+        is_retry = False
+        while True:
+            await budget.permits.acquire()
             if self.breaker.is_open:
                 raise ProviderUnavailableError(self.breaker.detail, retry_after_s=self.breaker.next_probe_in_s)
-            async with self._slot(0 if attempt else number, len(texts), urgency):
+            async with self._slot(budget, len(texts), urgency, is_retry=is_retry):
                 began_s = self._clock.monotonic_s()
                 try:
                     response = await self._call(texts, options, urgency.deadline_s - began_s)
                     break
                 except ProviderCallError as error:
-                    wait_s = self._wait_s(error, attempt)
-                    last = attempt + 1 == MAX_ATTEMPTS or self._clock.monotonic_s() + wait_s >= urgency.deadline_s
-                    if last or not error.kind.retryable or self.breaker.is_open:
-                        raise error.to_domain_error(wait_s) from None
+                    wait_s = self._wait_s(error, budget.failed)
+                    budget.failed += 1
+                    is_late = self._clock.monotonic_s() + wait_s >= urgency.deadline_s
+                    if budget.is_spent or is_late or not error.kind.retryable or self.breaker.is_open:
+                        raise error.to_domain_error(wait_s, is_retried=budget.failed > 1) from None
             metrics.PROVIDER_RETRIES.labels(self._name).inc()
+            is_retry = True
             await self._clock.sleep(wait_s)
         ended_s = self._clock.monotonic_s()
         self._on_call(ended_s - began_s)
         if urgency.progress is not None:
             urgency.progress.computed(1)
+        budget.call_succeeded()
         return _ChunkResult(response, (began_s, ended_s))
 
     @contextlib.asynccontextmanager
-    async def _slot(self, number: int, texts: int, urgency: Urgency) -> AsyncIterator[None]:
+    async def _slot(self, budget: _RetryBudget, texts: int, urgency: Urgency, *, is_retry: bool) -> AsyncIterator[None]:
         """Waits for the rate limiter, and holds one of the calls in flight.
+
+        A request's calls queue one behind the other, so that requests take turns; a retry is first.
 
         Raises:
             DeadlineExceededError: The deadline passed before the call could start.
             ProviderRateLimitError: The call cannot start before the deadline.
         """
+        number = 0 if is_retry else budget.waiting
+        budget.waiting += 1
         try:
             async with asyncio.timeout(urgency.deadline_s - self._clock.monotonic_s()):
                 await self._rate_limiter.acquire(texts, urgency, number)
@@ -212,14 +250,16 @@ class ProviderEmbedder:
             raise DeadlineExceededError(
                 "the deadline passed before the provider's rate limit allowed the call"
             ) from None
+        finally:
+            budget.waiting -= 1
         try:
             yield
         finally:
             self._rate_limiter.release(texts)
 
-    def _wait_s(self, error: ProviderCallError, attempt: int) -> float:
-        """Returns the seconds to wait before the next attempt; a rate limit pauses all callers."""
-        backoff_s: float = FIRST_BACKOFF_S * 2**attempt * (1 - self._jitter() / 2)
+    def _wait_s(self, error: ProviderCallError, failed: int) -> float:
+        """Returns the seconds to wait after `failed` calls and this one; a rate limit pauses all callers."""
+        backoff_s: float = FIRST_BACKOFF_S * 2**failed * (1 - self._jitter() / 2)
         wait_s = max(backoff_s, error.retry_after_s or 0.0)
         if error.kind is RATE_LIMIT:
             self._rate_limiter.pause(wait_s)
@@ -257,6 +297,9 @@ async def call(
 ) -> ProviderResponse:
     """Makes one call to a provider, and checks its response.
 
+    A server that refuses vectors in base64 is asked for lists of numbers, once and from then on. It refuses them if it
+    says so, or if it refuses the text of a probe.
+
     Args:
         provider: Makes the HTTP call.
         texts: The n texts of the call.
@@ -270,6 +313,27 @@ async def call(
     Raises:
         ProviderCallError: The call failed or timed out, or its response is invalid.
     """
+    encoding = provider.encoding
+    try:
+        return await _call_once(provider, texts, options, timeout_s=timeout_s, columns=columns)
+    except ProviderCallError as refused:
+        may_be_encoding = refused.names_encoding or list(texts) == [PROBE_TEXT]
+        if refused.kind is not REFUSED or encoding == "float" or not may_be_encoding:
+            raise
+        provider.encoding = "float"
+        try:
+            return await _call_once(provider, texts, options, timeout_s=timeout_s, columns=columns)
+        except ProviderCallError as second:
+            if second.kind is not REFUSED:
+                raise
+            provider.encoding = "base64"
+            raise refused from None
+
+
+async def _call_once(
+    provider: Provider, texts: Sequence[str], options: tuple[InputType, Truncation], *, timeout_s: float, columns: int
+) -> ProviderResponse:
+    """Makes one HTTP call; see `call`."""
     try:
         async with asyncio.timeout(timeout_s):
             response = await provider.embed(texts, *options, timeout_s)

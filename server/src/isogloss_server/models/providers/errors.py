@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import SecretStr
@@ -21,8 +21,15 @@ from isogloss_server.errors import (
     ProviderUnavailableError,
 )
 
-MAX_MESSAGE_CHARACTERS = 200  # of a provider's own message
+MAX_WORDS_CHARACTERS = 200  # of a provider's own message
+WORDS_FIELDS = ("message", "msg", "detail", "error", "title")  # of an error body, best first
+MAX_WORDS_DEPTH = 4
+ENCODING_WORDS = ("base64", "encoding", "embedding_types")
 KEY_PIECE_CHARACTERS = 8
+# A provider's message is dropped if it shares as many characters in a row with a text, or holds a whole shorter one.
+TEXT_PIECE_CHARACTERS = 12
+MIN_TEXT_CHARACTERS = 3
+MAX_SEARCHED_CHARACTERS = 1 << 18  # of all texts, so that the search takes at most some tens of milliseconds
 MAX_RETRY_AFTER_S = 300.0  # longest pause that a provider can ask for; after it, it may ask again
 FIRST_REDIRECTION, FIRST_CLIENT_ERROR, FIRST_SERVER_ERROR = 300, 400, 500  # HTTP statuses
 
@@ -71,6 +78,7 @@ BY_STATUS: Mapping[int, FailureKind] = {
     429: RATE_LIMIT,
     498: CREDENTIALS,  # Cohere's own: an invalid token
     499: UNAVAILABLE,
+    501: REFUSED,  # the server does not support what the request asks for
 }
 
 CONNECTION_CAUSES = {  # by the names that HTTP libraries share
@@ -87,19 +95,43 @@ class ProviderCallError(Exception):
     """A call to a provider failed."""
 
     def __init__(
-        self, kind: FailureKind, provider: str, cause: str = "", *, retry_after_s: float | None = None
+        self,
+        kind: FailureKind,
+        provider: str,
+        cause: str = "",
+        *,
+        words: str = "",
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(kind.message.format(provider=provider, cause=cause))
         self.kind = kind
         self.retry_after_s = retry_after_s  # as the provider asks
+        self._words = words
 
-    def to_domain_error(self, wait_s: float) -> DomainError:
-        """Returns the error for the caller; `wait_s` is the pause before a retry, in seconds, if one may succeed."""
-        return self.kind.error(str(self), retry_after_s=wait_s if self.kind.retryable else math.inf)
+    @property
+    def in_full(self) -> str:
+        """The message with the provider's own words: for the caller of the call, and for calls without a caller."""
+        return f"{self}, {self._words}" if self._words else str(self)
+
+    @property
+    def names_encoding(self) -> bool:
+        """True if the provider's words are about the encoding of the vectors."""
+        return any(word in self._words.casefold() for word in ENCODING_WORDS)
+
+    def to_domain_error(self, wait_s: float, *, is_retried: bool) -> DomainError:
+        """Returns the error for the caller.
+
+        Args:
+            wait_s: The pause before a retry, in seconds, if one may succeed.
+            is_retried: True if the server has retried the call.
+        """
+        error = self.kind.error(self.in_full, retry_after_s=wait_s if self.kind.retryable else math.inf)
+        error.is_retried = is_retried
+        return error
 
 
 def from_status(
-    provider: str, status: int, headers: Mapping[str, str], *, message: str = "", quota_exhausted: bool = False
+    provider: str, status: int, headers: Mapping[str, str], *, words: str = "", quota_exhausted: bool = False
 ) -> ProviderCallError:
     """Maps an HTTP status to an error.
 
@@ -107,7 +139,7 @@ def from_status(
         provider: Name of the provider, for people.
         status: The HTTP status.
         headers: The headers of the response.
-        message: The provider's own message. Only that of a rejected request is passed on: others may quote the key.
+        words: The provider's own message, as `own_words` returns it.
         quota_exhausted: True if the response says so; its status is 429, as for a rate limit.
 
     Returns:
@@ -122,9 +154,60 @@ def from_status(
     cause = f"HTTP {status}"
     if kind is BAD_RESPONSE and status < FIRST_REDIRECTION:
         cause += ", unreadable body"
-    if kind is REFUSED and message:
-        cause += f", {message[:MAX_MESSAGE_CHARACTERS]}"
-    return ProviderCallError(kind, provider, cause, retry_after_s=retry_after_s(headers))
+    return ProviderCallError(kind, provider, cause, words=words, retry_after_s=retry_after_s(headers))
+
+
+def own_words(body: object, key: SecretStr, texts: Sequence[str]) -> str:
+    """Returns what the body of an error says, in one line.
+
+    Args:
+        body: The body: parsed JSON, or text.
+        key: The API key of the call.
+        texts: The texts of the call.
+
+    Returns:
+        At most MAX_WORDS_CHARACTERS printable characters; an empty string if there are none, or if they quote a part
+        of the key or of a text.
+    """
+    found = _words(body)
+    printable = "".join(character if character.isprintable() else " " for character in found[: 1 << 12])
+    line = " ".join(printable.split())[:MAX_WORDS_CHARACTERS]
+    return "" if _quotes_text(line, texts) else redact_key(line, key)
+
+
+def _words(body: object, depth: int = 0) -> str:
+    """Returns the message in the body of an error, of the shapes that providers and web frameworks use."""
+    if isinstance(body, str):
+        return "" if body.lstrip().startswith("<") else body  # a page of a proxy
+    if depth == MAX_WORDS_DEPTH:
+        return ""
+    if isinstance(body, list):
+        return _words(body[0], depth + 1) if body else ""
+    if not isinstance(body, dict):
+        return ""
+    place = body.get("loc")  # of the field, as FastAPI reports it
+    where = ".".join(map(str, place)) + ": " if isinstance(place, list) else ""
+    said = next(filter(None, (_words(body.get(name), depth + 1) for name in WORDS_FIELDS)), "")
+    return where + said if said else ""
+
+
+def _quotes_text(line: str, texts: Sequence[str]) -> bool:
+    """Returns True if a message quotes a text, or may quote one in a form that cannot be compared."""
+    if not line:
+        return False
+    if "\\" in line or sum(map(len, texts)) > MAX_SEARCHED_CHARACTERS:
+        return True
+    line = line.casefold()
+    last = max(0, len(line) - TEXT_PIECE_CHARACTERS) + 1
+    pieces = {line[at : at + TEXT_PIECE_CHARACTERS] for at in range(last)}
+    for text in texts:
+        plain = " ".join(text.split()).casefold()
+        if len(plain) >= TEXT_PIECE_CHARACTERS:
+            if any(piece in plain for piece in pieces):
+                return True
+        elif len(plain) >= MIN_TEXT_CHARACTERS and plain in line:
+            return True
+    return False
 
 
 def connection_failure(error: BaseException) -> str:
@@ -176,5 +259,5 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     try:
         until, now = (email.utils.parsedate_to_datetime(lower[name]) for name in ("retry-after", "date"))
         return min(max(0.0, (until - now).total_seconds()), MAX_RETRY_AFTER_S)
-    except (KeyError, ValueError, TypeError):  # missing, not a date, or only one of the dates has a time zone
+    except (KeyError, ValueError, TypeError, OverflowError):  # missing, no date, or only one has a time zone
         return None

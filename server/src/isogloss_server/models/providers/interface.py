@@ -1,14 +1,18 @@
 """The interface to a provider's API, and the parsing and checking of its responses."""
 
 import binascii
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from isogloss.wire.enums import InputType, Truncation
 
 from isogloss_server.models.interfaces import Rows
+
+MAX_BILLED_TOKENS = 2**31 - 1  # of one call; a larger figure is not a count
+Encoding = Literal["base64", "float"]  # of vectors, as Cohere and OpenAI name them
 
 
 class InvalidResponseError(Exception):
@@ -20,7 +24,7 @@ class ProviderResponse:
     """The response to one call with n texts."""
 
     rows: Rows  # float32 [n, d]
-    billed_tokens: int  # 0 if the provider does not report them
+    billed_tokens: int  # 0 if the provider does not report a count
 
 
 def to_rows(vectors: Sequence[Any]) -> Rows:
@@ -58,16 +62,25 @@ def _row(vector: Any) -> Rows:
     if isinstance(vector, str):
         # Faster than base64.b64decode, which checks the text in Python first.
         return np.frombuffer(binascii.a2b_base64(vector, strict_mode=True), "<f4").astype(np.float32)
-    row = np.asarray(vector, np.float32)
-    if row.ndim != 1:
+    row = np.asarray(vector)
+    if row.ndim != 1 or row.dtype.kind not in "iuf":  # numpy would read "1.5", True and None as numbers
         raise ValueError("not a list of numbers")
-    return row
+    with np.errstate(over="ignore"):  # infinite numbers are rejected with the response
+        return row.astype(np.float32)
+
+
+def count_or_zero(value: object) -> int:
+    """Returns a provider's count as an integer; 0 if it is missing, negative, not a number, or absurdly large."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0
+    return int(value) if 0 <= value <= MAX_BILLED_TOKENS else 0
 
 
 class Provider(Protocol):
     """One model at a provider, called through the provider's SDK."""
 
     title: str  # the provider's name, for people
+    encoding: Encoding  # of the vectors in responses
 
     async def embed(
         self, texts: Sequence[str], input_type: InputType, truncation: Truncation, timeout_s: float
