@@ -55,7 +55,7 @@ class Simulation:
     def _reply(self, step: _bulk.Step, source: Any) -> Any:
         match step:
             case Call():
-                return pb.ListModelsResponse(models=[pb.ModelInfo(name="default")])
+                return pb.ListModelsResponse(models=[pb.ModelInfo(name="default", space_id="s", dimensions=[16])])
             case _bulk.Read(chunker):
                 return any(chunker.add(text) for text in source)
             case _bulk.Send(request):
@@ -78,7 +78,9 @@ def answer(simulation: Simulation) -> Any:
     message = simulation.unanswered.pop(0)
     rows = [vector(text) for text in message.request.texts]
     matrix = pb.Matrix(data=b"".join(row.tobytes() for row in rows), rows=len(rows), columns=16)
-    return pb.EmbedStreamResponse(id=message.id, response=pb.EmbedResponse(embeddings=matrix, space_id="s"))
+    return pb.EmbedStreamResponse(
+        id=message.id, response=pb.EmbedResponse(embeddings=matrix, model="default", space_id="s")
+    )
 
 
 def refused(simulation: Simulation, delay_s: int) -> Any:

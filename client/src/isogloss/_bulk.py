@@ -17,7 +17,7 @@ from typing import Any
 from isogloss._arguments import MAX_PATIENCE_S, BulkArguments, EmbedArguments, utf8_bytes
 from isogloss._embed import LIMIT_REASONS, Call, KnownLimits, max_texts_per_request
 from isogloss._messages import read_embed, read_stream_response, stream_request
-from isogloss.errors import IsoglossError, SpaceMismatchError, UnavailableError, with_row_offset
+from isogloss.errors import IsoglossError, UnavailableError, with_row_offset
 from isogloss.results import EmbeddedChunk, Embeddings
 
 END_OF_STREAM = object()  # received in place of a message when the server ends the stream with status OK
@@ -97,7 +97,7 @@ class BulkEmbed:
     def __init__(self, known: KnownLimits, arguments: EmbedArguments, bulk: BulkArguments, timing: BulkTiming) -> None:
         self._known = known
         self._bulk = bulk
-        self._arguments = arguments  # requires the space of the first response once that has arrived
+        self._arguments = arguments  # require the space of the first response once that has arrived
         self._timing = timing
         self._budget = RetryBudget(bulk.patience_s, timing)
         self._max_silence_s = bulk.patience_s / 2  # leaves time to try another stream within the budget
@@ -105,7 +105,6 @@ class BulkEmbed:
         self._stream: _OpenStream | None = None
         self._reopen_s = 0.0  # no stream is opened before this time
         self._ids = count(1)  # never reused: the server may still hold the id of a request that it has responded to
-        self._has_response = False
 
     def steps(self) -> Steps:
         """Yields the steps to execute, to the end of the source; raises the first error in the order of the texts."""
@@ -242,7 +241,7 @@ class BulkEmbed:
         chunk.in_flight = False
         try:
             if not isinstance(outcome, IsoglossError):
-                chunk.result = self._accepted(read_embed(outcome, len(chunk.texts)))
+                chunk.result = self._accepted(read_embed(outcome, self._arguments, len(chunk.texts)))
             elif outcome.reason in LIMIT_REASONS and len(chunk.texts) > 1:
                 # The limits became smaller during the call, such as by a restart of the server with other settings.
                 chunker.max_texts = min(chunker.max_texts, self._window.halve(chunk))
@@ -255,12 +254,8 @@ class BulkEmbed:
             self._window.fail(chunk, error)
 
     def _accepted(self, embeddings: Embeddings) -> Embeddings:
-        """Returns `embeddings`; raises SpaceMismatchError if their space differs from that of the first response."""
-        if self._has_response and embeddings.space_id != self._arguments.space_id:
-            spaces = f"{self._arguments.space_id!r} and {embeddings.space_id!r}"
-            message = f"the server used two spaces within one call: {spaces}"
-            raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
-        self._has_response, self._arguments = True, replace(self._arguments, space_id=embeddings.space_id)
+        """Returns `embeddings`; all further responses must have their space and dimensions."""
+        self._arguments = replace(self._arguments, space_id=embeddings.space_id, dimensions=embeddings.dimensions)
         self._budget.reset()
         return embeddings
 

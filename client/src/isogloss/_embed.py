@@ -24,7 +24,7 @@ from isogloss._messages import (
     read_health,
     read_models,
 )
-from isogloss.errors import InvalidArgumentError, IsoglossError, SpaceMismatchError, with_row_offset
+from isogloss.errors import InvalidArgumentError, IsoglossError, with_row_offset
 from isogloss.results import Embeddings, HealthReport, ModelInfo, Timings, read_only
 from isogloss.wire.sizes import embed_response_bytes
 
@@ -88,7 +88,7 @@ def _embed_part(arguments: EmbedArguments, texts: Sequence[str], start: int, nam
         response = yield Call("Embed", embed_request(arguments, texts))
     except IsoglossError as error:
         raise with_row_offset(error, start, name=name) from None
-    return read_embed(response, len(texts))
+    return read_embed(response, arguments, len(texts))
 
 
 def _end_of_part(sizes: Sequence[int], start: int, arguments: EmbedArguments, limits: Limits, name: str) -> int:
@@ -119,11 +119,8 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
     first, *others = parts
     if not others:
         return first
-    if any(part.space_id != first.space_id for part in others):
-        message = "the server used two spaces within one call; repeat the call"
-        raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
-    if any((p.dimensions, p.element_type) != (first.dimensions, first.element_type) for p in others):
-        raise bad_answer("parts of one call with different dimensions or element types")
+    if any((p.dimensions, not p.token_counts) != (first.dimensions, not first.token_counts) for p in others):
+        raise bad_answer("parts of one call that differ in their dimensions, or with token counts for some only")
     starts = list(_starts(parts))
     return replace(
         first,
@@ -226,4 +223,4 @@ def models() -> Plan[list[ModelInfo]]:
 def health(model: str) -> Plan[HealthReport]:
     """Returns the health of the server, or of `model` alone unless empty."""
     response = yield Call("Health", health_request(model))
-    return read_health(response)
+    return read_health(response, model)
