@@ -285,7 +285,7 @@ class Chunk:
     """
 
     start: int
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = field(repr=False)
     in_flight: bool = False
     due_s: float = 0.0
     refusals: int = 0

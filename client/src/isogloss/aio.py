@@ -159,7 +159,7 @@ class AsyncClient(BaseClient):
             space_id=space_id,
         )
         bulk = _arguments.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
-        texts = _arguments.text_source(texts, Iterable, AsyncIterable)
+        texts = _arguments.text_source("texts", texts, Iterable, AsyncIterable)
         self._check_usable()
         source = aiter(texts) if isinstance(texts, AsyncIterable) else iter(texts)
         plan = _bulk.BulkEmbed(self._limits, arguments, bulk, self._bulk_timing).steps()

@@ -159,7 +159,7 @@ class Client(BaseClient):
             space_id=space_id,
         )
         bulk = _arguments.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
-        texts = _arguments.text_source(texts, Iterable)
+        texts = _arguments.text_source("texts", texts, Iterable)
         self._check_usable()
         source = iter(texts)
         plan = _bulk.BulkEmbed(self._limits, arguments, bulk, self._bulk_timing).steps()

@@ -16,6 +16,7 @@ IsoglossError
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,24 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 RETRYABLE_CODES = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
+
+
+def printable(text: str) -> str:
+    """Returns `text` on one line, without characters that control a terminal or reorder the line."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    match unicodedata.category(character):
+        case "Cc" | "Zl" | "Zp":
+            return " "
+        case "Cs":
+            return "\ufffd"
+        case "Cf":
+            # Keeps joiners, which shape Indic and Arabic letters and emoji; drops others, such as directional marks.
+            return character if character in "\u200c\u200d" else ""
+        case _:
+            return character
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +56,8 @@ class IsoglossError(Exception):
     """Failure of a call. Handle it by class, `reason` and `retryable`; messages may change between versions.
 
     Attributes:
-        message: Description for people, one sentence.
+        message: Description for people, one sentence. Like str(error), it is one line of printable characters, whatever
+            the server sent, so that it can be logged.
         code: Name of the gRPC status, such as "INVALID_ARGUMENT".
         reason: Stable identifier of the cause, such as "TOO_MANY_TEXTS"; empty if the server sent none.
         metadata: Values that belong to the reason, such as "limit" and "actual".
@@ -61,6 +81,7 @@ class IsoglossError(Exception):
         retry_after_s: float | None = None,
         request_id: str | None = None,
     ) -> None:
+        message = printable(message)
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
@@ -73,10 +94,11 @@ class IsoglossError(Exception):
 
     def __str__(self) -> str:
         marks = [self.reason or self.code]
-        marks += [violation.field for violation in self.violations[:3] if violation.field not in self.message]
+        fields = [printable(violation.field) for violation in self.violations[:3]]
+        marks += [field for field in fields if field not in self.message]
         if self.request_id:
             marks.append(f"request {self.request_id}")
-        return f"{self.message} [{', '.join(marks)}]"
+        return printable(f"{self.message} [{', '.join(marks)}]")
 
     def replaced(self, message: str, **changes: Any) -> Self:
         """Returns a copy of the error with another message and the attributes in `changes` replaced."""
@@ -195,6 +217,9 @@ def error_class(code: str, reason: str) -> type[IsoglossError]:
     return refined if issubclass(refined, general) else general
 
 
+ROW_NUMBER = re.compile("[0-9]{1,10}")  # int() fails for the thousands of digits that a server may send
+
+
 def with_row_offset(error: IsoglossError, offset: int, field: str = "texts", *, name: str = "") -> IsoglossError:
     """Returns the error of a part of a call as an error of the whole call.
 
@@ -204,7 +229,7 @@ def with_row_offset(error: IsoglossError, offset: int, field: str = "texts", *, 
         field: The argument that was split.
         name: New name of the argument; empty keeps `field`.
     """
-    pattern = re.compile(rf"\b{field}\[(\d+)\]")
+    pattern = re.compile(rf"\b{field}\[({ROW_NUMBER.pattern})\]")
 
     def moved(text: str) -> str:
         """Returns `text` with rows of the whole call."""
@@ -215,6 +240,6 @@ def with_row_offset(error: IsoglossError, offset: int, field: str = "texts", *, 
         for v in error.violations
     )
     metadata = dict(error.metadata)
-    if metadata.get("index", "").isdecimal() and any(pattern.match(v.field) for v in error.violations):
+    if ROW_NUMBER.fullmatch(metadata.get("index", "")) and any(pattern.match(v.field) for v in error.violations):
         metadata["index"] = str(int(metadata["index"]) + offset)
     return error.replaced(moved(error.message), violations=violations, metadata=metadata)

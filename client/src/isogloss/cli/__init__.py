@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from isogloss.cli.arguments import InputError, UsageError, options, parser
 from isogloss.cli.commands import COMMANDS
 from isogloss.cli.output import Output
-from isogloss.cli.render import printable
 from isogloss.client import Client
-from isogloss.errors import IsoglossError
+from isogloss.errors import IsoglossError, printable
 
 INTERRUPTED = 130  # the convention of shells: 128 + the number of the signal
 BROKEN_PIPE = 141

@@ -9,11 +9,13 @@ from typing import Any, NoReturn
 
 from isogloss._version import __version__
 from isogloss.enums import ElementType, InputType, Metric, Truncation
+from isogloss.errors import printable
 from isogloss.options import ClientOptions
 
 SERVER = "localhost:50051"
 SHELLS = ("bash", "zsh", "fish")
 MAX_UINT32 = 2**32 - 1
+TEXT_MARK = "\0"  # no argument of a process contains it
 EPILOG = """\
 environment:
   ISOGLOSS_SERVER   address of the server, if --server is not given
@@ -44,25 +46,62 @@ class InputError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints errors as one line, with exit code 2, and suggests flags for unknown ones."""
+    """A parser that prints errors as one line, with exit code 2, and suggests flags for unknown ones.
+
+    Flags of a verb may stand between its texts. All arguments after -- are texts.
+    """
+
+    _parses = False  # True while argparse calls parse_known_args from parse_known_intermixed_args
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses `args`; exits with a suggestion if a flag is unknown."""
-        parsed, unknown = super().parse_known_args(args, namespace)
+        if self._parses:
+            return super().parse_known_args(args, namespace)
+        if self._subparsers is not None:  # argparse does not support flags between a verb and its arguments
+            parsed, unknown = super().parse_known_args(args, namespace)
+        else:
+            self._parses = True
+            try:
+                parsed, unknown = self.parse_known_intermixed_args(_mark_texts(args), namespace)
+            finally:
+                self._parses = False
         if unknown:
             self.error(self._unknown_message(unknown))
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         """Prints the error and exits."""
-        self.exit(2, f"isogloss: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"isogloss: {' '.join(printable(message).split())} (see {self.prog} --help)\n")
 
     def _unknown_message(self, unknown: Sequence[str]) -> str:
         flags = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
         if not flags:
-            return f"unexpected argument {unknown[0]!r}"
+            return f"unexpected argument {unknown[0].removeprefix(TEXT_MARK)!r}"
         close = difflib.get_close_matches(flags[0], self._option_string_actions, n=1)
-        return f"unknown flag {flags[0]}" + (f"; did you mean {close[0]}?" if close else "")
+        if close:
+            return f"unknown flag {flags[0]}; did you mean {close[0]}?"
+        has_texts = any(action.nargs == "*" for action in self._get_positional_actions())
+        return f"unknown flag {flags[0]}" + ("; write -- before texts that begin with -" if has_texts else "")
+
+
+def _mark_texts(args: Sequence[str]) -> list[str]:
+    """Returns `args` without the first --, and with TEXT_MARK before each argument after it.
+
+    Versions of argparse differ in what they do with -- between flags.
+    """
+    if "--" not in args:
+        return list(args)
+    end = list(args).index("--")
+    return [*args[:end], *(f"{TEXT_MARK}{text}" for text in args[end + 1 :])]
+
+
+def _text(argument: str) -> str:
+    text = argument.removeprefix(TEXT_MARK)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("not valid UTF-8") from None
+    return text
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -112,12 +151,12 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     _nearest(verbs, common)
     line = "report the server's health; exit code 1 if not serving"
     health = verbs.add("health", line, "isogloss health && echo ready", parents=common)
-    health.add_argument("--model", default="", metavar="NAME", help="report this model alone")
+    health.add_argument("--model", type=_text, default="", metavar="NAME", help="report this model alone")
     verbs.add("models", "list the served models", "isogloss models --json", parents=common)
     line = "print a script that completes this command in a shell"
     completion = verbs.add("completion", line, "source <(isogloss completion bash)")
     completion.add_argument(
-        "shell", choices=SHELLS, help="shell of the script; needs pip install 'isogloss[completion]'"
+        "shell", type=_text, choices=SHELLS, help="shell of the script; needs pip install 'isogloss[completion]'"
     )
     return top
 
@@ -211,6 +250,7 @@ def _similarity(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> N
     verb.add_argument(
         "--candidate",
         action="append",
+        type=_text,
         metavar="TEXT",
         help="compare the texts with this one, instead of with each other; repeatable",
     )
@@ -224,7 +264,7 @@ def _similarity(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> N
 def _nearest(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None:
     example = 'isogloss nearest "Where is the station?" -k 3 < sentences.txt'
     verb = verbs.add("nearest", "find the texts nearest to a query", example, parents=common)
-    verb.add_argument("query", metavar="QUERY", help="the text to find neighbours of")
+    verb.add_argument("query", type=_text, metavar="QUERY", help="the text to find neighbours of")
     _texts(verb, "candidates", TEXTS.replace("the texts", "the texts to search", 1))
     verb.add_argument("-k", type=_neighbours, default=10, help="maximum number of neighbours (default: %(default)d)")
     verb.add_argument("--min-score", type=float, metavar="SCORE", help="minimum score of a neighbour")
@@ -234,11 +274,13 @@ def _nearest(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None
 
 def _texts(verb: argparse.ArgumentParser, name: str, explanation: str) -> None:
     # The default makes argparse treat the argument as optional when it lists missing ones.
-    verb.add_argument(name, nargs="*", default=[], metavar="TEXT", help=explanation)
+    verb.add_argument(name, nargs="*", type=_text, default=[], metavar="TEXT", help=explanation)
 
 
 def _model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", default="", metavar="NAME", help="name of the model (default: the server's default)")
+    verb.add_argument(
+        "--model", type=_text, default="", metavar="NAME", help="name of the model (default: the server's default)"
+    )
     verb.add_argument(
         "--dimensions",
         type=_dimensions,

@@ -12,10 +12,10 @@ import numpy as np
 
 from isogloss.cli.arguments import InputError, UsageError, model_arguments
 from isogloss.cli.output import NpyFile, Output
-from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, printable, vector_table
+from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, vector_table
 from isogloss.client import Client
 from isogloss.enums import ServingStatus
-from isogloss.errors import IsoglossError, SpaceMismatchError, with_row_offset
+from isogloss.errors import IsoglossError, SpaceMismatchError, printable, with_row_offset
 from isogloss.results import Embeddings, Neighbor
 
 # Limits of the texts held in memory at a time. The client splits a chunk further if the server's limits are lower.
@@ -232,14 +232,13 @@ COMMANDS: Mapping[str, Callable[[Client, argparse.Namespace, Output], int]] = Ma
 
 
 def embed_chunks(client: Client, given: Sequence[str], **arguments: Any) -> Iterator[Chunk]:
-    """Yields all texts as vectors of one space, chunk by chunk; raises UsageError if there are none."""
-    space_id = ""
+    """Yields all texts as vectors of one space and length, chunk by chunk; raises UsageError if there are none."""
     for start, texts in text_chunks(given):
         try:
-            embeddings = client.embed(texts, space_id=space_id, **arguments)
+            embeddings = client.embed(texts, **arguments)
         except IsoglossError as error:
             raise with_row_offset(error, start) from None
-        space_id = embeddings.space_id
+        arguments |= {"space_id": embeddings.space_id, "dimensions": embeddings.dimensions}
         yield Chunk(start, texts, embeddings)
 
 
