@@ -139,6 +139,29 @@ def test_errors_can_be_pickled(kind: type[IsoglossError]) -> None:
     assert (str(copy), copy._attributes()) == (str(error), error._attributes())
 
 
+def test_errors_are_one_printable_line(client: Client, server: FakeServer) -> None:
+    """Control characters and line ends of a server cannot forge lines of a log, or control a terminal."""
+    hostile = "a\x1b[2J\r\nERROR forged\u202e\x9b\u2028b"
+    server.fail_next("Embed", code="NOT_FOUND", reason=hostile, message=hostile, fields=[f"{hostile}x"])
+    error = failure(client)
+    assert error.message == "a [2J  ERROR forged  b"
+    for text in (error.message, str(error), str(pickle.loads(pickle.dumps(error)))):
+        assert text.isprintable()
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\u0663", "-1", ""])
+def test_numbers_of_any_form_in_an_error_do_not_hide_it(client: Client, server: FakeServer, number: str) -> None:
+    """A row that is not a number of ordinary length stays as the server sent it."""
+    field = f"texts[{number}]"
+    server.max_texts = 1
+    server.fail_next(
+        "Embed", code="INVALID_ARGUMENT", reason="R", message="no", fields=[field], metadata={"index": number}, after=1
+    )
+    with pytest.raises(InvalidArgumentError) as raised:
+        client.embed(["a", "b"])
+    assert raised.value.reason == "R"
+
+
 def test_tracebacks_hide_exceptions_of_grpc(client: Client, server: FakeServer) -> None:
     """A traceback has this package's exception alone; that of grpc remains as __context__."""
     server.fail_next("Embed", code="INTERNAL", reason="")

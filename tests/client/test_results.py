@@ -1,10 +1,13 @@
 """Results: immutable, and decoded as the contract defines."""
 
+import copy
 import dataclasses
+import pickle
+from typing import Any
 
 import numpy as np
 import pytest
-from isogloss import Client, ElementType, Embeddings, Neighbor, ServingStatus, Truncation, __version__
+from isogloss import Client, ElementType, Embeddings, Neighbor, ServingStatus, Truncation, Vectors, __version__
 from isogloss._arguments import embed_arguments
 from isogloss._messages import read_embed, read_health, read_models
 from isogloss.testing import FakeServer
@@ -79,6 +82,34 @@ def test_results_are_immutable(client: Client, server: FakeServer) -> None:
         for result in (embeddings, scores, pairs, neighbors):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 result.model = "other"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))])
+def test_copies_and_pickles_are_immutable_too(client: Client, copied: Any) -> None:
+    """A copy or an unpickled result has the values of the original, in read-only arrays."""
+    embeddings = client.embed(["a", "b"], element_type="int8")
+    expected = embeddings.vectors
+    stored = Vectors(expected, SPACE)
+    chunk = next(client.embed_many(["a", "b"]))
+    results = [embeddings, stored, chunk.embeddings, client.similarity(stored), client.nearest("a", ["b"])]
+    for result in [*results, client.pairwise(["a"], ["b"])]:
+        twin = copied(result)
+        assert type(twin) is type(result)
+        for name, value in vars(result).items():
+            if name != "vectors" and not isinstance(value, np.ndarray):
+                assert getattr(twin, name) == value
+        for array in [value for value in vars(twin).values() if isinstance(value, np.ndarray)]:
+            assert not array.flags.writeable
+    assert np.array_equal(copied(embeddings).vectors, expected)
+    assert not copied(chunk).embeddings.vectors.flags.writeable
+
+
+def test_pickles_hold_the_vectors_once(client: Client) -> None:
+    """The float32 vectors of other element types are computed again rather than pickled."""
+    embeddings = client.embed(["a"] * 100, element_type="int8")
+    before = len(pickle.dumps(embeddings))
+    assert embeddings.vectors.shape == (100, 16)
+    assert len(pickle.dumps(embeddings)) == before
 
 
 def test_neighbors_behave_like_a_list(client: Client) -> None:

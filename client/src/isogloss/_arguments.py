@@ -270,7 +270,7 @@ def text_source(name: str, value: Source, *kinds: type) -> Source:
     elif not isinstance(value, kinds):
         problem = f"must be a list of str, not {kind}"
     elif isinstance(shape, tuple) and not one_dimension:
-        problem = f"must be a list of str, not {kind} with {len(shape)} dimensions; select one column of texts"
+        problem = f"must have one dimension, such as a column of texts; this {kind} has {len(shape)}"
     elif isinstance(value, Mapping) or (callable(getattr(value, "keys", None)) and not one_dimension):
         problem = f"must be a list of str, not {kind}, whose items are its keys; select the texts, as with .values()"
     elif isinstance(value, AbstractSet) and not isinstance(value, KeysView | Sequence):
@@ -346,8 +346,8 @@ def type_name(value: object) -> str:
 
 def shown(value: object) -> str:
     """Returns an invalid value for an error: numbers and short words as they are, others by their type."""
-    if isinstance(value, str) and len(value) <= MAX_SHOWN:
-        return repr(str(value))  # the repr of a member of an enum is <Truncation.END: 'end'>
+    if isinstance(value, str):  # the repr of a member of an enum is <Truncation.END: 'end'>
+        return repr(str(value)) if len(value) <= MAX_SHOWN else f"a str of {len(value)} characters"
     if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN:  # str() fails for the longest
         return f"a number of more than {MAX_SHOWN} digits"
     return str(value) if isinstance(value, int | float | np.number) else type_name(value)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
+from isogloss._arguments import MAX_UINT32, shown
 from isogloss._version import __version__
 from isogloss.enums import ElementType, InputType, Metric, Truncation
 from isogloss.errors import printable
@@ -14,7 +15,6 @@ from isogloss.options import ClientOptions
 
 SERVER = "localhost:50051"
 SHELLS = ("bash", "zsh", "fish")
-MAX_UINT32 = 2**32 - 1
 TEXT_MARK = "\0"  # no argument of a process contains it
 EPILOG = """\
 environment:
@@ -61,16 +61,26 @@ class Parser(argparse.ArgumentParser):
             parsed, unknown = super().parse_known_args(args, namespace)
         else:
             self._parses = True
+            marked = _mark_texts(args)
             try:
-                parsed, unknown = self.parse_known_intermixed_args(_mark_texts(args), namespace)
+                self._check_texts(marked)
+                parsed, unknown = self.parse_known_intermixed_args(marked, namespace)
             finally:
                 self._parses = False
         if unknown:
             self.error(self._unknown_message(unknown))
         return parsed, unknown
 
+    def _check_texts(self, args: Sequence[str]) -> None:
+        """Exits if a text begins with -h, which argparse would read as the flag -h with a value."""
+        wrong = [argument for argument in args if argument.startswith("-h") and argument != "-h"]
+        if wrong:
+            self.error(self._unknown_message(wrong))
+
     def error(self, message: str) -> NoReturn:
         """Prints the error and exits."""
+        if message.endswith("expected one argument"):
+            message += "; write FLAG=VALUE if the value begins with -"
         self.exit(2, f"isogloss: {' '.join(printable(message).split())} (see {self.prog} --help)\n")
 
     def _unknown_message(self, unknown: Sequence[str]) -> str:
@@ -126,7 +136,7 @@ class _Verbs:
 
     def add(self, name: str, line: str, *example: str, parents: tuple[argparse.ArgumentParser, ...] = ()) -> Any:
         """Adds a verb and returns its parser."""
-        return self._parsers.add_parser(
+        verb = self._parsers.add_parser(
             name,
             help=line,
             description=f"{line[0].upper()}{line[1:]}.",
@@ -134,6 +144,8 @@ class _Verbs:
             formatter_class=_Formatter,
             parents=parents,
         )
+        verb.set_defaults(verb=verb)  # its help is the one to see after an error
+        return verb
 
 
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -156,7 +168,11 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     line = "print a script that completes this command in a shell"
     completion = verbs.add("completion", line, "source <(isogloss completion bash)")
     completion.add_argument(
-        "shell", type=_text, choices=SHELLS, help="shell of the script; needs pip install 'isogloss[completion]'"
+        "shell",
+        type=_text,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"{', '.join(SHELLS)}; needs pip install 'isogloss[completion]'",
     )
     return top
 
@@ -204,7 +220,7 @@ def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     _complete_files(authorities)
     group.add_argument(
         "--timeout-s",
-        type=float,
+        type=_number,
         default=60.0,
         metavar="SECONDS",
         help="time limit per call; long input takes several calls (default: %(default)g)",
@@ -267,7 +283,7 @@ def _nearest(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None
     verb.add_argument("query", type=_text, metavar="QUERY", help="the text to find neighbours of")
     _texts(verb, "candidates", TEXTS.replace("the texts", "the texts to search", 1))
     verb.add_argument("-k", type=_neighbours, default=10, help="maximum number of neighbours (default: %(default)d)")
-    verb.add_argument("--min-score", type=float, metavar="SCORE", help="minimum score of a neighbour")
+    verb.add_argument("--min-score", type=_number, metavar="SCORE", help="minimum score of a neighbour")
     _model(verb)
     _metric(verb)
 
@@ -317,6 +333,8 @@ def _complete_files(action: argparse.Action) -> None:
 def _output_file(text: str) -> Path:
     if text == "-":
         raise argparse.ArgumentTypeError("standard output (-) is not supported; name a file")
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file")
     return Path(text)
 
 
@@ -332,7 +350,14 @@ def _whole_number(text: str, least: int) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {shown(text)}") from None
     if not least <= number <= MAX_UINT32:
-        raise argparse.ArgumentTypeError(f"must be between {least} and {MAX_UINT32}, not {number}")
+        raise argparse.ArgumentTypeError(f"must be between {least} and {MAX_UINT32}, not {shown(number)}")
     return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {shown(text)}") from None
