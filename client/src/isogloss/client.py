@@ -493,9 +493,8 @@ class _EmbedStream:
         """Starts a call with `method`; the previous one has ended."""
         self._outbox, self._inbox = SimpleQueue(), SimpleQueue()
         self._call = method(iter(self._outbox.get, None))
-        if not self._call.add_callback(self.half_close):  # without it, grpc's thread would wait for requests forever
-            self.half_close()
-        threading.Thread(target=_forward, args=(self._call, self._inbox), name=THREAD_NAME, daemon=True).start()
+        arguments = (self._call, self._inbox, self._outbox)
+        threading.Thread(target=_forward, args=arguments, name=THREAD_NAME, daemon=True).start()
 
     def send(self, request: Any) -> None:
         """Queues a request."""
@@ -511,7 +510,7 @@ class _EmbedStream:
             message = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
         except Empty:
             return None
-        if isinstance(message, IsoglossError):
+        if isinstance(message, Exception):
             raise message
         return message
 
@@ -519,15 +518,21 @@ class _EmbedStream:
         """Cancels the call, unless it has ended."""
         # While the interpreter shuts down, its threads are frozen and hold the locks that cancel() needs.
         if self._call is not None and not sys.is_finalizing():
-            self._call.cancel()
+            # Interceptors may return an iterator that cannot be cancelled, such as those of old versions of
+            # opentelemetry-instrumentation-grpc. The server ends such a call after its last response.
+            getattr(self._call, "cancel", self.half_close)()
 
 
-def _forward(call: Any, inbox: SimpleQueue[Any]) -> None:
+def _forward(call: Any, inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
     """Puts all messages of a stream into `inbox`, then END_OF_STREAM or the error that ended it."""
     try:
         for message in call:
             inbox.put(message)
     except grpc.RpcError as error:
         inbox.put(from_rpc_error(error))
+    except Exception as error:  # noqa: BLE001 - of an interceptor; raised again by receive
+        inbox.put(error)
     else:
         inbox.put(_bulk.END_OF_STREAM)
+    finally:
+        outbox.put(None)  # otherwise grpc's thread would wait for requests forever
