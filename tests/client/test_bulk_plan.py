@@ -1,13 +1,17 @@
 """The plan of embed_many with a clock and a server that the test controls."""
 
+import contextlib
 from collections.abc import Callable
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from isogloss import ResourceExhaustedError, UnavailableError, _bulk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from isogloss import InternalError, IsoglossError, ResourceExhaustedError, UnavailableError, _bulk
 from isogloss._arguments import bulk_arguments, embed_arguments
 from isogloss._bulk import BulkEmbed, BulkTiming, Chunk, Window
 from isogloss._embed import Call, KnownLimits
@@ -183,3 +187,61 @@ def test_a_dropped_chunk_is_not_split() -> None:
     window.fail(first, UnavailableError("gone"))
     assert window.halve(second) == 2
     assert len(window) == 1
+
+
+ROWS = ["0", "1", "999", "9" * 5000, "\u0663"]
+REASONS = ["TOO_MANY_TEXTS", "REQUEST_TOO_LARGE", "OVERLOADED", "SPACE_MISMATCH", "EMPTY_TEXT", ""]
+ENDS = [_bulk.END_OF_STREAM, None, UnavailableError("gone"), InternalError("failed")]
+
+
+def random_error(random: Random) -> Any:
+    """Returns a status whose parts are unrelated to each other and to the request."""
+    error = status_pb2.Status(code=random.choice([0, 1, 3, 4, 8, 9, 13, 14, 99, -5]), message="texts[1] is wrong")
+    row = random.choice(ROWS)
+    delay = duration_pb2.Duration(seconds=random.choice([0, 1, -5, 10**11]), nanos=random.choice([0, -5, 2**31 - 1]))
+    violation = error_details_pb2.BadRequest.FieldViolation(field=f"texts[{row}]", description=f"texts[{row}]")
+    for detail in (
+        error_details_pb2.ErrorInfo(reason=random.choice(REASONS), metadata={"index": row}),
+        error_details_pb2.BadRequest(field_violations=[violation]),
+        error_details_pb2.RetryInfo(retry_delay=delay),
+    ):
+        if random.random() < 0.7:
+            error.details.add().Pack(detail)
+    return error
+
+
+def arbitrary(random: Random) -> Callable[[Simulation], Any]:
+    """Returns a server that answers at random: in any order, twice, in other spaces, with errors, or not at all."""
+    sent: list[Any] = []
+
+    def answers(simulation: Simulation) -> Any:
+        """Returns the next message, or the end of the stream."""
+        if not simulation.unanswered or random.random() < 0.1:
+            return random.choice(ENDS)
+        if sent and random.random() < 0.1:
+            return random.choice(sent)
+        simulation.unanswered.insert(0, simulation.unanswered.pop(random.randrange(len(simulation.unanswered))))
+        message = answer(simulation)
+        match random.randrange(8):
+            case 0:
+                message.response.space_id = random.choice(["s", "t", ""])
+            case 1:
+                message.response.embeddings.rows = random.choice([0, 1, 2**32 - 1])
+            case 2:
+                message.id = random.choice([0, 2**64 - 1])
+            case 3 | 4 | 5:
+                message.error.CopyFrom(random_error(random))
+        sent.append(message)
+        return message
+
+    return answers
+
+
+@settings(max_examples=100, deadline=None)
+@given(random=st.randoms(use_true_random=False), texts=st.integers(1, 20), window=st.integers(1, 4))
+def test_no_responses_end_in_an_exception_that_is_not_of_the_client(random: Random, texts: int, window: int) -> None:
+    """Whatever a server sends, embed_many yields all texts in order or raises an IsoglossError."""
+    simulation = Simulation(arbitrary(random))
+    with contextlib.suppress(IsoglossError):
+        chunks = simulation.run(numbered(texts), window_chunks=window)
+        assert [text for chunk in chunks for text in chunk.texts] == numbered(texts)
