@@ -210,6 +210,60 @@ BY_CODE: Mapping[str, type[IsoglossError]] = MappingProxyType(
 BY_REASON: Mapping[str, type[IsoglossError]] = MappingProxyType({"SPACE_MISMATCH": SpaceMismatchError})
 
 
+@dataclass(frozen=True, slots=True)
+class ClientReason:
+    """A reason of errors that the client raises itself: its exceptions and its meaning, for docs/errors.md."""
+
+    exceptions: tuple[type[IsoglossError], ...]
+    meaning: str
+
+
+_INVALID = (InvalidArgumentError,)
+# All reasons that appear in the source of the client; a test compares them.
+CLIENT_REASONS: Mapping[str, ClientReason] = MappingProxyType(
+    {
+        "BAD_ANSWER": ClientReason(
+            (InternalError,),
+            "The response breaks the contract, or does not belong to the request. Nothing of it is used.",
+        ),
+        "BAD_CHUNK": ClientReason(_INVALID, "`chunk_texts` is not a whole number of at least 1."),
+        "BAD_K": ClientReason(_INVALID, "`k` is not a whole number of at least 1."),
+        "BAD_MATRIX": ClientReason(_INVALID, "The array of `Vectors` does not consist of rows of numbers."),
+        "BAD_MIN_SCORE": ClientReason(_INVALID, "`min_score` exceeds the range of floating-point numbers."),
+        "BAD_TEXT": ClientReason(
+            _INVALID, "A text is not a `str`, or has an unpaired surrogate, which UTF-8 cannot encode."
+        ),
+        "BAD_TIMEOUT": ClientReason(_INVALID, "`timeout_s` or `patience_s` is not a finite number of seconds above 0."),
+        "BAD_TYPE": ClientReason(_INVALID, "An argument has the wrong type."),
+        "BAD_WINDOW": ClientReason(_INVALID, "`window_chunks` is not a whole number of at least 1."),
+        "CLIENT_CLOSED": ClientReason(
+            (FailedPreconditionError, CallCancelledError), "The client was closed before the call, or during it."
+        ),
+        "CLIENT_FORKED": ClientReason(
+            (FailedPreconditionError,), "The process forked after the client was created; create one in the child."
+        ),
+        "DIMENSION_MISMATCH": ClientReason(
+            _INVALID, "The vectors of the two sides of a comparison have different lengths."
+        ),
+        "NOT_A_LIST": ClientReason(
+            _INVALID,
+            "The texts are not a list or another iterable of `str` in an order, but for example a mapping, a "
+            "set, a table or a single `str`.",
+        ),
+        "OTHER_EVENT_LOOP": ClientReason(
+            (FailedPreconditionError,), "The `AsyncClient` belongs to the event loop of its first call."
+        ),
+        "REQUEST_TOO_LARGE": ClientReason(_INVALID, "A text alone has more bytes than the limit of a request."),
+        "SPACE_MISMATCH": ClientReason(
+            (SpaceMismatchError,), "The sides of a comparison, or a response and the required space, differ in space."
+        ),
+        "UNEQUAL_SIDES": ClientReason(_INVALID, "A pairwise comparison has sides of different lengths."),
+        "UNKNOWN_ENUM": ClientReason(_INVALID, "An argument is not one of the values of its enum."),
+        "UNSUPPORTED_DIMENSIONS": ClientReason(_INVALID, "`dimensions` is not a whole number of at least 0."),
+    }
+)
+
+
 def error_class(code: str, reason: str) -> type[IsoglossError]:
     """Returns the exception class for the name of a gRPC status and the reason of an ErrorInfo."""
     general = BY_CODE.get(code, InternalError)
