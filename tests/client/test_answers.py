@@ -276,6 +276,7 @@ COMPARISONS: list[tuple[str, str, tuple[Any, ...], dict[str, Any], Change]] = [
     ("a distance that is positive", "similarity", ALL, {"metric": "euclidean"}, scores([[-1, 0, -1], [0, 0.1, 0]])),
     ("truncated queries out of range", "similarity", ALL, {}, setting("truncated_queries", [2])),
     ("truncated candidates in disorder", "similarity", ALL, {}, setting("truncated_candidates", [1, 0])),
+    ("other truncated candidates than queries", "similarity", (["a", "b"],), {}, setting("truncated_candidates", [1])),
     ("truncated vectors", "similarity", (["a"], STORED), {}, setting("truncated_candidates", [0])),
     ("too many cached rows", "similarity", ALL, {}, setting("timings.cached_rows", 6)),
     ("a negative time", "similarity", ALL, {}, setting("timings.inference.nanos", -5)),

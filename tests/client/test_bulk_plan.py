@@ -21,6 +21,9 @@ from tests.support.bulk import numbered
 from tests.support.fake import vector
 
 
+LEAST_WAIT_S = 1e-6  # a shorter wait would not advance a clock of floating-point numbers
+
+
 class Simulation:
     """Executes the steps of a plan on a clock that advances only while the plan waits.
 
@@ -67,10 +70,10 @@ class Simulation:
             case _bulk.Open():
                 self.unanswered = []
             case _bulk.Sleep(seconds):
-                self.now_s += seconds
+                self.now_s += max(seconds, LEAST_WAIT_S)
             case _bulk.Receive(timeout_s):
                 found = self.answers(self) if timeout_s > 0 else None
-                self.now_s += 0 if found is not None else timeout_s
+                self.now_s += 0 if found is not None or timeout_s <= 0 else max(timeout_s, LEAST_WAIT_S)
                 return found
         return None
 

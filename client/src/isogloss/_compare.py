@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -104,7 +104,7 @@ class _Comparer(Generic[Result]):
             return result
         queries = yield from self._embed("queries", sides.queries, sides.candidates)
         if sides.candidates is None:
-            candidates = _EmbeddedSide(queries.vectors)
+            candidates = replace(queries, timings=NO_TIME)
         else:
             candidates = yield from self._embed("candidates", sides.candidates, queries.vectors)
         Sides(queries.vectors, candidates.vectors).check()

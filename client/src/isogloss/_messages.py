@@ -321,6 +321,8 @@ def _comparison(response: pb.SimilarityResponse, arguments: CompareArguments, si
     spaces = [side.space_id for side in (queries, candidates) if isinstance(side, Vectors)]
     _check_origin(response, arguments.model, next(iter(spaces), ""))
     texts = [len(side) if isinstance(side, TextSide) else 0 for side in (queries, candidates)]
+    if sides.candidates is None and response.truncated_candidates != response.truncated_queries:
+        raise bad_answer("truncated candidates that are not the truncated queries")
     return {
         "model": response.model,
         "space_id": response.space_id,

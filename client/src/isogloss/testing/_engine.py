@@ -412,7 +412,7 @@ class Responder:
             model=settings.model,
             space_id=settings.space_id,
             truncated_queries=truncated[0],
-            truncated_candidates=truncated[1] if len(sides) > 1 else (),
+            truncated_candidates=truncated[-1],
             timings=reported_timings(),
         )
         shape = request.WhichOneof("shape")
