@@ -20,7 +20,6 @@ from isogloss.v1 import embedding_pb2 as pb
 from tests.support.bulk import numbered
 from tests.support.fake import vector
 
-
 LEAST_WAIT_S = 1e-6  # a shorter wait would not advance a clock of floating-point numbers
 
 
