@@ -123,22 +123,11 @@ class BulkEmbed:
         self._window.raise_source_error()
         yield from self._end_stream()
 
-    def _new_chunker(self) -> Generator[Step, Any, Chunker]:
-        """Fetches the server's limits, with retries, and returns a chunker that keeps them."""
-        while True:
-            began_s = self._timing.clock()
-            try:
-                limits = yield from self._known.fetch(self._arguments.model)
-            except IsoglossError as error:
-                self._budget.spend(self._timing.clock() - began_s)
-                if not is_transient(error):
-                    raise
-                delay_s = self._budget.delay_s(error)
-                yield from self._sleep(min(delay_s, self._budget.remaining_s()))
-            else:
-                self._budget.reset()
-                most = min(max_texts_per_request(self._arguments, limits), self._bulk.chunk_texts)
-                return Chunker(max(1, most), limits.max_request_bytes)
+    def _new_chunker(self) -> Generator[Any, Any, Chunker]:
+        """Fetches the server's limits and returns a chunker that keeps them. The client repeats the request itself."""
+        limits = yield from self._known.fetch(self._arguments.model)
+        most = min(max_texts_per_request(self._arguments, limits), self._bulk.chunk_texts)
+        return Chunker(max(1, most), limits.max_request_bytes)
 
     def _read(self, chunker: Chunker) -> Steps:
         try:
