@@ -43,6 +43,7 @@ class RunningCall:
         self._target = options.target
         self._timeout_s = timeout_s
         self._end_s = time.monotonic() + timeout_s
+        self.repeats = attempts > 1
         self._max_attempts = attempts
         self._begin_request()
 
@@ -79,10 +80,12 @@ class RunningCall:
             IsoglossError: The request must not be sent again: the failure is not transient, the attempts are used up,
                 or the delay would exceed the deadline.
         """
+        # gRPC's core ends calls with CANCELLED that a stopping server has received, but not yet accepted.
+        transient = error.retryable or (error.code == "CANCELLED" and error.request_id is None)
         error = self._described(error, reached=reached)
         self._failures += 1
         self._attempts += error.reason not in STARTING_REASONS
-        if self._max_attempts == 1 or not _is_transient(error) or self._attempts >= self._max_attempts:
+        if not (transient and self.repeats and self._attempts < self._max_attempts):
             raise error
         delay_s = _backoff_s(self._failures) if error.retry_after_s is None else error.retry_after_s
         now_s = time.monotonic()
@@ -113,14 +116,6 @@ class RunningCall:
         elif not reached:
             message += "; no call of this client has been answered yet, so the address may be wrong"
         return DeadlineExceededError(message, request_id=self.request_id)
-
-
-def _is_transient(error: IsoglossError) -> bool:
-    """Returns True if another attempt may succeed.
-
-    gRPC's core ends requests with CANCELLED that a stopping server has received, but not yet accepted.
-    """
-    return error.retryable or (error.code == "CANCELLED" and not error.reason)
 
 
 def _backoff_s(failures: int) -> float:
@@ -169,12 +164,13 @@ class BaseClient:
     def _call_options(self, running: RunningCall) -> dict[str, Any]:
         """Returns the arguments of grpc for the next attempt of a request.
 
-        Once the server has been reached, requests wait for a connection that was lost, such as during a restart.
+        Once the server has been reached, requests wait for a connection that was lost, such as during a restart, unless
+        the client makes only one attempt.
         """
         return {
             "timeout": running.remaining_s(),
             "metadata": running.metadata,
-            "wait_for_ready": self._reached or running.wait_for_ready,
+            "wait_for_ready": running.wait_for_ready or (self._reached and running.repeats),
         }
 
     def _retry_delay_s(self, error: IsoglossError, running: RunningCall) -> float:

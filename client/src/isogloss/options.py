@@ -56,7 +56,8 @@ class ClientOptions:
             read it.
         timeout_s: Time limit in seconds for a whole call, including retries and all parts of a split call.
         attempts: Attempts per request while connections are lost or the server is overloaded, 1 to 5; 1 disables
-            retries. Attempts that a starting or stopping server refuses do not count.
+            retries, and fails at once if there is no connection. Attempts that a starting or stopping server refuses
+            do not count.
         wait_for_ready: True waits for the first connection until the deadline of the call. False raises
             UnavailableError within 2 seconds if nothing listens at the target. Later calls always wait for a
             connection that was lost, such as during a restart of the server.
