@@ -56,7 +56,7 @@ class Simulation:
         match step:
             case Call():
                 return pb.ListModelsResponse(models=[pb.ModelInfo(name="default")])
-            case _bulk.Read(chunker):
+            case _bulk.Read(chunker, _):
                 return any(chunker.add(text) for text in source)
             case _bulk.Send(request):
                 self.unanswered.append(request)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Never, Self
@@ -19,6 +20,8 @@ from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo,
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
 Source = Iterator[str] | AsyncIterator[str]
+# Turns of the event loop in which a message that has arrived is transferred: poller, grpc's call, forwarding task.
+LOOP_TURNS = 4
 
 
 class AsyncClient(BaseClient):
@@ -482,11 +485,12 @@ class AsyncClient(BaseClient):
         return self._stub
 
     async def _run_many(
-        self, plan: _bulk.Steps, texts: Source, patience_s: float
+        self, plan: _bulk.Steps, source: Source, patience_s: float
     ) -> AsyncGenerator[EmbeddedChunk, None]:
         """Executes the steps of `plan` and yields its chunks; cancels an open stream in the end."""
         running = self._start_patient(patience_s)
         stream = _EmbedStream(partial(self._open_stream, running.metadata))
+        texts = _Texts(source)
         advance = partial(next, plan)
         try:
             while True:
@@ -504,9 +508,10 @@ class AsyncClient(BaseClient):
                     advance = partial(plan.throw, error)
         finally:
             await stream.cancel()
+            await texts.close()
 
     async def _execute(  # noqa: PLR0911 - a table
-        self, step: _bulk.Step, stream: "_EmbedStream", texts: Source, running: RunningCall
+        self, step: _bulk.Step, stream: "_EmbedStream", texts: "_Texts", running: RunningCall
     ) -> Any:
         """Executes one step and returns the reply for the plan."""
         if self._closed or os.getpid() != self._process:
@@ -514,8 +519,8 @@ class AsyncClient(BaseClient):
         match step:
             case Call():
                 return await self._send(step, running)
-            case _bulk.Read(chunker):
-                return await _fill(chunker, texts)
+            case _bulk.Read(chunker, timeout_s):
+                return await texts.fill(chunker, stream.wait_for_message, timeout_s)
             case _bulk.Open():
                 return stream.open()
             case _bulk.Send(request):
@@ -548,17 +553,19 @@ class _EmbedStream:
     def __init__(self, method: Callable[[Any], Any]) -> None:
         self._method = method
         self._outbox: asyncio.Queue[Any] = asyncio.Queue()  # requests; None ends them
-        self._inbox: asyncio.Queue[Any] = asyncio.Queue()  # messages, then END_OF_STREAM or an IsoglossError
+        self._inbox: deque[Any] = deque()  # messages, then END_OF_STREAM or an IsoglossError
+        self._arrived = asyncio.Event()
         self._call: Any = None
         self._forwarding: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Starts a call; the previous one has ended."""
-        self._outbox, self._inbox = asyncio.Queue(), asyncio.Queue()
+        self._outbox = asyncio.Queue()
+        self._inbox.clear()
         self._call = self._method(_until_none(self._outbox))
         end = partial(self._outbox.put_nowait, None)
         self._call.add_done_callback(lambda _: end())  # without it, grpc's task would wait for requests forever
-        self._forwarding = asyncio.create_task(_forward(self._call, self._inbox))
+        self._forwarding = asyncio.create_task(self._forward(self._call))
 
     def send(self, request: Any) -> None:
         """Queues a request."""
@@ -570,17 +577,25 @@ class _EmbedStream:
 
     async def receive(self, timeout_s: float) -> Any:
         """Returns the next message, END_OF_STREAM, or None after `timeout_s`; raises the error that ended it."""
-        await asyncio.sleep(0)  # the event loop transfers messages only while this task is suspended
-        if self._inbox.empty() and timeout_s <= 0:
+        for _ in range(LOOP_TURNS):
+            await asyncio.sleep(0)
+        if not self._inbox and timeout_s <= 0:
             return None
         try:
             async with asyncio.timeout(timeout_s):
-                message = await self._inbox.get()
+                await self.wait_for_message()
         except TimeoutError:
             return None
+        message = self._inbox.popleft()
         if isinstance(message, IsoglossError):
             raise message
         return message
+
+    async def wait_for_message(self) -> None:
+        """Returns when `receive` would return at once."""
+        while not self._inbox:
+            self._arrived.clear()
+            await self._arrived.wait()
 
     async def cancel(self) -> None:
         """Cancels the call, unless it has ended, and waits for the forwarding task."""
@@ -588,34 +603,72 @@ class _EmbedStream:
             self._call.cancel()
             await asyncio.wait([self._forwarding])
 
+    async def _forward(self, call: Any) -> None:
+        """Delivers all messages of a call, then END_OF_STREAM or the error that ended it."""
+        try:
+            async for message in call:
+                self._deliver(message)
+        except grpc.RpcError as error:
+            self._deliver(from_rpc_error(error))
+        except asyncio.CancelledError:  # raised by grpc for a call that was cancelled locally
+            self._deliver(CallCancelledError("the stream was cancelled"))
+            raise
+        else:
+            self._deliver(_bulk.END_OF_STREAM)
 
-async def _forward(call: Any, inbox: asyncio.Queue[Any]) -> None:
-    """Puts all messages of a stream into `inbox`, then END_OF_STREAM or the error that ended it."""
-    try:
-        async for message in call:
-            inbox.put_nowait(message)
-    except grpc.RpcError as error:
-        inbox.put_nowait(from_rpc_error(error))
-    except asyncio.CancelledError:  # raised by grpc for a call that was cancelled locally
-        inbox.put_nowait(CallCancelledError("the stream was cancelled"))
-        raise
-    else:
-        inbox.put_nowait(_bulk.END_OF_STREAM)
+    def _deliver(self, message: Any) -> None:
+        self._inbox.append(message)
+        self._arrived.set()
+
+
+class _Texts:
+    """The source of embed_many. An asynchronous one is read by one task, so that responses need not wait for texts."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._reading: asyncio.Task[None] | None = None
+        self._wanted, self._full = asyncio.Event(), asyncio.Event()
+
+    async def fill(self, chunker: _bulk.Chunker, interrupt: Callable[[], Any], timeout_s: float | None) -> bool:
+        """Adds texts to `chunker` until it is full, `interrupt()` returns, or `timeout_s` have passed.
+
+        Returns:
+            True if the source may have more.
+        """
+        if isinstance(self._source, Iterator):
+            return any(chunker.add(text) for text in self._source)
+        self._full.clear()
+        self._wanted.set()
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(self._source, chunker))
+        others = [asyncio.ensure_future(self._full.wait()), asyncio.ensure_future(interrupt())]
+        try:
+            await asyncio.wait([self._reading, *others], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for other in others:
+                other.cancel()
+        if not self._reading.done():
+            return True
+        self._reading.result()  # raises the error of the source
+        return False
+
+    async def close(self) -> None:
+        """Ends the reading."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+    async def _read(self, source: AsyncIterator[str], chunker: _bulk.Chunker) -> None:
+        async for text in source:
+            if chunker.add(text):
+                self._wanted.clear()
+                self._full.set()
+                await self._wanted.wait()
 
 
 async def _until_none(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
     while (item := await queue.get()) is not None:
         yield item
-
-
-async def _fill(chunker: _bulk.Chunker, texts: Source) -> bool:
-    """Adds texts to `chunker` until it is full; returns True if the source may have more."""
-    if isinstance(texts, Iterator):
-        return any(chunker.add(text) for text in texts)
-    async for text in texts:
-        if chunker.add(text):
-            return True
-    return False
 
 
 def _cancelled() -> bool:

@@ -494,7 +494,7 @@ class Client(BaseClient):
             case Call():
                 return self._send(step, running)
             case _bulk.Read(chunker):
-                return any(chunker.add(text) for text in texts)
+                return any(chunker.add(text) or stream.has_message for text in texts)
             case _bulk.Open():
                 return stream.open()
             case _bulk.Send(request):
@@ -555,6 +555,11 @@ class _EmbedStream:
         if isinstance(message, IsoglossError):
             raise message
         return message
+
+    @property
+    def has_message(self) -> bool:
+        """True if `receive` returns at once."""
+        return not self._inbox.empty()
 
     def cancel(self) -> None:
         """Cancels the call, unless it has ended."""
