@@ -4,6 +4,7 @@ import math
 import os
 import random
 import secrets
+import sys
 import time
 from dataclasses import fields, replace
 from typing import Any, Never
@@ -27,6 +28,7 @@ STARTING_REASONS = frozenset({"NOT_READY", "DRAINING"})
 # A server that was never reached is tried again for this time: it may be starting too, or the address may be wrong.
 FIRST_CONNECTION_S = 1.5
 FIRST_DELAY_S = 0.1
+GEVENT_SUPPORT = "grpc.experimental.gevent"
 MAX_DELAY_S = 2.0
 
 
@@ -189,6 +191,19 @@ class BaseClient:
         """Returns the error of a running call after the client was closed or the process forked."""
         self._check_process()
         return self._closed_during_call()
+
+    @staticmethod
+    def _check_threads() -> None:
+        """Raises FailedPreconditionError if the threads that a stream needs are greenlets, which it would freeze."""
+        gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+        advice = ""
+        if gevent is not None and gevent.is_module_patched("threading") and GEVENT_SUPPORT not in sys.modules:
+            advice = f"gevent has patched its threads; call {GEVENT_SUPPORT}.init_gevent() before creating a client"
+        if eventlet is not None and eventlet.is_monkey_patched("thread"):
+            advice = "eventlet has patched its threads, which gRPC does not support; use embed, or another process"
+        if advice:
+            message = f"embed_many would freeze this process: {advice}"
+            raise FailedPreconditionError(message, reason="PATCHED_THREADS")
 
     def _check_open(self) -> None:
         if self._closed:

@@ -161,6 +161,7 @@ class Client(BaseClient):
         bulk = _arguments.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
         texts = _arguments.text_source(texts, Iterable)
         self._check_usable()
+        self._check_threads()
         source = iter(texts)
         plan = _bulk.BulkEmbed(self._limits, arguments, bulk, self._bulk_timing).steps()
         return self._run_many(plan, source, patience_s)
