@@ -122,6 +122,16 @@ def test_a_dash_reads_stdin(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(run("embed", "-", "--json")[1])["texts"] == ["a", "b"]
 
 
+def test_health_can_wait_until_the_server_serves(run: Any, server: FakeServer) -> None:
+    """With --wait the command asks again until the server is ready, or until --timeout-s."""
+    server.status = ServingStatus.NOT_SERVING
+    code, _, err = run("health", "--wait", "--timeout-s", "0.3")
+    assert code == 1
+    assert "within 0.3 s" in err
+    server.on_request = lambda _: setattr(server, "status", ServingStatus.SERVING)
+    assert run("health", "--wait")[0] == 0
+
+
 def test_health_exits_with_0_if_serving_or_degraded(run: Any, server: FakeServer) -> None:
     """A degraded server is exit code 0, with its detail in the table; an unknown status is exit code 1."""
     server.status, server.status_detail = ServingStatus.DEGRADED, "slow"

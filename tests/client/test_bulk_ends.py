@@ -135,6 +135,24 @@ async def test_cancelling_the_task_cancels_the_stream(server: FakeServer) -> Non
         await asyncio.to_thread(server.wait_until_idle)
 
 
+@pytest.mark.parametrize("turns", range(0, 40, 2))
+async def test_cancellation_is_raised_wherever_the_iteration_waits(server: FakeServer, turns: int) -> None:
+    """A task that is cancelled after any number of turns of the event loop ends with asyncio.CancelledError."""
+
+    async def iterate(client: AsyncClient) -> None:
+        """Reads more chunks than can arrive in so few turns."""
+        async for _ in client.embed_many(numbered(1000), chunk_texts=2):
+            pass
+
+    async with AsyncClient(server.target) as client:
+        task = asyncio.create_task(iterate(client))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 def test_closing_the_client_ends_a_waiting_iteration(client: Client, server: FakeServer) -> None:
     """A thread that waits for a chunk receives CallCancelledError when another thread closes the client."""
     gate = server.hold("Embed", after=1)

@@ -62,7 +62,7 @@ class Simulation:
         match step:
             case Call():
                 return pb.ListModelsResponse(models=[pb.ModelInfo(name="default", space_id="s", dimensions=[16])])
-            case _bulk.Read(chunker):
+            case _bulk.Read(chunker, _):
                 return any(chunker.add(text) for text in source)
             case _bulk.Send(request):
                 self.unanswered.append(request)

@@ -29,9 +29,13 @@ NO_STREAMS = "the server does not implement EmbedStream, which embed_many requir
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Add texts from the source to `chunker` until it is full. Reply: True if the source may have more."""
+    """Add texts from the source to `chunker` until it is full. Reply: True if the source may have more.
+
+    The step ends before if a message arrives or, if the source can be interrupted, after `timeout_s`.
+    """
 
     chunker: Chunker
+    timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ class BulkEmbed:
         while True:
             if self._window.has_room:
                 yield from self._read(chunker)
-            if not self._window:
+            if not self._window and not self._window.has_room:
                 break
             yield from self._send()
             yield from self._receive(chunker)
@@ -122,32 +126,27 @@ class BulkEmbed:
         self._window.raise_source_error()
         yield from self._end_stream()
 
-    def _new_chunker(self) -> Generator[Step, Any, Chunker]:
-        """Fetches the server's limits, with retries, and returns a chunker that keeps them."""
-        while True:
-            began_s = self._timing.clock()
-            try:
-                limits = yield from self._known.fetch(self._arguments.model)
-            except IsoglossError as error:
-                self._budget.spend(self._timing.clock() - began_s)
-                if not is_transient(error):
-                    raise
-                delay_s = self._budget.delay_s(error)
-                yield from self._sleep(min(delay_s, self._budget.remaining_s()))
-            else:
-                self._budget.reset()
-                most = min(max_texts_per_request(self._arguments, limits), self._bulk.chunk_texts)
-                return Chunker(max(1, most), limits.max_request_bytes)
+    def _new_chunker(self) -> Generator[Any, Any, Chunker]:
+        """Fetches the server's limits and returns a chunker that keeps them. The client repeats the request itself."""
+        limits = yield from self._known.fetch(self._arguments.model)
+        most = min(max_texts_per_request(self._arguments, limits), self._bulk.chunk_texts)
+        return Chunker(max(1, most), limits.max_request_bytes)
 
     def _read(self, chunker: Chunker) -> Steps:
         try:
-            if not chunker.full and not (yield Read(chunker)):
+            if not chunker.full and not (yield Read(chunker, self._next_send_s())):
                 self._window.end_source()
         except Exception as error:  # noqa: BLE001 - any error of the source is raised after the chunks before it
             self._window.end_source(error)
-        chunk = chunker.cut()
-        if chunk is not None:
-            self._window.append(chunk)
+        if chunker.full or not self._window.has_room:
+            chunk = chunker.cut()
+            if chunk is not None:
+                self._window.append(chunk)
+
+    def _next_send_s(self) -> float | None:
+        """Returns the seconds until a chunk must be sent again, or None."""
+        due_s = [max(chunk.due_s, self._reopen_s) for chunk in self._window.unsent()]
+        return max(0.0, min(due_s) - self._timing.clock()) if due_s else None
 
     def _send(self) -> Steps:
         """Sends the chunks that are due; opens a stream if there is none, and half-closes one that is old."""

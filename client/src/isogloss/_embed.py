@@ -24,6 +24,7 @@ from isogloss._messages import (
     read_health,
     read_models,
 )
+from isogloss.enums import ServingStatus
 from isogloss.errors import InvalidArgumentError, IsoglossError, with_row_offset
 from isogloss.results import Embeddings, HealthReport, ModelInfo, Timings, read_only
 from isogloss.wire.sizes import embed_response_bytes
@@ -33,6 +34,8 @@ UNLIMITED = sys.maxsize
 # messages of some MiB without naming the limit.
 SMALL_BYTES = 1 << 20
 LIMIT_REASONS = frozenset({"TOO_MANY_TEXTS", "REQUEST_TOO_LARGE", "RESPONSE_TOO_LARGE"})
+READY = frozenset({ServingStatus.SERVING, ServingStatus.DEGRADED})
+READY_INTERVAL_S = 0.2
 
 Result = TypeVar("Result")
 
@@ -45,7 +48,15 @@ class Call:
     request: Any
 
 
-Plan = Generator[Call, Any, Result]
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait before the next request, because of `problem`."""
+
+    seconds: float
+    problem: str
+
+
+Plan = Generator[Call | Pause, Any, Result]
 
 
 def embed(known: KnownLimits, arguments: EmbedArguments, side: TextSide, name: str = "texts") -> Plan[Embeddings]:
@@ -224,3 +235,11 @@ def health(model: str) -> Plan[HealthReport]:
     """Returns the health of the server, or of `model` alone unless empty."""
     response = yield Call("Health", health_request(model))
     return read_health(response, model)
+
+
+def ready(model: str) -> Plan[HealthReport]:
+    """Returns the health of the server, or of `model` alone unless empty, as soon as it is ready."""
+    while (report := (yield from health(model))).status not in READY:
+        details = "; ".join(f"{entry.model}: {entry.detail}" for entry in report.models if entry.detail)
+        yield Pause(READY_INTERVAL_S, f"the server is {report.status}" + (f" ({details})" if details else ""))
+    return report

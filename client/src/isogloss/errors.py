@@ -64,7 +64,8 @@ class IsoglossError(Exception):
         violations: The invalid arguments, if the caller can correct them.
         retryable: True if the same call may succeed later. The client has used up its own retries by then.
         retry_after_s: Seconds to wait before a retry, as requested by the server; None if it requested no delay.
-        request_id: Identifier of the call in the server's log; None if the call did not reach a server.
+        request_id: Identifier of the call, also in the server's log if the call arrived there; None if no request was
+            sent, such as for an invalid argument.
     """
 
     default_code: ClassVar[str] = "UNKNOWN"
@@ -252,6 +253,10 @@ CLIENT_REASONS: Mapping[str, ClientReason] = MappingProxyType(
         ),
         "OTHER_EVENT_LOOP": ClientReason(
             (FailedPreconditionError,), "The `AsyncClient` belongs to the event loop of its first call."
+        ),
+        "PATCHED_THREADS": ClientReason(
+            (FailedPreconditionError,),
+            "gevent or eventlet has patched the threads of the process, in which `embed_many` would freeze.",
         ),
         "REQUEST_TOO_LARGE": ClientReason(_INVALID, "A text alone has more bytes than the limit of a request."),
         "SPACE_MISMATCH": ClientReason(

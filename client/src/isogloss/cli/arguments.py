@@ -164,6 +164,7 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     line = "report the server's health; exit code 1 if not serving"
     health = verbs.add("health", line, "isogloss health && echo ready", parents=common)
     health.add_argument("--model", type=_text, default="", metavar="NAME", help="report this model alone")
+    health.add_argument("--wait", action="store_true", help="wait until it serves, for --timeout-s at most")
     verbs.add("models", "list the served models", "isogloss models --json", parents=common)
     line = "print a script that completes this command in a shell"
     completion = verbs.add("completion", line, "source <(isogloss completion bash)")
