@@ -58,6 +58,14 @@ SUBCLASSES = """\
 Some reasons have their own exception, a subclass of the exception of the status:
 
 """
+CLIENT_REASONS = """\
+
+## Reasons of the Python client
+
+The client raises these errors itself. All but `BAD_ANSWER`, `SPACE_MISMATCH` and `CLIENT_CLOSED` are raised before the
+texts are sent, so that `request_id` is `None`.
+
+"""
 
 
 def settings_page() -> str:
@@ -68,7 +76,7 @@ def settings_page() -> str:
 
 
 def errors_page() -> str:
-    """Returns docs/errors.md: tables of the server's errors and the client's exceptions."""
+    """Returns docs/errors.md: tables of the errors of server and client, and of the client's exceptions."""
     reasons = [
         (
             code(kind.reason),
@@ -83,6 +91,10 @@ def errors_page() -> str:
         (code(status), code(kind), "yes" if kind("", code=status).retryable else "no", prose(_summary(kind)))
         for status, kind in client_errors.BY_CODE.items()
     ]
+    own = [
+        (code(name), ", ".join(map(code, reason.exceptions)), reason.meaning)
+        for name, reason in client_errors.CLIENT_REASONS.items()
+    ]
     subclasses = [(code(reason), code(kind), prose(_summary(kind))) for reason, kind in client_errors.BY_REASON.items()]
     return "".join(
         [
@@ -93,6 +105,8 @@ def errors_page() -> str:
             table(("Status", "Exception", "Retryable", "Meaning"), exceptions),
             SUBCLASSES,
             table(("Reason", "Exception", "Meaning"), subclasses),
+            CLIENT_REASONS,
+            table(("Reason", "Exception", "Meaning"), own),
         ]
     )
 

@@ -3,7 +3,9 @@
 import io
 import json
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from isogloss.testing import FakeServer
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.fake import DIMENSIONS, SPACE, messages, vector
+from tests.support.lying_server import altered, lying_server
 
 
 @pytest.fixture
@@ -119,6 +122,16 @@ def test_a_dash_reads_stdin(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(run("embed", "-", "--json")[1])["texts"] == ["a", "b"]
 
 
+def test_health_can_wait_until_the_server_serves(run: Any, server: FakeServer) -> None:
+    """With --wait the command asks again until the server is ready, or until --timeout-s."""
+    server.status = ServingStatus.NOT_SERVING
+    code, _, err = run("health", "--wait", "--timeout-s", "0.3")
+    assert code == 1
+    assert "within 0.3 s" in err
+    server.on_request = lambda _: setattr(server, "status", ServingStatus.SERVING)
+    assert run("health", "--wait")[0] == 0
+
+
 def test_health_exits_with_0_if_serving_or_degraded(run: Any, server: FakeServer) -> None:
     """A degraded server is exit code 0, with its detail in the table; an unknown status is exit code 1."""
     server.status, server.status_detail = ServingStatus.DEGRADED, "slow"
@@ -175,6 +188,23 @@ def test_wrong_usage_is_exit_code_2(run: Any, argv: list[str]) -> None:
         (["nearest", "a", "--metirc=dot"], "unknown flag --metirc; did you mean --metric?"),
         (["health", "--frobnicate"], "unknown flag --frobnicate (see isogloss health --help)"),
         (["health", "fake"], "unexpected argument 'fake'"),
+        (["health", "--", "fake"], "unexpected argument 'fake'"),
+        (["embed", "-x"], "unknown flag -x; write -- before texts that begin with - (see isogloss embed --help)"),
+        (["embed", "-hello"], "unknown flag -hello; did you mean --help?"),
+        (["embed", "a", "\udcff"], "argument TEXT: not valid UTF-8"),
+        (["nearest", "\udcff", "a"], "argument QUERY: not valid UTF-8"),
+        (["similarity", "a", "--candidate", "\udcff"], "argument --candidate: not valid UTF-8"),
+        (["embed", "a", "--model", "\udcff"], "argument --model: not valid UTF-8"),
+        (["similarity", "a", "--candidate", "-x"], "argument --candidate: expected one argument; write FLAG=VALUE if"),
+        (["nearest", "a", "b", "--min-score", "x"], "argument --min-score: must be a number, not 'x'"),
+        (["embed", "a", "--timeout-s", "soon"], "argument --timeout-s: must be a number, not 'soon'"),
+        (
+            ["embed", "a", "--dimensions", "9" * 5000],
+            "argument --dimensions: must be a whole number, not a str of 5000",
+        ),
+        (["embed", "a", "--npy", ""], "argument --npy: must name a file"),
+        (["embed", "a", "--json", "--jsonl"], "--jsonl cannot be combined with --json or --npy (see isogloss embed"),
+        (["completion"], "the following arguments are required: SHELL"),
     ],
 )
 def test_usage_errors_name_the_flag(run: Any, argv: list[str], message: str) -> None:
@@ -194,6 +224,111 @@ def test_a_text_that_the_server_refuses_is_named_by_its_argument(run: Any, serve
     message = f"{field} is wrong"
     server.fail_next("Similarity", code="INVALID_ARGUMENT", reason="EMPTY_TEXT", message=message, fields=[field])
     assert re.fullmatch(r"isogloss: query \[31m is wrong \[EMPTY_TEXT, request \w+\]\n", run("nearest", "a", "b")[2])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nearest", "Where?", "-k", "1", "I like tea", "--json", "Here"],
+        ["nearest", "-k1", "Where?", "I like tea", "--json", "--", "Here"],
+        ["nearest", "--json", "-k", "1", "--", "Where?", "I like tea", "Here"],
+        ["nearest", "Where?", "--metric=cosine", "I like tea", "Here", "-k", "1", "--json"],
+    ],
+)
+def test_flags_may_stand_between_texts(run: Any, server: FakeServer, argv: list[str]) -> None:
+    """The texts are those that are neither flags nor their values, in order."""
+    code, out, err = run(*argv)
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["neighbors"]) == 1
+    [request] = messages(server, "Similarity")
+    assert request.queries.texts.texts == ["Where?"]
+    assert request.candidates.texts.texts == ["I like tea", "Here"]
+
+
+def test_arguments_after_two_dashes_are_texts(run: Any) -> None:
+    """Texts after -- may begin with -, look like a flag, or be -- itself."""
+    texts = ["-x", "--json", "--", "-", "-h"]
+    assert json.loads(run("embed", "a", "--json", "--", *texts)[1])["texts"] == ["a", *texts]
+    assert json.loads(run("similarity", "--json", "-1 degree", "--", "-2")[1])["queries"] == ["-1 degree", "-2"]
+
+
+HOSTILE = "a\x1b[2J\x07\r\nb\x9b31m\u202ec\u2066\u2028d\x7f\U000e0041"
+
+
+def checked(printed: str) -> None:
+    """Asserts that a terminal obeys nothing in `printed`."""
+    for line in printed.split("\n"):
+        controls = [character for character in line if unicodedata.category(character) in {"Cc", "Cf", "Zl", "Zp"}]
+        assert set(controls) <= {"\u2068", "\u2069"}  # the command's own, around right-to-left labels
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("method", "path", "argv"),
+    [
+        ("Health", "version", ["health"]),
+        ("Health", "models.0.detail", ["health"]),
+        ("Health", "models.0.model", ["health"]),
+        ("ListModels", "models.0.name", ["models"]),
+        ("ListModels", "models.0.space_id", ["models"]),
+        ("ListModels", "models.0.backend", ["models"]),
+        ("ListModels", "models.0.license", ["models"]),
+        ("ListModels", "models.0.revision", ["models"]),
+        ("ListModels", "models.0.languages", ["models"]),
+        ("Embed", "model", ["embed", "a"]),
+        ("Embed", "space_id", ["embed", "a", "--npy", "vectors.npy"]),
+        ("Similarity", "model", ["similarity", "a", "b"]),
+        ("Similarity", "space_id", ["nearest", "a", "b"]),
+    ],
+)
+def test_words_of_a_hostile_server_do_not_control_the_terminal(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str, argv: list[str], flags: list[str]
+) -> None:
+    """Tables print no control characters of a server; JSON escapes them and keeps the value."""
+    monkeypatch.chdir(tmp_path)
+
+    def change(response: Any) -> None:
+        """Puts the hostile word into the response."""
+        *parents, name = path.split(".")
+        for parent in parents:
+            response = response[int(parent)] if parent.isdecimal() else getattr(response, parent)
+        if name == "languages":
+            response.languages.append(HOSTILE)
+        else:
+            setattr(response, name, HOSTILE)
+
+    with lying_server(**altered(method, change)) as target:
+        code, out, err = run(*argv, *flags, "--server", target)
+    assert (code, err) == (0, "")
+    checked(out)
+    if flags:
+        assert HOSTILE in words(json.loads(out))
+
+
+def words(value: Any) -> Iterator[str]:
+    """Yields all strings in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from words(item)
+
+
+def test_errors_of_a_hostile_server_do_not_control_the_terminal(run: Any, server: FakeServer) -> None:
+    """An error is one line, whatever its message, reason and fields contain."""
+    server.fail_next("Embed", code="NOT_FOUND", reason=HOSTILE, message=HOSTILE, fields=[f"{HOSTILE}x"])
+    code, out, err = run("embed", "a")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    checked(err)
+
+
+def test_json_keeps_texts_of_every_script_readable(run: Any) -> None:
+    """Only characters that control a terminal are escaped; the value is the same."""
+    texts = ["おはよう\u3000世界", "नमस्ते", "a\u202eb"]
+    out = run("embed", *texts, "--json")[1]
+    assert json.loads(out)["texts"] == texts
+    assert texts[0] in out
+    assert texts[1] in out
+    assert "a\\u202eb" in out
 
 
 def test_the_heat_map_fits_the_terminal(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

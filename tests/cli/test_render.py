@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 from isogloss import Neighbor
-from isogloss.cli.render import aligned, fitted, heat_map, neighbors_table, pair_table, printable, vector_table, width
+from isogloss.cli.render import aligned, fitted, heat_map, neighbors_table, pair_table, vector_table, width
+from isogloss.errors import printable
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GREETINGS = ["Good night", "おやすみなさい", "शुभ रात्रि", "تصبح على خير", "Cafe\u0301"]

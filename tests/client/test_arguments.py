@@ -1,15 +1,78 @@
 """Invalid arguments raise errors that name them, before a request is sent."""
 
-from collections.abc import Callable
+import io
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
-from isogloss import Client, ClientOptions, InputType, InvalidArgumentError, Vectors
+from isogloss import Client, ClientOptions, InputType, InvalidArgumentError, Metric, Vectors, _arguments
+from isogloss._bulk import Chunk
 from isogloss.testing import FakeServer
 
+from tests.support.bulk import Many
 from tests.support.fake import methods
 
+
+class Table:
+    """Iterates over the names of its columns, as the data frames of pandas do; those of polars have no `keys`."""
+
+    shape = (2, 1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["title"])
+
+
+class Store:
+    """Iterates over its keys without being a Mapping, as the databases of dbm do."""
+
+    def keys(self) -> list[str]:
+        """Returns the keys."""
+        return ["key"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+
+class Series:
+    """Iterates over its values although it has `keys`, as the series of pandas do."""
+
+    shape = (2,)
+
+    def keys(self) -> list[int]:
+        """Returns the index."""
+        return [0, 1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a", "b"])
+
+
+# Iterables whose items are not texts in an order.
+UNORDERED: list[Any] = [
+    {"a": 1},
+    Counter("a"),
+    MappingProxyType({"a": 1}),
+    {"a": 1}.items(),
+    {"a", "b"},
+    frozenset("a"),
+    Table(),
+    Store(),
+    np.array([["a", "b"]]),
+    np.array("a"),
+]
+ORDERED: list[Any] = [
+    ["a", "b"],
+    ("a", "b"),
+    {"a": 1, "b": 2}.keys(),
+    {1: "a", 2: "b"}.values(),
+    deque("ab"),
+    np.array(["a", "b"]),
+    Series(),
+    io.StringIO("a\nb"),
+    map(str.lower, "AB"),
+]
 WRONG: list[tuple[Callable[[Client], Any], str, str]] = [
     (lambda c: c.embed("Good morning"), "texts", "NOT_A_LIST"),
     (lambda c: c.embed(b"Good morning"), "texts", "NOT_A_LIST"),
@@ -140,3 +203,56 @@ def test_options_of_the_wrong_type_are_refused(fields: dict[str, Any]) -> None:
     """An option of the wrong type raises ValueError, which names it, when the options are created."""
     with pytest.raises(ValueError, match=next(reversed(fields))):
         ClientOptions(**fields)
+
+
+@pytest.mark.parametrize("texts", UNORDERED, ids=lambda value: type(value).__name__)
+def test_mappings_sets_and_tables_are_not_lists_of_texts(
+    client: Client, many: Many, server: FakeServer, texts: Any
+) -> None:
+    """Iterables over keys, over columns, or in no order are refused by every method, and named."""
+    calls = [lambda: client.embed(texts), lambda: client.similarity(texts), lambda: client.nearest("a", texts)]
+    errors = [many(texts)[1]]
+    for call in calls:
+        with pytest.raises(InvalidArgumentError) as raised:
+            call()
+        errors.append(raised.value)
+    assert [getattr(error, "reason", "") for error in errors] == ["NOT_A_LIST"] * 4
+    assert [error.violations[0].field for error in errors] == ["texts", "texts", "queries", "candidates"]
+    assert all(type(texts).__name__ in error.message for error in errors)
+    assert methods(server) == []
+
+
+@pytest.mark.parametrize("texts", ORDERED, ids=lambda value: type(value).__name__)
+def test_ordered_iterables_are_lists_of_texts(client: Client, texts: Any) -> None:
+    """Sequences, views, arrays and columns of one dimension, files and iterators are accepted."""
+    assert len(client.embed(texts)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"input_type": Metric.DOT}, "'dot'"),
+        ({"truncation": "x" * 1000}, "a str of 1000 characters"),
+        ({"priority": ["bulk"]}, "not list"),
+        ({"dimensions": 10**5000}, "a number of more than 40 digits"),
+        ({"timeout_s": np.float64(-1)}, "not -1.0"),
+        ({"timeout_s": -(10**5000)}, "a number of more than 40 digits"),
+        ({"timeout_s": {"s": 1}}, "not dict"),
+    ],
+)
+def test_errors_show_values_as_a_person_writes_them(client: Client, arguments: dict[str, Any], words: str) -> None:
+    """Short words and numbers are shown as they are; long and other values by their size or type."""
+    with pytest.raises(InvalidArgumentError) as raised:
+        client.embed(["a"], **arguments)
+    assert raised.value.message.endswith(words)
+
+
+def test_whole_numbers_of_any_length_are_timeouts(client: Client) -> None:
+    """A timeout that no float can hold is the longest timeout."""
+    assert len(client.embed(["a"], timeout_s=10**5000)) == 1
+
+
+def test_the_repr_of_arguments_does_not_contain_texts() -> None:
+    """Debuggers and reports of errors print the arguments of functions."""
+    side = _arguments.texts("texts", ["a secret"], InputType.QUERY)
+    assert "secret" not in repr(_arguments.Sides(side, None)) + repr(Chunk(0, side.texts))

@@ -1,13 +1,16 @@
 """embed_many of both clients: any number of texts in order, with streams that fail and are replaced."""
 
-from collections.abc import Iterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
 from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import pytest
-from isogloss import UnavailableError
+from isogloss import AsyncClient, Client, UnavailableError
 from isogloss._bulk import BulkTiming
+from isogloss.client import _forward
 from isogloss.testing import FakeServer, Received
 from isogloss.v1 import embedding_pb2 as pb
 
@@ -179,3 +182,87 @@ def test_both_clients_yield_equal_chunks(server: FakeServer) -> None:
     for mine, theirs in zip(one, other, strict=True):
         assert np.array_equal(mine.embeddings.vectors, theirs.embeddings.vectors)
         assert mine.embeddings.space_id == theirs.embeddings.space_id
+
+
+def test_a_chunk_that_is_ready_is_yielded_between_two_texts(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocking client looks for responses between two texts of a slow source, not only between two chunks."""
+    arrived, read = threading.Event(), 0
+
+    def forward(call: Any, inbox: Any, outbox: Any) -> None:
+        """Reports the arrival of the first message."""
+        inbox.put(next(call))
+        arrived.set()
+        _forward(call, inbox, outbox)
+
+    monkeypatch.setattr("isogloss.client._forward", forward)
+
+    def source() -> Iterator[str]:
+        """Yields the first text of the second chunk after the response to the first chunk has arrived."""
+        nonlocal read
+        for read, text in enumerate(numbered(100), 1):
+            assert read != 3 or arrived.wait(30)
+            yield text
+
+    with Client(server.target) as client:
+        first = next(client.embed_many(source(), chunk_texts=2))
+    assert (first.start, len(first), read) == (0, 2, 3)
+
+
+async def test_a_chunk_that_is_ready_is_yielded_while_the_source_waits(server: FakeServer) -> None:
+    """The asyncio client yields a chunk whose texts are followed by a source that waits for exactly that."""
+    yielded = asyncio.Event()
+
+    async def source() -> AsyncIterator[str]:
+        """Yields half of the second chunk after the first one has been yielded."""
+        for text in numbered(3):
+            yield text
+        await yielded.wait()
+        yield "text 3"
+
+    chunks = []
+    async with AsyncClient(server.target) as client:
+        async for chunk in client.embed_many(source(), chunk_texts=2):
+            chunks.append(chunk)
+            yielded.set()
+    check_rows(chunks, numbered(4))
+
+
+async def test_a_lost_stream_is_replaced_while_the_source_waits(server: FakeServer) -> None:
+    """The chunks of a stream that ended are sent again, and yielded, before the source has another text."""
+    server.fail_next("EmbedStream")
+    yielded = asyncio.Event()
+
+    async def source() -> AsyncIterator[str]:
+        """Waits after the first chunk until it has been yielded."""
+        yield "text 0"
+        await yielded.wait()
+        yield "text 1"
+
+    chunks = []
+    async with AsyncClient(server.target) as client:
+        async for chunk in client.embed_many(source(), chunk_texts=1):
+            chunks.append(chunk)
+            yielded.set()
+    check_rows(chunks, numbered(2))
+    assert server.streams == 2
+
+
+async def test_an_error_of_an_asynchronous_source_is_raised_after_the_chunks_before_it(server: FakeServer) -> None:
+    """The error of the source reaches the caller as it is."""
+    error = RuntimeError("the file is gone")
+
+    async def source() -> AsyncIterator[str]:
+        """Yields texts, then raises."""
+        for text in numbered(3):
+            yield text
+        raise error
+
+    async with AsyncClient(server.target) as client:
+        stream = client.embed_many(source(), chunk_texts=2)
+        chunks = [await anext(stream), await anext(stream)]
+        with pytest.raises(RuntimeError) as raised:
+            await anext(stream)
+    assert raised.value is error
+    check_rows(chunks, numbered(3))

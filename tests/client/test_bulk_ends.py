@@ -4,13 +4,16 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from typing import Any
 
+import grpc
 import pytest
 from isogloss import AsyncClient, CallCancelledError, Client, FailedPreconditionError, InvalidArgumentError
 from isogloss.client import THREAD_NAME
 from isogloss.testing import FakeServer
+from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
 from tests.support.bulk import check_rows, numbered
 
@@ -28,6 +31,51 @@ def join_threads() -> None:
         if thread.name == THREAD_NAME or "consume_request_iterator" in thread.name:
             thread.join(30)
             assert not thread.is_alive()
+
+
+class Generator(grpc.StreamStreamClientInterceptor):
+    """Returns a generator in place of a call, as old versions of opentelemetry-instrumentation-grpc do."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self._failure = failure
+
+    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Iterator[Any]:
+        """Yields the responses of the call, or raises."""
+        if self._failure is not None:
+            raise self._failure
+        yield from continuation(details, requests)
+
+
+def intercepted(client: Client, interceptor: Any) -> Client:
+    """Returns `client` with an interceptor on its channel."""
+    client._stub = EmbeddingServiceStub(grpc.intercept_channel(client._channel, interceptor))
+    return client
+
+
+def test_an_interceptor_may_return_a_generator_in_place_of_a_call(client: Client, server: FakeServer) -> None:
+    """embed_many yields all chunks, resumes after a lost stream, and leaves no thread."""
+    server.fail_next("EmbedStream", code="UNAVAILABLE", reason="", after=1)
+    with intercepted(client, Generator()) as used:
+        check_rows(list(used.embed_many(numbered(20), chunk_texts=5)), numbered(20))
+        join_threads()
+
+
+def test_leaving_an_intercepted_stream_early_ends_it(client: Client, server: FakeServer) -> None:
+    """A stream that cannot be cancelled ends after the responses to the requests that were sent."""
+    chunks = intercepted(client, Generator()).embed_many(numbered(100), chunk_texts=5, window_chunks=2)
+    next(chunks)
+    chunks.close()
+    server.wait_until_idle()
+    join_threads()
+
+
+def test_an_error_of_an_interceptor_is_raised(client: Client) -> None:
+    """An exception that is not an RpcError ends embed_many instead of leaving it waiting."""
+    failure = RuntimeError("of the interceptor")
+    with pytest.raises(RuntimeError) as raised:
+        list(intercepted(client, Generator(failure)).embed_many(["a"]))
+    assert raised.value is failure
+    join_threads()
 
 
 @pytest.mark.parametrize("leave", ["break", "close", "forget"])
@@ -85,6 +133,24 @@ async def test_cancelling_the_task_cancels_the_stream(server: FakeServer) -> Non
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.to_thread(server.wait_until_idle)
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 2))
+async def test_cancellation_is_raised_wherever_the_iteration_waits(server: FakeServer, turns: int) -> None:
+    """A task that is cancelled after any number of turns of the event loop ends with asyncio.CancelledError."""
+
+    async def iterate(client: AsyncClient) -> None:
+        """Reads more chunks than can arrive in so few turns."""
+        async for _ in client.embed_many(numbered(1000), chunk_texts=2):
+            pass
+
+    async with AsyncClient(server.target) as client:
+        task = asyncio.create_task(iterate(client))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 def test_closing_the_client_ends_a_waiting_iteration(client: Client, server: FakeServer) -> None:

@@ -1,13 +1,17 @@
 """The plan of embed_many with a clock and a server that the test controls."""
 
+import contextlib
 from collections.abc import Callable
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from isogloss import ResourceExhaustedError, UnavailableError, _bulk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from isogloss import InternalError, IsoglossError, ResourceExhaustedError, UnavailableError, _bulk
 from isogloss._arguments import bulk_arguments, embed_arguments
 from isogloss._bulk import BulkEmbed, BulkTiming, Chunk, Window
 from isogloss._embed import Call, KnownLimits
@@ -15,6 +19,8 @@ from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.bulk import numbered
 from tests.support.fake import vector
+
+LEAST_WAIT_S = 1e-6  # a shorter wait would not advance a clock of floating-point numbers
 
 
 class Simulation:
@@ -55,18 +61,18 @@ class Simulation:
     def _reply(self, step: _bulk.Step, source: Any) -> Any:
         match step:
             case Call():
-                return pb.ListModelsResponse(models=[pb.ModelInfo(name="default")])
-            case _bulk.Read(chunker):
+                return pb.ListModelsResponse(models=[pb.ModelInfo(name="default", space_id="s", dimensions=[16])])
+            case _bulk.Read(chunker, _):
                 return any(chunker.add(text) for text in source)
             case _bulk.Send(request):
                 self.unanswered.append(request)
             case _bulk.Open():
                 self.unanswered = []
             case _bulk.Sleep(seconds):
-                self.now_s += seconds
+                self.now_s += max(seconds, LEAST_WAIT_S)
             case _bulk.Receive(timeout_s):
                 found = self.answers(self) if timeout_s > 0 else None
-                self.now_s += 0 if found is not None else timeout_s
+                self.now_s += 0 if found is not None or timeout_s <= 0 else max(timeout_s, LEAST_WAIT_S)
                 return found
         return None
 
@@ -78,7 +84,9 @@ def answer(simulation: Simulation) -> Any:
     message = simulation.unanswered.pop(0)
     rows = [vector(text) for text in message.request.texts]
     matrix = pb.Matrix(data=b"".join(row.tobytes() for row in rows), rows=len(rows), columns=16)
-    return pb.EmbedStreamResponse(id=message.id, response=pb.EmbedResponse(embeddings=matrix, space_id="s"))
+    return pb.EmbedStreamResponse(
+        id=message.id, response=pb.EmbedResponse(embeddings=matrix, model="default", space_id="s")
+    )
 
 
 def refused(simulation: Simulation, delay_s: int) -> Any:
@@ -181,3 +189,61 @@ def test_a_dropped_chunk_is_not_split() -> None:
     window.fail(first, UnavailableError("gone"))
     assert window.halve(second) == 2
     assert len(window) == 1
+
+
+ROWS = ["0", "1", "999", "9" * 5000, "\u0663"]
+REASONS = ["TOO_MANY_TEXTS", "REQUEST_TOO_LARGE", "OVERLOADED", "SPACE_MISMATCH", "EMPTY_TEXT", ""]
+ENDS = [_bulk.END_OF_STREAM, None, UnavailableError("gone"), InternalError("failed")]
+
+
+def random_error(random: Random) -> Any:
+    """Returns a status whose parts are unrelated to each other and to the request."""
+    error = status_pb2.Status(code=random.choice([0, 1, 3, 4, 8, 9, 13, 14, 99, -5]), message="texts[1] is wrong")
+    row = random.choice(ROWS)
+    delay = duration_pb2.Duration(seconds=random.choice([0, 1, -5, 10**11]), nanos=random.choice([0, -5, 2**31 - 1]))
+    violation = error_details_pb2.BadRequest.FieldViolation(field=f"texts[{row}]", description=f"texts[{row}]")
+    for detail in (
+        error_details_pb2.ErrorInfo(reason=random.choice(REASONS), metadata={"index": row}),
+        error_details_pb2.BadRequest(field_violations=[violation]),
+        error_details_pb2.RetryInfo(retry_delay=delay),
+    ):
+        if random.random() < 0.7:
+            error.details.add().Pack(detail)
+    return error
+
+
+def arbitrary(random: Random) -> Callable[[Simulation], Any]:
+    """Returns a server that answers at random: in any order, twice, in other spaces, with errors, or not at all."""
+    sent: list[Any] = []
+
+    def answers(simulation: Simulation) -> Any:
+        """Returns the next message, or the end of the stream."""
+        if not simulation.unanswered or random.random() < 0.1:
+            return random.choice(ENDS)
+        if sent and random.random() < 0.1:
+            return random.choice(sent)
+        simulation.unanswered.insert(0, simulation.unanswered.pop(random.randrange(len(simulation.unanswered))))
+        message = answer(simulation)
+        match random.randrange(8):
+            case 0:
+                message.response.space_id = random.choice(["s", "t", ""])
+            case 1:
+                message.response.embeddings.rows = random.choice([0, 1, 2**32 - 1])
+            case 2:
+                message.id = random.choice([0, 2**64 - 1])
+            case 3 | 4 | 5:
+                message.error.CopyFrom(random_error(random))
+        sent.append(message)
+        return message
+
+    return answers
+
+
+@settings(max_examples=100, deadline=None)
+@given(random=st.randoms(use_true_random=False), texts=st.integers(1, 20), window=st.integers(1, 4))
+def test_no_responses_end_in_an_exception_that_is_not_of_the_client(random: Random, texts: int, window: int) -> None:
+    """Whatever a server sends, embed_many yields all texts in order or raises an IsoglossError."""
+    simulation = Simulation(arbitrary(random))
+    with contextlib.suppress(IsoglossError):
+        chunks = simulation.run(numbered(texts), window_chunks=window)
+        assert [text for chunk in chunks for text in chunk.texts] == numbered(texts)

@@ -292,6 +292,18 @@ def test_truncated_rows_are_equal_split_or_not(client: Client, server: FakeServe
     assert (second.query_truncated, second.truncated_candidates) == (True, (0, 2))
 
 
+def test_truncated_rows_of_texts_with_each_other_are_those_of_both_sides(client: Client, server: FakeServer) -> None:
+    """Without candidates, the truncated queries are the truncated candidates, split or not."""
+    server.max_tokens = 2
+    texts = ["a", "x " * 30, "b"]
+    whole = client.similarity(texts)
+    server.max_pairs = 2
+    with Client(server.target) as other:
+        split = other.similarity(texts)
+    for found in (whole, split):
+        assert (found.truncated_queries, found.truncated_candidates) == ((1,), (1,))
+
+
 def test_pairs_of_unequal_length_are_refused_before_a_request_is_sent(client: Client, server: FakeServer) -> None:
     """Pairwise requires as many candidates as queries."""
     with pytest.raises(InvalidArgumentError) as raised:

@@ -1,7 +1,10 @@
 """Exceptions of the client and their attributes."""
 
+import ast
 import pickle
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -32,6 +35,33 @@ def failure(client: Client) -> IsoglossError:
 def test_every_status_has_an_exception() -> None:
     """The table has all statuses of gRPC except OK, and no others."""
     assert set(errors.BY_CODE) == {status.name for status in grpc.StatusCode} - {"OK"}
+
+
+def raised_reasons() -> Iterator[tuple[str, str]]:
+    """Yields each reason in a call in the source of the client, and the name of the called function or class."""
+    files = [file for file in Path(errors.__file__).parent.rglob("*.py") if not {"v1", "testing"} & set(file.parts)]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    positions = {
+        node.name: [argument.arg for argument in node.args.args].index("reason")
+        for node in nodes
+        if isinstance(node, ast.FunctionDef) and "reason" in [argument.arg for argument in node.args.args]
+    }
+    for call in nodes:
+        if isinstance(call, ast.Call):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            place = positions.get(name, len(call.args))
+            values = [*call.args[place : place + 1], *(key.value for key in call.keywords if key.arg == "reason")]
+            yield from ((value.value, name) for value in values if isinstance(value, ast.Constant) and value.value)
+
+
+def test_every_reason_of_the_client_is_documented() -> None:
+    """CLIENT_REASONS has the reasons in the source, and no others, with the exceptions that have them."""
+    found = set(raised_reasons())
+    assert {reason for reason, _ in found} == set(errors.CLIENT_REASONS)
+    for reason, name in found:
+        kind = getattr(errors, name, None)
+        assert kind is None or kind in errors.CLIENT_REASONS[reason].exceptions
 
 
 def test_every_exception_is_documented_and_reachable() -> None:
@@ -137,6 +167,29 @@ def test_errors_can_be_pickled(kind: type[IsoglossError]) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert (str(copy), copy._attributes()) == (str(error), error._attributes())
+
+
+def test_errors_are_one_printable_line(client: Client, server: FakeServer) -> None:
+    """Control characters and line ends of a server cannot forge lines of a log, or control a terminal."""
+    hostile = "a\x1b[2J\r\nERROR forged\u202e\x9b\u2028b"
+    server.fail_next("Embed", code="NOT_FOUND", reason=hostile, message=hostile, fields=[f"{hostile}x"])
+    error = failure(client)
+    assert error.message == "a [2J  ERROR forged  b"
+    for text in (error.message, str(error), str(pickle.loads(pickle.dumps(error)))):
+        assert text.isprintable()
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\u0663", "-1", ""])
+def test_numbers_of_any_form_in_an_error_do_not_hide_it(client: Client, server: FakeServer, number: str) -> None:
+    """A row that is not a number of ordinary length stays as the server sent it."""
+    field = f"texts[{number}]"
+    server.max_texts = 1
+    server.fail_next(
+        "Embed", code="INVALID_ARGUMENT", reason="R", message="no", fields=[field], metadata={"index": number}, after=1
+    )
+    with pytest.raises(InvalidArgumentError) as raised:
+        client.embed(["a", "b"])
+    assert raised.value.reason == "R"
 
 
 def test_tracebacks_hide_exceptions_of_grpc(client: Client, server: FakeServer) -> None:

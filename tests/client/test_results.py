@@ -1,12 +1,15 @@
-"""Results: immutable, decoded as the contract defines, and refused if a response is inconsistent."""
+"""Results: immutable, and decoded as the contract defines."""
 
+import copy
 import dataclasses
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
-from isogloss import Client, ElementType, Embeddings, InternalError, Neighbor, ServingStatus, Truncation, __version__
-from isogloss._messages import read_embed, read_health, read_models, read_nearest, read_scores
+from isogloss import Client, ElementType, Embeddings, Neighbor, ServingStatus, Truncation, Vectors, __version__
+from isogloss._arguments import embed_arguments
+from isogloss._messages import read_embed, read_health, read_models
 from isogloss.testing import FakeServer
 from isogloss.v1 import embedding_pb2 as pb
 
@@ -17,7 +20,18 @@ def decoded(kind: str, data: bytes, columns: int, scales: tuple[float, ...] = ()
     """Returns a response of two rows, decoded by the client."""
     number = pb.ElementType.Value(f"ELEMENT_TYPE_{kind}")
     matrix = pb.Matrix(data=data, rows=2, columns=columns, element_type=number, row_scales=scales)
-    return read_embed(pb.EmbedResponse(embeddings=matrix), 2)
+    arguments = embed_arguments(
+        model="",
+        input_type="query",
+        dimensions=0,
+        element_type=kind.lower(),
+        truncation=None,
+        normalize=False,
+        priority="bulk",
+        allow_partial=False,
+        space_id="",
+    )
+    return read_embed(pb.EmbedResponse(embeddings=matrix, model="m", space_id="s"), arguments, 2)
 
 
 @pytest.mark.parametrize(
@@ -53,43 +67,6 @@ def test_bits_are_decoded_exactly() -> None:
     assert np.array_equal(signed.vectors, signs)
 
 
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        pb.Matrix(data=b"\0" * 8, rows=1, columns=2),
-        pb.Matrix(data=b"\0" * 8, rows=2, columns=2),
-        pb.Matrix(data=b"\0" * 4, rows=2, columns=2, element_type=pb.ELEMENT_TYPE_INT8),
-        pb.Matrix(data=b"\0" * 16, rows=2, columns=2, row_scales=[1, 1]),
-        pb.Matrix(data=b"\0" * 16, rows=2, columns=2, element_type=99),
-    ],
-)
-def test_an_inconsistent_matrix_is_refused(matrix: Any) -> None:
-    """A response with other rows than requested, or with inconsistent parts, raises InternalError."""
-    with pytest.raises(InternalError) as raised:
-        read_embed(pb.EmbedResponse(embeddings=matrix), 2)
-    assert raised.value.reason == "BAD_ANSWER"
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        pb.SimilarityResponse(),
-        pb.SimilarityResponse(nearest=pb.NeighborLists(queries=[pb.NeighborList(rows=[5], scores=[1])])),
-        pb.SimilarityResponse(nearest=pb.NeighborLists(queries=[pb.NeighborList(rows=[0], scores=[])])),
-    ],
-)
-def test_inconsistent_neighbours_are_refused(response: Any) -> None:
-    """Rows beyond the candidates, and lists of unequal length, raise InternalError."""
-    with pytest.raises(InternalError):
-        read_nearest(response, 1, 5)
-
-
-def test_neighbours_in_place_of_scores_are_refused() -> None:
-    """A response with neighbours in place of scores raises InternalError."""
-    with pytest.raises(InternalError):
-        read_scores(pb.SimilarityResponse(nearest=pb.NeighborLists()), 1, 1)
-
-
 def test_results_are_immutable(client: Client, server: FakeServer) -> None:
     """Attributes cannot be set, and arrays are read-only, split or not."""
     for limit in (0, 1):
@@ -105,6 +82,34 @@ def test_results_are_immutable(client: Client, server: FakeServer) -> None:
         for result in (embeddings, scores, pairs, neighbors):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 result.model = "other"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))])
+def test_copies_and_pickles_are_immutable_too(client: Client, copied: Any) -> None:
+    """A copy or an unpickled result has the values of the original, in read-only arrays."""
+    embeddings = client.embed(["a", "b"], element_type="int8")
+    expected = embeddings.vectors
+    stored = Vectors(expected, SPACE)
+    chunk = next(client.embed_many(["a", "b"]))
+    results = [embeddings, stored, chunk.embeddings, client.similarity(stored), client.nearest("a", ["b"])]
+    for result in [*results, client.pairwise(["a"], ["b"])]:
+        twin = copied(result)
+        assert type(twin) is type(result)
+        for name, value in vars(result).items():
+            if name != "vectors" and not isinstance(value, np.ndarray):
+                assert getattr(twin, name) == value
+        for array in [value for value in vars(twin).values() if isinstance(value, np.ndarray)]:
+            assert not array.flags.writeable
+    assert np.array_equal(copied(embeddings).vectors, expected)
+    assert not copied(chunk).embeddings.vectors.flags.writeable
+
+
+def test_pickles_hold_the_vectors_once(client: Client) -> None:
+    """The float32 vectors of other element types are computed again rather than pickled."""
+    embeddings = client.embed(["a"] * 100, element_type="int8")
+    before = len(pickle.dumps(embeddings))
+    assert embeddings.vectors.shape == (100, 16)
+    assert len(pickle.dumps(embeddings)) == before
 
 
 def test_neighbors_behave_like_a_list(client: Client) -> None:
@@ -140,7 +145,7 @@ def test_health_is_decoded(client: Client, server: FakeServer) -> None:
 def test_unknown_enum_values_of_a_newer_server_are_tolerated() -> None:
     """An unknown status becomes UNKNOWN, and an unknown truncation is left out."""
     health = pb.HealthResponse(status=99, models=[pb.ModelHealth(model="default", status=99)])  # type: ignore[arg-type]
-    model = pb.ModelInfo(name="default", truncations=[pb.TRUNCATION_END, 99])  # type: ignore[list-item]
-    report = read_health(health)
+    model = pb.ModelInfo(name="default", space_id="s", dimensions=[2], truncations=[pb.TRUNCATION_END, 99])  # type: ignore[list-item]
+    report = read_health(health, "")
     assert (report.status, report.models[0].status) == (ServingStatus.UNKNOWN, ServingStatus.UNKNOWN)
     assert read_models(pb.ListModelsResponse(models=[model]))[0].truncations == (Truncation.END,)

@@ -35,6 +35,8 @@ def test_generated_pages_leave_nothing_out(pages: dict[Path, str]) -> None:
     reasons = re.findall(r'reason = "(\w+)"', errors)
     assert len(reasons) > 20
     assert all(f"| `{reason}` |" in text["errors"] for reason in reasons)
+    own = text["errors"].partition("## Reasons of the Python client")[2]
+    assert all(f"| `{reason}` |" in own for reason in generate_docs.client_errors.CLIENT_REASONS)
     proto = (ROOT / "proto/isogloss/v1/embedding.proto").read_text()
     assert all(
         f"## {name}\n" in text["contract"] for name in re.findall(r"^(?:message|enum) (\w+)", proto, re.MULTILINE)

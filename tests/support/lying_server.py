@@ -7,10 +7,11 @@ from typing import Any, NoReturn
 
 import grpc
 import numpy as np
+from isogloss.testing._engine import Responder
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc as pb_grpc
 
-from tests.support.fake import DIMENSIONS, MODEL, SPACE, vectors
+from tests.support.fake import DIMENSIONS, MODEL, SPACE, fake_server, vectors
 
 Method = Callable[[Any, Any], Any]
 
@@ -52,3 +53,29 @@ def embed_response(texts: Sequence[str], *, space_id: str = SPACE) -> pb.EmbedRe
     # Without an element type, which the contract defines as FLOAT32.
     matrix = pb.Matrix(data=rows.astype(np.dtype("<f4")).tobytes(), rows=len(rows), columns=rows.shape[1])
     return pb.EmbedResponse(embeddings=matrix, model=MODEL, space_id=space_id)
+
+
+def altered(method: str, change: Callable[[Any], Any]) -> dict[str, Method]:
+    """Returns all methods with honest responses, except that `change` modifies each response of `method`."""
+    settings, responder = fake_server(), Responder()
+    compute = {
+        "Embed": responder.embed,
+        "Similarity": responder.compare,
+        "Health": responder.health,
+        "ListModels": responder.models,
+    }
+
+    def answer(name: str, request: Any) -> Any:
+        """Returns the response to one request, changed if it is one of `method`."""
+        response = compute["Embed" if name == "EmbedStream" else name](settings, request)
+        if name == method:
+            change(response)
+        return response
+
+    def embed_stream(requests: Iterator[Any], _context: Any) -> Iterator[Any]:
+        """Answers the messages of a stream in order."""
+        for message in requests:
+            yield pb.EmbedStreamResponse(id=message.id, response=answer("EmbedStream", message.request))
+
+    unary: dict[str, Method] = {name: lambda request, _context, name=name: answer(name, request) for name in compute}
+    return unary | {"EmbedStream": embed_stream}

@@ -2,8 +2,9 @@
 
 import math
 import operator
-from collections.abc import AsyncIterable, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Iterable, KeysView, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from isogloss.wire.sizes import rankings_bytes, scores_bytes
 MAX_TIMEOUT_S = 365 * 86_400.0  # gRPC's clock overflows for deadlines much further away, which then count as past
 MAX_PATIENCE_S = 1e7  # 115 days; the waits of locks and event loops overflow for larger values
 MAX_UINT32 = 2**32 - 1
+MAX_SHOWN = 40  # characters of a value in an error
 
 Member = TypeVar("Member", bound=StrEnum)
 Source = TypeVar("Source", bound=Iterable[str] | AsyncIterable[str])
@@ -85,13 +87,6 @@ def bulk_arguments(*, chunk_texts: int, window_chunks: int, patience_s: float) -
         window_chunks=whole_number("window_chunks", window_chunks, "BAD_WINDOW", least=1),
         patience_s=min(seconds("patience_s", patience_s, MAX_PATIENCE_S), MAX_PATIENCE_S),
     )
-
-
-def text_source(value: Source, *kinds: type) -> Source:
-    """Returns `value`; raises InvalidArgumentError, reason NOT_A_LIST, unless it is an iterable of one of `kinds`."""
-    if isinstance(value, str | bytes) or not isinstance(value, kinds):
-        raise invalid_argument("texts", f"must be an iterable of str, not {type_name(value)}", "NOT_A_LIST")
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +173,7 @@ def nearest_shape(k: int, min_score: float | None) -> Nearest:
 class TextSide:
     """Texts with the same input type, and the size of each in bytes of UTF-8."""
 
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = field(repr=False)
     sizes: tuple[int, ...]
     input_type: InputType
 
@@ -245,17 +240,44 @@ def texts(name: str, value: Iterable[str], input_type: InputType) -> TextSide:
     """Returns the texts of the argument `name`.
 
     Raises:
-        InvalidArgumentError: `value` is not iterable, or a single str or bytes (reason NOT_A_LIST), or an item is not
-            a str or contains an unpaired surrogate (reason BAD_TEXT).
+        InvalidArgumentError: `text_source` refuses `value` (reason NOT_A_LIST), or an item is not a str or contains an
+            unpaired surrogate (reason BAD_TEXT).
     """
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise _not_a_list(name, value)
     try:
-        items = tuple(iter(value))
-    except TypeError:  # numpy arrays without dimensions have __iter__, but raise
-        raise _not_a_list(name, value) from None
+        iterator = iter(text_source(name, value, Iterable))
+    except TypeError:  # of a class that has __iter__ only to refuse
+        raise invalid_argument(name, f"must be a list of str, not {type_name(value)}", "NOT_A_LIST") from None
+    items = tuple(iterator)
     sizes = tuple(utf8_bytes(f"{name}[{row}]", item) for row, item in enumerate(items))
     return TextSide(items, sizes, input_type)
+
+
+def text_source(name: str, value: Source, *kinds: type) -> Source:
+    """Returns `value`; raises InvalidArgumentError, reason NOT_A_LIST, unless its items are those of a list of texts.
+
+    Iteration over a str yields characters, over a mapping its keys, over a table its column names, and over a set its
+    items in any order.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        kinds: Iterable, AsyncIterable or both.
+    """
+    kind, shape = type_name(value), getattr(value, "shape", None)
+    one_dimension = isinstance(shape, tuple) and len(shape) == 1
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        problem = f"must be a list of str, not a single {kind}; write [text]"
+    elif not isinstance(value, kinds):
+        problem = f"must be a list of str, not {kind}"
+    elif isinstance(shape, tuple) and not one_dimension:
+        problem = f"must have one dimension, such as a column of texts; this {kind} has {len(shape)}"
+    elif isinstance(value, Mapping) or (callable(getattr(value, "keys", None)) and not one_dimension):
+        problem = f"must be a list of str, not {kind}, whose items are its keys; select the texts, as with .values()"
+    elif isinstance(value, AbstractSet) and not isinstance(value, KeysView | Sequence):
+        problem = f"must be a list of str, not {kind}, whose items have no order; write sorted(texts)"
+    else:
+        return value
+    raise invalid_argument(name, problem, "NOT_A_LIST")
 
 
 def member(kind: type[Member], name: str, value: str) -> Member:
@@ -263,7 +285,7 @@ def member(kind: type[Member], name: str, value: str) -> Member:
     try:
         return kind(value)
     except ValueError:
-        raise invalid_argument(name, f"must be one of {', '.join(kind)}, not {value!r}", "UNKNOWN_ENUM") from None
+        raise invalid_argument(name, f"must be one of {', '.join(kind)}, not {shown(value)}", "UNKNOWN_ENUM") from None
 
 
 def string(name: str, value: str) -> str:
@@ -285,8 +307,8 @@ def utf8_bytes(name: str, text: str) -> int:
         return len(text)
     try:
         return len(text.encode())
-    except UnicodeEncodeError:
-        description = "contains an unpaired surrogate, which UTF-8 cannot encode"
+    except UnicodeEncodeError as error:
+        description = f"is not valid Unicode: character {error.start} is an unpaired surrogate; replace or remove it"
         raise invalid_argument(name, description, "BAD_TEXT") from None
 
 
@@ -297,7 +319,7 @@ def whole_number(name: str, value: int, reason: str, *, least: int = 0) -> int:
     except TypeError:
         raise invalid_argument(name, f"must be a whole number, not {type_name(value)}", reason) from None
     if not least <= number <= MAX_UINT32:
-        raise invalid_argument(name, f"must be between {least} and {MAX_UINT32}, not {number}", reason)
+        raise invalid_argument(name, f"must be between {least} and {MAX_UINT32}, not {shown(number)}", reason)
     return number
 
 
@@ -306,8 +328,9 @@ def seconds(name: str, value: Any, default: float) -> float:
     if value is None:
         value = default
     if not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
-        raise invalid_argument(name, f"must be a finite number of seconds above 0, not {value!r}", "BAD_TIMEOUT")
-    return min(float(value), MAX_TIMEOUT_S)
+        description = f"must be a finite number of seconds above 0, not {shown(value)}"
+        raise invalid_argument(name, description, "BAD_TIMEOUT")
+    return float(min(value, MAX_TIMEOUT_S))
 
 
 def invalid_argument(name: str, description: str, reason: str) -> InvalidArgumentError:
@@ -321,8 +344,13 @@ def type_name(value: object) -> str:
     return type(value).__name__
 
 
-def _not_a_list(name: str, value: object) -> InvalidArgumentError:
-    return invalid_argument(name, f"must be a list of str, not {type_name(value)}", "NOT_A_LIST")
+def shown(value: object) -> str:
+    """Returns an invalid value for an error: numbers and short words as they are, others by their type."""
+    if isinstance(value, str):  # the repr of a member of an enum is <Truncation.END: 'end'>
+        return repr(str(value)) if len(value) <= MAX_SHOWN else f"a str of {len(value)} characters"
+    if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN:  # str() fails for the longest
+        return f"a number of more than {MAX_SHOWN} digits"
+    return str(value) if isinstance(value, int | float | np.number) else type_name(value)
 
 
 def _side(name: str, value: SideArgument, input_type: InputType) -> Side:

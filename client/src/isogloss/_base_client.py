@@ -1,32 +1,128 @@
-"""Options, state and checks that the blocking and the asyncio client share."""
+"""Options, state, deadlines and retries that the blocking and the asyncio client share."""
 
+import math
 import os
+import random
+import secrets
+import sys
 import time
 from dataclasses import fields, replace
-from typing import Never
+from typing import Any, Never
 
 from isogloss._arguments import seconds
 from isogloss._bulk import BulkTiming
 from isogloss._channel import metadata
 from isogloss._embed import KnownLimits
-from isogloss.errors import CallCancelledError, DeadlineExceededError, FailedPreconditionError, IsoglossError
+from isogloss._failures import connection_problem
+from isogloss.errors import (
+    CallCancelledError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    IsoglossError,
+)
 from isogloss.options import ClientOptions
+from isogloss.wire.status import REQUEST_ID_TRAILER
+
+# Reasons with which a server, or another one at the same address, will soon be ready: retried until the deadline.
+STARTING_REASONS = frozenset({"NOT_READY", "DRAINING"})
+# A server that was never reached is tried again for this time: it may be starting too, or the address may be wrong.
+FIRST_CONNECTION_S = 1.5
+FIRST_DELAY_S = 0.1
+GEVENT_SUPPORT = "grpc.experimental.gevent"
+MAX_DELAY_S = 2.0
 
 
-class Deadline:
-    """The time limit of a whole call, which may consist of several requests."""
+Metadata = tuple[tuple[str, str], ...]
 
-    def __init__(self, timeout_s: float) -> None:
+
+class RunningCall:
+    """Deadline, request id and retries of one call, which may consist of several requests."""
+
+    def __init__(self, options: ClientOptions, timeout_s: float, *, attempts: float, wait_for_ready: bool) -> None:
+        self.request_id = secrets.token_hex(16)
+        self.metadata: Metadata = (*metadata(options), (REQUEST_ID_TRAILER, self.request_id))
+        self.wait_for_ready = wait_for_ready
+        self._target = options.target
         self._timeout_s = timeout_s
         self._end_s = time.monotonic() + timeout_s
+        self.repeats = attempts > 1
+        self._max_attempts = attempts
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        self._attempts = 0  # without those that a starting server refused
+        self._failures = 0
+        self._first_failure_s = math.nan
+        self._problem = ""
 
     def remaining_s(self) -> float:
         """Returns the seconds that the next request may take; raises DeadlineExceededError if none remain."""
         remaining_s = self._end_s - time.monotonic()
         if remaining_s <= 0:
-            message = f"no response within {self._timeout_s:g} s, the time limit of all requests of this call together"
-            raise DeadlineExceededError(message)
+            raise self._expired()
         return remaining_s
+
+    def pause_s(self, seconds: float, problem: str) -> float:
+        """Returns `seconds`, or less until the deadline; records the problem that causes the pause."""
+        self._problem = problem
+        return min(seconds, self.remaining_s())
+
+    def answered(self) -> None:
+        """Records that a request has succeeded; the next one has all attempts."""
+        self._begin_request()
+
+    def retry_delay_s(self, error: IsoglossError, *, reached: bool) -> float:
+        """Returns the seconds to wait before the failed request is sent again.
+
+        Args:
+            error: The failure.
+            reached: True if the server has answered this client before.
+
+        Raises:
+            IsoglossError: The request must not be sent again: the failure is not transient, the attempts are used up,
+                or the delay would exceed the deadline.
+        """
+        # gRPC's core ends calls with CANCELLED that a stopping server has received, but not yet accepted.
+        transient = error.retryable or (error.code == "CANCELLED" and error.request_id is None)
+        error = self._described(error, reached=reached)
+        self._failures += 1
+        self._attempts += error.reason not in STARTING_REASONS
+        if not (transient and self.repeats and self._attempts < self._max_attempts):
+            raise error
+        delay_s = _backoff_s(self._failures) if error.retry_after_s is None else error.retry_after_s
+        now_s = time.monotonic()
+        if self._failures == 1:
+            self._first_failure_s = now_s
+        if not (reached or self.wait_for_ready) and now_s + delay_s > self._first_failure_s + FIRST_CONNECTION_S:
+            raise error
+        if now_s + delay_s >= self._end_s:
+            raise error
+        self._problem = error.message
+        return delay_s
+
+    def _described(self, error: IsoglossError, *, reached: bool) -> IsoglossError:
+        """Returns `error` with the request id and, if it is not the server's, with a message of this client."""
+        if error.request_id is not None:
+            return error
+        if error.code == "DEADLINE_EXCEEDED" and not error.reason:
+            return self._expired(reached=reached)
+        if error.code == "UNAVAILABLE" and not error.reason:
+            lead = f"lost the connection to {self._target}" if reached else f"cannot connect to {self._target}"
+            return error.replaced(f"{lead}: {connection_problem(error.message)}", request_id=self.request_id)
+        return error.replaced(error.message, request_id=self.request_id)
+
+    def _expired(self, *, reached: bool = True) -> DeadlineExceededError:
+        message = f"no response from {self._target} within {self._timeout_s:g} s, the time limit of the whole call"
+        if self._problem:
+            message += f"; last problem: {self._problem}"
+        elif not reached:
+            message += "; no call of this client has been answered yet, so the address may be wrong"
+        return DeadlineExceededError(message, request_id=self.request_id)
+
+
+def _backoff_s(failures: int) -> float:
+    """Returns the delay after `failures` consecutive failures: exponential, with jitter of a fifth."""
+    return float(min(FIRST_DELAY_S * 3.0 ** min(failures - 1, 9), MAX_DELAY_S) * random.uniform(0.8, 1.2))  # noqa: S311
 
 
 class BaseClient:
@@ -37,9 +133,9 @@ class BaseClient:
             raise TypeError(self._misplaced_message(next(iter(misplaced))))
         options = options or ClientOptions()
         self._options = options if target is None else replace(options, target=target)
-        self._metadata = metadata(self._options)
         self._limits = KnownLimits()
         self._bulk_timing = BulkTiming()
+        self._reached = False  # the server has answered a request
         self._closed = False
         self._process = os.getpid()
 
@@ -47,10 +143,44 @@ class BaseClient:
         state = ", closed" if self._closed else ""
         return f"{type(self).__name__}({self._options.target!r}{state})"
 
-    def _start(self, timeout_s: float | None) -> Deadline:
-        """Returns the deadline of a new call; raises FailedPreconditionError if the client cannot be used."""
+    def __reduce__(self) -> Never:
+        name = type(self).__name__
+        message = f"a {name} has a connection and cannot be pickled or copied; create one from its ClientOptions"
+        raise TypeError(message)
+
+    def _start(self, timeout_s: float | None, *, wait_for_ready: bool = False) -> RunningCall:
+        """Returns the state of a new call; raises FailedPreconditionError if the client cannot be used."""
         self._check_usable()
-        return Deadline(seconds("timeout_s", timeout_s, self._options.timeout_s))
+        return RunningCall(
+            self._options,
+            seconds("timeout_s", timeout_s, self._options.timeout_s),
+            attempts=self._options.attempts,
+            wait_for_ready=wait_for_ready or self._options.wait_for_ready,
+        )
+
+    def _start_patient(self, patience_s: float) -> RunningCall:
+        """Returns the state of a request of embed_many, which is repeated until `patience_s` have passed."""
+        wait = self._options.wait_for_ready
+        return RunningCall(self._options, patience_s, attempts=math.inf, wait_for_ready=wait)
+
+    def _call_options(self, running: RunningCall) -> dict[str, Any]:
+        """Returns the arguments of grpc for the next attempt of a request.
+
+        Once the server has been reached, requests wait for a connection that was lost, such as during a restart, unless
+        the client makes only one attempt.
+        """
+        return {
+            "timeout": running.remaining_s(),
+            "metadata": running.metadata,
+            "wait_for_ready": running.wait_for_ready or (self._reached and running.repeats),
+        }
+
+    def _retry_delay_s(self, error: IsoglossError, running: RunningCall) -> float:
+        """Returns the seconds to wait before the next attempt of a failed request; without one, raises its error."""
+        if self._closed:
+            raise self._closed_during_call()
+        self._reached = self._reached or error.request_id is not None
+        return running.retry_delay_s(error, reached=self._reached)
 
     def _check_usable(self) -> None:
         """Raises FailedPreconditionError if the client is closed, or belongs to the parent process."""
@@ -61,6 +191,19 @@ class BaseClient:
         """Returns the error of a running call after the client was closed or the process forked."""
         self._check_process()
         return self._closed_during_call()
+
+    @staticmethod
+    def _check_threads() -> None:
+        """Raises FailedPreconditionError if the threads that a stream needs are greenlets, which it would freeze."""
+        gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+        advice = ""
+        if gevent is not None and gevent.is_module_patched("threading") and GEVENT_SUPPORT not in sys.modules:
+            advice = f"gevent has patched its threads; call {GEVENT_SUPPORT}.init_gevent() before creating a client"
+        if eventlet is not None and eventlet.is_monkey_patched("thread"):
+            advice = "eventlet has patched its threads, which gRPC does not support; use embed, or another process"
+        if advice:
+            message = f"embed_many would freeze this process: {advice}"
+            raise FailedPreconditionError(message, reason="PATCHED_THREADS")
 
     def _check_open(self) -> None:
         if self._closed:

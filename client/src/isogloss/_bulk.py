@@ -17,7 +17,7 @@ from typing import Any
 from isogloss._arguments import MAX_PATIENCE_S, BulkArguments, EmbedArguments, utf8_bytes
 from isogloss._embed import LIMIT_REASONS, Call, KnownLimits, max_texts_per_request
 from isogloss._messages import read_embed, read_stream_response, stream_request
-from isogloss.errors import IsoglossError, SpaceMismatchError, UnavailableError, with_row_offset
+from isogloss.errors import IsoglossError, UnavailableError, with_row_offset
 from isogloss.results import EmbeddedChunk, Embeddings
 
 END_OF_STREAM = object()  # received in place of a message when the server ends the stream with status OK
@@ -29,9 +29,13 @@ NO_STREAMS = "the server does not implement EmbedStream, which embed_many requir
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Add texts from the source to `chunker` until it is full. Reply: True if the source may have more."""
+    """Add texts from the source to `chunker` until it is full. Reply: True if the source may have more.
+
+    The step ends before if a message arrives or, if the source can be interrupted, after `timeout_s`.
+    """
 
     chunker: Chunker
+    timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class BulkEmbed:
     def __init__(self, known: KnownLimits, arguments: EmbedArguments, bulk: BulkArguments, timing: BulkTiming) -> None:
         self._known = known
         self._bulk = bulk
-        self._arguments = arguments  # requires the space of the first response once that has arrived
+        self._arguments = arguments  # require the space of the first response once that has arrived
         self._timing = timing
         self._budget = RetryBudget(bulk.patience_s, timing)
         self._max_silence_s = bulk.patience_s / 2  # leaves time to try another stream within the budget
@@ -105,7 +109,6 @@ class BulkEmbed:
         self._stream: _OpenStream | None = None
         self._reopen_s = 0.0  # no stream is opened before this time
         self._ids = count(1)  # never reused: the server may still hold the id of a request that it has responded to
-        self._has_response = False
 
     def steps(self) -> Steps:
         """Yields the steps to execute, to the end of the source; raises the first error in the order of the texts."""
@@ -113,7 +116,7 @@ class BulkEmbed:
         while True:
             if self._window.has_room:
                 yield from self._read(chunker)
-            if not self._window:
+            if not self._window and not self._window.has_room:
                 break
             yield from self._send()
             yield from self._receive(chunker)
@@ -123,32 +126,27 @@ class BulkEmbed:
         self._window.raise_source_error()
         yield from self._end_stream()
 
-    def _new_chunker(self) -> Generator[Step, Any, Chunker]:
-        """Fetches the server's limits, with retries, and returns a chunker that keeps them."""
-        while True:
-            began_s = self._timing.clock()
-            try:
-                limits = yield from self._known.fetch(self._arguments.model)
-            except IsoglossError as error:
-                self._budget.spend(self._timing.clock() - began_s)
-                if not is_transient(error):
-                    raise
-                delay_s = self._budget.delay_s(error)
-                yield from self._sleep(min(delay_s, self._budget.remaining_s()))
-            else:
-                self._budget.reset()
-                most = min(max_texts_per_request(self._arguments, limits), self._bulk.chunk_texts)
-                return Chunker(max(1, most), limits.max_request_bytes)
+    def _new_chunker(self) -> Generator[Any, Any, Chunker]:
+        """Fetches the server's limits and returns a chunker that keeps them. The client repeats the request itself."""
+        limits = yield from self._known.fetch(self._arguments.model)
+        most = min(max_texts_per_request(self._arguments, limits), self._bulk.chunk_texts)
+        return Chunker(max(1, most), limits.max_request_bytes)
 
     def _read(self, chunker: Chunker) -> Steps:
         try:
-            if not chunker.full and not (yield Read(chunker)):
+            if not chunker.full and not (yield Read(chunker, self._next_send_s())):
                 self._window.end_source()
         except Exception as error:  # noqa: BLE001 - any error of the source is raised after the chunks before it
             self._window.end_source(error)
-        chunk = chunker.cut()
-        if chunk is not None:
-            self._window.append(chunk)
+        if chunker.full or not self._window.has_room:
+            chunk = chunker.cut()
+            if chunk is not None:
+                self._window.append(chunk)
+
+    def _next_send_s(self) -> float | None:
+        """Returns the seconds until a chunk must be sent again, or None."""
+        due_s = [max(chunk.due_s, self._reopen_s) for chunk in self._window.unsent()]
+        return max(0.0, min(due_s) - self._timing.clock()) if due_s else None
 
     def _send(self) -> Steps:
         """Sends the chunks that are due; opens a stream if there is none, and half-closes one that is old."""
@@ -242,7 +240,7 @@ class BulkEmbed:
         chunk.in_flight = False
         try:
             if not isinstance(outcome, IsoglossError):
-                chunk.result = self._accepted(read_embed(outcome, len(chunk.texts)))
+                chunk.result = self._accepted(read_embed(outcome, self._arguments, len(chunk.texts)))
             elif outcome.reason in LIMIT_REASONS and len(chunk.texts) > 1:
                 # The limits became smaller during the call, such as by a restart of the server with other settings.
                 chunker.max_texts = min(chunker.max_texts, self._window.halve(chunk))
@@ -255,12 +253,8 @@ class BulkEmbed:
             self._window.fail(chunk, error)
 
     def _accepted(self, embeddings: Embeddings) -> Embeddings:
-        """Returns `embeddings`; raises SpaceMismatchError if their space differs from that of the first response."""
-        if self._has_response and embeddings.space_id != self._arguments.space_id:
-            spaces = f"{self._arguments.space_id!r} and {embeddings.space_id!r}"
-            message = f"the server used two spaces within one call: {spaces}"
-            raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
-        self._has_response, self._arguments = True, replace(self._arguments, space_id=embeddings.space_id)
+        """Returns `embeddings`; all further responses must have their space and dimensions."""
+        self._arguments = replace(self._arguments, space_id=embeddings.space_id, dimensions=embeddings.dimensions)
         self._budget.reset()
         return embeddings
 
@@ -290,7 +284,7 @@ class Chunk:
     """
 
     start: int
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = field(repr=False)
     in_flight: bool = False
     due_s: float = 0.0
     refusals: int = 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isogloss._arguments import (
     AllPairs,
@@ -24,13 +23,12 @@ from isogloss._arguments import (
     invalid_argument,
 )
 from isogloss._embed import Call, KnownLimits, Limits, Plan, Result, embed
-from isogloss._messages import NeighborLists, read_nearest, read_scores, similarity_request
+from isogloss._messages import NeighborLists, Ranking, read_similarity, similarity_request
 from isogloss.errors import FieldViolation, IsoglossError, with_row_offset
 from isogloss.results import NO_TIME, Comparison, Neighbors, PairScores, Scores, Timings, Vectors, read_only
 
 Result_co = TypeVar("Result_co", covariant=True)
 Block = tuple[slice, slice]  # rows of queries, rows of candidates
-Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]  # candidate rows and scores, best first
 
 # Fields of a SimilarityRequest -> arguments of the client's methods.
 ARGUMENT_NAMES = (
@@ -106,7 +104,7 @@ class _Comparer(Generic[Result]):
             return result
         queries = yield from self._embed("queries", sides.queries, sides.candidates)
         if sides.candidates is None:
-            candidates = _EmbeddedSide(queries.vectors)
+            candidates = replace(queries, timings=NO_TIME)
         else:
             candidates = yield from self._embed("candidates", sides.candidates, queries.vectors)
         Sides(queries.vectors, candidates.vectors).check()
@@ -140,7 +138,9 @@ class _Comparer(Generic[Result]):
         except IsoglossError as error:
             renamed = with_row_offset(_renamed(error, ARGUMENT_NAMES), block[0].start, "queries")
             raise with_row_offset(renamed, block[1].start, "candidates") from None
-        return collector.add(block, response)
+        part = read_similarity(response, self.arguments, self.shape, sides)
+        collector.add(block, part)
+        return part
 
     def _embed(self, name: str, side: Side, other: Side | None) -> Plan[_EmbeddedSide]:
         """Returns `side` as vectors of unit length, in the space and dimensions of `other` if that has vectors."""
@@ -244,8 +244,8 @@ class Collector(Protocol[Result_co]):
     def blocks(self, height: int, width: int) -> Iterator[Block]:
         """Yields blocks of at most `height` queries and `width` candidates that cover the comparison."""
 
-    def add(self, block: Block, response: Any) -> Comparison:
-        """Merges the response for a block; returns its attributes."""
+    def add(self, block: Block, part: Any) -> None:
+        """Merges the result of a block."""
 
     def result(self, attributes: dict[str, Any]) -> Result_co:
         """Returns the result of the whole call, read-only, with the given attributes of Comparison."""
@@ -261,12 +261,9 @@ class ScoreMatrix:
         """Yields blocks row by row."""
         return _grid(*self._values.shape, height, width)
 
-    def add(self, block: Block, response: Any) -> Comparison:
+    def add(self, block: Block, part: Scores) -> None:
         """Stores the scores of a block."""
-        target = self._values[block]
-        part = read_scores(response, *target.shape)
-        target[:] = part.values
-        return part
+        self._values[block] = part.values
 
     def result(self, attributes: dict[str, Any]) -> Scores:
         """Returns the scores."""
@@ -283,12 +280,9 @@ class PairList:
         """Yields blocks along the diagonal."""
         return ((rows, rows) for rows in _slices(len(self._values), min(height, width)))
 
-    def add(self, block: Block, response: Any) -> Comparison:
+    def add(self, block: Block, part: Scores) -> None:
         """Stores the scores of a block."""
-        target = self._values[block[0]]
-        part = read_scores(response, 1, len(target))
-        target[:] = part.values[0]
-        return part
+        self._values[block[0]] = part.values[0]
 
     def result(self, attributes: dict[str, Any]) -> PairScores:
         """Returns the scores."""
@@ -307,13 +301,11 @@ class TopCandidates:
         """Yields blocks row by row."""
         return _grid(len(self._best), len(self._texts), height, width)
 
-    def add(self, block: Block, response: Any) -> NeighborLists:
+    def add(self, block: Block, part: NeighborLists) -> None:
         """Merges the neighbours of a block into the best so far."""
         queries, candidates = block
-        part = read_nearest(response, queries.stop - queries.start, candidates.stop - candidates.start)
         for query, (rows, scores) in enumerate(part.lists, start=queries.start):
             self._best[query] = self._merged(self._best[query], (rows + candidates.start, scores))
-        return part
 
     def result(self, attributes: dict[str, Any]) -> list[Neighbors]:
         """Returns the neighbours of each query."""

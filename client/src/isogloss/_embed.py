@@ -24,7 +24,8 @@ from isogloss._messages import (
     read_health,
     read_models,
 )
-from isogloss.errors import InvalidArgumentError, IsoglossError, SpaceMismatchError, with_row_offset
+from isogloss.enums import ServingStatus
+from isogloss.errors import InvalidArgumentError, IsoglossError, with_row_offset
 from isogloss.results import Embeddings, HealthReport, ModelInfo, Timings, read_only
 from isogloss.wire.sizes import embed_response_bytes
 
@@ -33,6 +34,8 @@ UNLIMITED = sys.maxsize
 # messages of some MiB without naming the limit.
 SMALL_BYTES = 1 << 20
 LIMIT_REASONS = frozenset({"TOO_MANY_TEXTS", "REQUEST_TOO_LARGE", "RESPONSE_TOO_LARGE"})
+READY = frozenset({ServingStatus.SERVING, ServingStatus.DEGRADED})
+READY_INTERVAL_S = 0.2
 
 Result = TypeVar("Result")
 
@@ -45,7 +48,15 @@ class Call:
     request: Any
 
 
-Plan = Generator[Call, Any, Result]
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait before the next request, because of `problem`."""
+
+    seconds: float
+    problem: str
+
+
+Plan = Generator[Call | Pause, Any, Result]
 
 
 def embed(known: KnownLimits, arguments: EmbedArguments, side: TextSide, name: str = "texts") -> Plan[Embeddings]:
@@ -88,7 +99,7 @@ def _embed_part(arguments: EmbedArguments, texts: Sequence[str], start: int, nam
         response = yield Call("Embed", embed_request(arguments, texts))
     except IsoglossError as error:
         raise with_row_offset(error, start, name=name) from None
-    return read_embed(response, len(texts))
+    return read_embed(response, arguments, len(texts))
 
 
 def _end_of_part(sizes: Sequence[int], start: int, arguments: EmbedArguments, limits: Limits, name: str) -> int:
@@ -119,11 +130,8 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
     first, *others = parts
     if not others:
         return first
-    if any(part.space_id != first.space_id for part in others):
-        message = "the server used two spaces within one call; repeat the call"
-        raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
-    if any((p.dimensions, p.element_type) != (first.dimensions, first.element_type) for p in others):
-        raise bad_answer("parts of one call with different dimensions or element types")
+    if any((p.dimensions, not p.token_counts) != (first.dimensions, not first.token_counts) for p in others):
+        raise bad_answer("parts of one call that differ in their dimensions, or with token counts for some only")
     starts = list(_starts(parts))
     return replace(
         first,
@@ -226,4 +234,12 @@ def models() -> Plan[list[ModelInfo]]:
 def health(model: str) -> Plan[HealthReport]:
     """Returns the health of the server, or of `model` alone unless empty."""
     response = yield Call("Health", health_request(model))
-    return read_health(response)
+    return read_health(response, model)
+
+
+def ready(model: str) -> Plan[HealthReport]:
+    """Returns the health of the server, or of `model` alone unless empty, as soon as it is ready."""
+    while (report := (yield from health(model))).status not in READY:
+        details = "; ".join(f"{entry.model}: {entry.detail}" for entry in report.models if entry.detail)
+        yield Pause(READY_INTERVAL_S, f"the server is {report.status}" + (f" ({details})" if details else ""))
+    return report

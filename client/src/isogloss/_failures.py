@@ -1,5 +1,6 @@
 """Converts gRPC errors and google.rpc.Status to the exceptions of `isogloss.errors`."""
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,15 +17,53 @@ from isogloss.wire.status import (
     read,
 )
 
+# Words in gRPC's text of a failed connection -> the problem. They only choose the words of a message: how an error is
+# handled depends on its status.
+CLOSED = "the server closed the connection; it may be stopping, or require ClientOptions.tls"
+CONNECTION_PROBLEMS = (
+    ("connection refused", "connection refused, so nothing listens there"),
+    ("domain name not found", "the host name cannot be resolved"),
+    ("resolution failed", "the host name cannot be resolved"),
+    ("errors resolving", "the host name cannot be resolved"),
+    ("no such file", "the socket does not exist"),
+    ("wrong_version_number", "the server does not use TLS, but ClientOptions.tls is set"),
+    ("certificate_verify_failed", "the server's certificate is not trusted; see ClientOptions.root_certificates"),
+    ("peer certificate", "the server's certificate is for another host name"),
+    ("hostname verification", "the server's certificate is for another host name"),
+    ("failed parsing http/2", "the server there does not use gRPC"),
+    ("unreachable", "the network is unreachable"),
+    ("no route to host", "the network is unreachable"),
+    ("timed out", "no response to the attempt to connect"),
+    ("timeout", "no response to the attempt to connect"),
+    ("socket closed", CLOSED),
+    ("connection reset", CLOSED),
+    ("broken pipe", CLOSED),
+    ("end of tcp stream", CLOSED),
+)
+
+
+def connection_problem(text: str) -> str:
+    """Returns the problem in gRPC's text of a failed connection, or the end of the text if it is unknown."""
+    lower = text.lower()
+    known = (problem for words, problem in CONNECTION_PROBLEMS if words in lower)
+    return next(known, text.rpartition("last error: ")[2])
+
 
 def from_rpc_error(failure: grpc.RpcError) -> IsoglossError:
     """Returns the exception for a failed call, blocking or asyncio, with the contents of its status and trailers."""
     call: Any = failure  # grpc raises objects that are also grpc.Call, which its types do not declare
     trailers = {key: value for key, value in call.trailing_metadata() or ()}  # noqa: C416 - grpc's own pair type
     code = call.code().name
-    # A negative pushback means that a retry is pointless, whatever the code.
-    retryable = False if str(trailers.get(PUSHBACK_TRAILER, "")).startswith("-") else None
     details = read(parse(trailers.get(DETAILS_TRAILER, b"")))
+    retryable = None
+    if details.retry_after_s is None and PUSHBACK_TRAILER in trailers:
+        # A pushback that is not a number of milliseconds means that a retry is pointless, whatever the code. Beside a
+        # delay, it means only that the delay exceeds the deadline of this call.
+        pushback = str(trailers[PUSHBACK_TRAILER])
+        if pushback.isdecimal():
+            details = replace(details, retry_after_s=int(pushback) / 1e3)
+        else:
+            retryable = False
     request_id = trailers.get(REQUEST_ID_TRAILER)
     return _exception(code, call.details(), details, retryable=retryable, request_id=request_id)
 

@@ -1,17 +1,29 @@
 """Converts arguments to requests, and responses to results. Other modules of the client handle no messages."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from google.protobuf import duration_pb2
+from google.rpc import code_pb2
 from numpy.typing import NDArray
 
-from isogloss._arguments import AllPairs, CompareArguments, EmbedArguments, Nearest, Pairwise, Shape, TextSide
+from isogloss._arguments import (
+    AllPairs,
+    CompareArguments,
+    EmbedArguments,
+    Nearest,
+    Pairwise,
+    Shape,
+    Sides,
+    TextSide,
+)
 from isogloss._failures import from_status
-from isogloss.enums import ElementType, ServingStatus, Truncation
-from isogloss.errors import InternalError, IsoglossError
+from isogloss.enums import ElementType, Metric, ServingStatus, Truncation
+from isogloss.errors import InternalError, IsoglossError, SpaceMismatchError
 from isogloss.results import (
     Comparison,
     Embeddings,
@@ -25,31 +37,18 @@ from isogloss.results import (
 )
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import UNSPECIFIED
-from isogloss.wire.matrix import Elements, MatrixError, decode, encode, quantize
+from isogloss.wire.matrix import BIT_PACKED, SCALED, Elements, MatrixError, decode, encode, quantize
 from isogloss.wire.status import code_name, read
 
+Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]  # candidate rows and scores, best first
 
-def from_matrix(message: pb.Matrix, rows: int) -> Elements:
-    """Returns the contents of a Matrix as read-only arrays.
-
-    Raises:
-        InternalError: The matrix is invalid, or the number of its rows is not `rows`; joined or indexed,
-            it would assign vectors to the wrong texts (reason BAD_ANSWER).
-    """
-    element_type = ElementType.by_number.get(message.element_type or ElementType.FLOAT32.number)
-    if element_type is None:
-        raise bad_answer(f"vectors of the unknown element type {message.element_type}")
-    if message.rows != rows:
-        raise bad_answer(f"{message.rows} rows instead of {rows}")
-    try:
-        return decode(message, element_type)
-    except MatrixError as error:
-        raise bad_answer(f"an invalid matrix: {error}") from None
-
-
-def bad_answer(problem: str) -> InternalError:
-    """Returns the error for a response that contradicts its request."""
-    return InternalError(f"the server answered with {problem}", reason="BAD_ANSWER")
+UNIT_TOLERANCE = 0.01  # of the squared length of a row; float16 rounds it by up to 0.001
+MAX_SCALE = float(np.finfo(np.float32).max) / 128  # the product with an element stays finite
+SCORE_RANGES: Mapping[Metric, tuple[float, float]] = MappingProxyType(  # with the rounding of float32
+    {Metric.COSINE: (-1.00001, 1.00001), Metric.EUCLIDEAN: (-np.inf, 0), Metric.MANHATTAN: (-np.inf, 0)}
+)
+NANOS_PER_S = 1_000_000_000
+MAX_QUOTED = 100  # characters of a server's word in an error
 
 
 def embed_request(arguments: EmbedArguments, texts: Sequence[str]) -> pb.EmbedRequest:
@@ -117,20 +116,40 @@ def _items(side: TextSide | Vectors) -> pb.Items:
     return pb.Items(texts=pb.TextList(texts=side.texts, input_type=side.input_type.number))
 
 
+# The functions below are the only place where the client reads responses. They check every field that has a rule in the
+# contract, so that the results of a server that breaks it are never used.
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NeighborLists(Comparison):
     """Neighbors of each query, best first, as pairs of candidate rows int64 [k] and scores float32 [k]."""
 
-    lists: tuple[tuple[NDArray[np.int64], NDArray[np.float32]], ...]
+    lists: tuple[Ranking, ...]
 
 
-def read_embed(response: pb.EmbedResponse, texts: int) -> Embeddings:
-    """Returns the result of an embed; raises InternalError if the response is not for `texts` texts."""
-    if response.per_text_counts and len(response.token_counts) != texts:
-        raise bad_answer(f"{len(response.token_counts)} token counts for {texts} texts")
-    row_errors = tuple(_row_error(entry) for entry in response.row_errors)
-    timings = _timings(response.timings)
-    elements = from_matrix(response.embeddings, texts)
+def bad_answer(problem: str) -> InternalError:
+    """Returns the error for a response that breaks the contract, or contradicts its request (reason BAD_ANSWER)."""
+    return InternalError(f"the server answered with {problem}", reason="BAD_ANSWER")
+
+
+def read_embed(response: pb.EmbedResponse, arguments: EmbedArguments, texts: int) -> Embeddings:
+    """Returns the result of an embed of `texts` texts.
+
+    Raises:
+        SpaceMismatchError: The vectors are of another space than `arguments.space_id`.
+        InternalError: The response breaks the contract in another way (reason BAD_ANSWER).
+    """
+    _check_origin(response, arguments.model, arguments.space_id)
+    elements = _matrix(response.embeddings, texts, arguments.element_type)
+    if arguments.dimensions not in (0, elements.columns):
+        raise bad_answer(f"{elements.columns} dimensions instead of {arguments.dimensions}")
+    _check_numbers(elements, normalize=arguments.normalize)
+    token_counts = tuple(response.token_counts)
+    counted = texts if response.per_text_counts else 0
+    if len(token_counts) != counted:
+        raise bad_answer(f"{len(token_counts)} token counts instead of {counted}")
+    if counted and response.total_tokens != sum(token_counts):
+        raise bad_answer("a total of tokens that is not the sum of the token counts")
     return Embeddings(
         elements=elements.array,
         element_type=elements.element_type,
@@ -138,39 +157,62 @@ def read_embed(response: pb.EmbedResponse, texts: int) -> Embeddings:
         dimensions=elements.columns,
         model=response.model,
         space_id=response.space_id,
-        token_counts=tuple(response.token_counts),
-        truncated_rows=tuple(response.truncated_rows),
-        row_errors=row_errors,
+        token_counts=token_counts,
+        truncated_rows=_rows("truncated_rows", response.truncated_rows, counted),
+        row_errors=_row_errors(response.row_errors, elements, arguments),
         total_tokens=response.total_tokens,
-        timings=timings,
+        timings=_timings(response.timings, texts),
     )
 
 
 def read_stream_response(message: pb.EmbedStreamResponse) -> tuple[int, pb.EmbedResponse | IsoglossError]:
     """Returns the number of the answered request, and its response or its error."""
-    failed = message.WhichOneof("result") == "error"
-    return message.id, from_status(message.error) if failed else message.response
+    kind = message.WhichOneof("result")
+    if kind == "response":
+        return message.id, message.response
+    if kind is None or message.error.code == code_pb2.OK:
+        return message.id, bad_answer("neither a response nor an error")
+    return message.id, from_status(message.error)
 
 
-def read_scores(response: pb.SimilarityResponse, rows: int, columns: int) -> Scores:
-    """Returns the scores of a comparison; raises InternalError unless they are a matrix [rows, columns]."""
-    if response.WhichOneof("result") != "scores" or response.scores.columns != columns:
-        raise bad_answer("scores of another shape than requested")
-    values = from_matrix(response.scores, rows).array.astype(np.float32, copy=False)
-    return Scores(values=values, **_comparison(response))
+def read_similarity(
+    response: pb.SimilarityResponse, arguments: CompareArguments, shape: Shape, sides: Sides
+) -> Scores | NeighborLists:
+    """Returns the scores of a comparison, for pairs as one row; for the shape Nearest, the neighbors of each query.
+
+    Raises:
+        SpaceMismatchError: The space is not that of the vectors among `sides`.
+        InternalError: The response breaks the contract in another way (reason BAD_ANSWER).
+    """
+    queries, candidates = sides.size
+    kind = "nearest" if isinstance(shape, Nearest) else "scores"
+    if response.WhichOneof("result") != kind or not queries or not candidates:
+        raise bad_answer(f"another result than the {kind} that were requested")
+    attributes = _comparison(response, arguments, sides)
+    if isinstance(shape, Nearest):
+        lists = _rankings(response.nearest.queries, shape, arguments.metric, queries, candidates)
+        return NeighborLists(lists=lists, **attributes)
+    rows, columns = (1, queries) if isinstance(shape, Pairwise) else (queries, candidates)
+    elements = _matrix(response.scores, rows, ElementType.FLOAT32)
+    if elements.columns != columns:
+        raise bad_answer(f"{elements.columns} scores of a row instead of {columns}")
+    values = elements.array.astype(np.float32, copy=False)
+    _check_scores(values, arguments.metric)
+    return Scores(values=values, **attributes)
 
 
-def read_nearest(response: pb.SimilarityResponse, queries: int, candidates: int) -> NeighborLists:
-    """Returns the neighbors of each query; raises InternalError if their number or a candidate row is invalid."""
-    lists = tuple((np.array(q.rows, np.int64), np.array(q.scores, np.float32)) for q in response.nearest.queries)
-    valid = all(len(rows) == len(scores) and (rows < candidates).all() for rows, scores in lists)
-    if len(lists) != queries or not valid:
-        raise bad_answer("other neighbors than requested")
-    return NeighborLists(lists=lists, **_comparison(response))
+def read_health(response: pb.HealthResponse, model: str) -> HealthReport:
+    """Returns the health of the server and of all models, or of `model` alone unless empty.
 
-
-def read_health(response: pb.HealthResponse) -> HealthReport:
-    """Returns the health of the server and its models."""
+    Raises:
+        InternalError: The response breaks the contract (reason BAD_ANSWER).
+    """
+    names = [entry.model for entry in response.models]
+    _check_names(names)
+    if model and names != [model]:
+        raise bad_answer("the health of another model than requested")
+    if response.status != max(entry.status for entry in response.models):
+        raise bad_answer("a status that is not the worst of its models")
     models = tuple(
         ModelHealth(
             model=entry.model,
@@ -187,17 +229,161 @@ def read_health(response: pb.HealthResponse) -> HealthReport:
 
 
 def read_models(response: pb.ListModelsResponse) -> list[ModelInfo]:
-    """Returns the models of the server, the default first."""
+    """Returns the models of the server, the default first.
+
+    Raises:
+        InternalError: The response breaks the contract (reason BAD_ANSWER).
+    """
+    _check_names([entry.name for entry in response.models])
     return [_model(entry) for entry in response.models]
 
 
+def _check_origin(response: pb.EmbedResponse | pb.SimilarityResponse, model: str, space_id: str) -> None:
+    """Checks the model and the space of a response against those of the request, which are empty for any."""
+    if not response.model or response.model != (model or response.model):
+        raise bad_answer(f"the result of another model than {model!r}" if model else "a result without its model")
+    if not response.space_id:
+        raise bad_answer("a result without its space")
+    if response.space_id != (space_id or response.space_id):
+        message = f"the server answered in the space {response.space_id[:MAX_QUOTED]!r}, but {space_id!r} is required"
+        raise SpaceMismatchError(message, reason="SPACE_MISMATCH")
+
+
+def _matrix(message: pb.Matrix, rows: int, element_type: ElementType) -> Elements:
+    """Returns the contents of a Matrix as read-only arrays, with `rows` rows of the requested element type."""
+    if (message.element_type or ElementType.FLOAT32.number) != element_type.number:
+        raise bad_answer(f"the element type {message.element_type} instead of {element_type} ({element_type.number})")
+    if message.rows != rows or not rows:
+        raise bad_answer(f"{message.rows} rows instead of {rows}")
+    if not message.columns:
+        raise bad_answer("vectors without dimensions")
+    try:
+        return decode(message, element_type)
+    except MatrixError as error:
+        raise bad_answer(f"an invalid matrix: {error}") from None
+
+
+def _check_numbers(elements: Elements, *, normalize: bool) -> None:
+    """Checks that numbers are finite and, if `normalize`, that rows have unit length or are zero."""
+    array = elements.array
+    if elements.element_type in BIT_PACKED:
+        unused = -elements.columns % 8  # low bits, which are the same for BINARY and UBINARY
+        if unused and (array[:, -1].view(np.uint8) & ((1 << unused) - 1)).any():
+            raise bad_answer("bits beyond the last dimension")
+        return
+    if elements.element_type in SCALED:
+        scales = elements.row_scales
+        _check_rows("a scale that is negative, too large or not a number", (scales >= 0) & (scales <= MAX_SCALE))
+    elif normalize:
+        numbers = array.astype(np.float32, copy=False)
+        squares = np.einsum("nd,nd->n", numbers, numbers)  # not finite if a number is not
+        if not (squares.min() >= 1 - UNIT_TOLERANCE and squares.max() <= 1 + UNIT_TOLERANCE):
+            valid = (np.abs(squares - 1) <= UNIT_TOLERANCE) | (squares == 0)
+            _check_rows("a vector that is not of unit length", valid)
+    elif elements.element_type is ElementType.FLOAT16:  # a value beyond its range becomes infinite
+        _check_rows("a number that is NaN", ~np.isnan(array).any(axis=1))
+    else:
+        _check_rows("a number that is not finite", np.isfinite(array).all(axis=1))
+
+
+def _check_rows(problem: str, valid: NDArray[np.bool_]) -> None:
+    if not valid.all():
+        raise bad_answer(f"{problem}, in row {int(np.argmin(valid))}")
+
+
+def _rows(name: str, rows: Iterable[int], count: int) -> tuple[int, ...]:
+    """Returns row numbers of a response, which must be ascending and below `count`."""
+    found = tuple(rows)
+    if found and (found[-1] >= count or any(map(operator.ge, found, found[1:]))):
+        raise bad_answer(f"{name} that are not ascending, or not below {count}")
+    return found
+
+
+def _row_errors(entries: Sequence[pb.RowError], elements: Elements, arguments: EmbedArguments) -> tuple[RowError, ...]:
+    if not entries:
+        return ()
+    if not arguments.allow_partial:
+        raise bad_answer("errors of single texts, which were not requested")
+    rows = list(_rows("row_errors", (entry.row for entry in entries), len(elements.array)))
+    if any(entry.status.code == code_pb2.OK for entry in entries):
+        raise bad_answer("an error of a text with the status OK")
+    zeros = quantize(np.zeros((1, elements.columns), np.float32), elements.element_type)
+    if (elements.array[rows] != zeros.array).any():
+        raise bad_answer("a vector for a text that failed")
+    return tuple(
+        RowError(entry.row, code_name(entry.status), read(entry.status).reason, entry.status.message)
+        for entry in entries
+    )
+
+
+def _comparison(response: pb.SimilarityResponse, arguments: CompareArguments, sides: Sides) -> dict[str, Any]:
+    queries, candidates = sides.queries, sides.queries if sides.candidates is None else sides.candidates
+    spaces = [side.space_id for side in (queries, candidates) if isinstance(side, Vectors)]
+    _check_origin(response, arguments.model, next(iter(spaces), ""))
+    texts = [len(side) if isinstance(side, TextSide) else 0 for side in (queries, candidates)]
+    if sides.candidates is None and response.truncated_candidates != response.truncated_queries:
+        raise bad_answer("truncated candidates that are not the truncated queries")
+    return {
+        "model": response.model,
+        "space_id": response.space_id,
+        "truncated_queries": _rows("truncated_queries", response.truncated_queries, texts[0]),
+        "truncated_candidates": _rows("truncated_candidates", response.truncated_candidates, texts[1]),
+        "timings": _timings(response.timings, sum(texts)),
+    }
+
+
+def _check_scores(scores: NDArray[np.float32], metric: Metric) -> None:
+    """Checks that scores, of any shape, are numbers in the range of the metric."""
+    if not scores.size:
+        return
+    low, high = SCORE_RANGES.get(metric, (-np.inf, np.inf))
+    with np.errstate(invalid="ignore"):  # NaN fails both comparisons
+        if not (scores.min() >= low and scores.max() <= high):
+            raise bad_answer(f"a score that is NaN or outside the range of {metric}")
+
+
+def _rankings(
+    lists: Sequence[pb.NeighborList], shape: Nearest, metric: Metric, queries: int, candidates: int
+) -> tuple[Ranking, ...]:
+    """Returns the neighbors of each query: distinct candidates, as many as requested, best first."""
+    if len(lists) != queries:
+        raise bad_answer(f"neighbors of {len(lists)} queries instead of {queries}")
+    rankings = tuple((np.array(entry.rows, np.int64), np.array(entry.scores, np.float32)) for entry in lists)
+    counts = np.array([len(rows) for rows, _ in rankings])
+    most = min(shape.k, candidates)
+    if any(len(rows) != len(scores) for rows, scores in rankings):
+        raise bad_answer("neighbors without a score, or scores without a neighbor")
+    if (counts > most).any() or (shape.min_score is None and (counts < most).any()):
+        raise bad_answer(f"another number of neighbors than {most}")
+    rows, scores = (np.concatenate(parts) for parts in zip(*rankings, strict=True))
+    _check_scores(scores, metric)
+    query = np.repeat(np.arange(queries), counts)
+    if (rows >= candidates).any() or len(np.unique(query * candidates + rows)) != len(rows):
+        raise bad_answer(f"neighbors that are repeated, or not below {candidates}")
+    with np.errstate(invalid="ignore"):  # of equal infinite scores
+        if ((scores[1:] > scores[:-1]) & (query[1:] == query[:-1])).any():
+            raise bad_answer("neighbors that are not in the order of their scores")
+    if shape.min_score is not None and (scores < np.float32(shape.min_score)).any():
+        raise bad_answer("neighbors with a score below min_score")
+    return rankings
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Checks the names of the models in a response: at least one, none empty, no two alike."""
+    if not names or not all(names) or len(set(names)) != len(names):
+        raise bad_answer("no models, or models whose names are empty or not unique")
+
+
 def _model(entry: pb.ModelInfo) -> ModelInfo:
+    dimensions = tuple(entry.dimensions)
+    if not entry.space_id or not dimensions or not all(dimensions):
+        raise bad_answer("a model without space or dimensions")
     return ModelInfo(
         name=entry.name,
         space_id=entry.space_id,
         backend=entry.backend,
         revision=entry.revision,
-        dimensions=tuple(entry.dimensions),
+        dimensions=dimensions,
         max_tokens=entry.max_tokens,
         max_texts=entry.max_texts,
         max_request_bytes=entry.max_request_bytes,
@@ -210,21 +396,9 @@ def _model(entry: pb.ModelInfo) -> ModelInfo:
     )
 
 
-def _comparison(response: pb.SimilarityResponse) -> dict[str, Any]:
-    return {
-        "model": response.model,
-        "space_id": response.space_id,
-        "truncated_queries": tuple(response.truncated_queries),
-        "truncated_candidates": tuple(response.truncated_candidates),
-        "timings": _timings(response.timings),
-    }
-
-
-def _row_error(entry: pb.RowError) -> RowError:
-    return RowError(entry.row, code_name(entry.status), read(entry.status).reason, entry.status.message)
-
-
-def _timings(timings: pb.Timings) -> Timings:
+def _timings(timings: pb.Timings, rows: int) -> Timings:
+    if timings.cached_rows > rows:
+        raise bad_answer(f"{timings.cached_rows} cached rows of {rows}")
     return Timings(
         _seconds(timings.total),
         _seconds(timings.tokenization),
@@ -235,7 +409,10 @@ def _timings(timings: pb.Timings) -> Timings:
 
 
 def _seconds(duration: Any) -> float:
-    return float(duration.seconds + duration.nanos / 1e9)
+    seconds, nanos = duration.seconds, duration.nanos
+    if seconds < 0 or not 0 <= nanos < NANOS_PER_S:
+        raise bad_answer("a time that is negative")
+    return float(seconds + nanos / NANOS_PER_S)
 
 
 def _status(value: int) -> ServingStatus:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Never, Self
@@ -9,9 +10,9 @@ from typing import Any, Never, Self
 import grpc
 
 from isogloss import _arguments, _bulk, _compare, _embed
-from isogloss._base_client import BaseClient
+from isogloss._base_client import BaseClient, Metadata, RunningCall
 from isogloss._channel import open_asyncio
-from isogloss._embed import Call, Plan, Result
+from isogloss._embed import Call, Pause, Plan, Result
 from isogloss._failures import from_rpc_error
 from isogloss.errors import CallCancelledError, FailedPreconditionError, IsoglossError
 from isogloss.options import ClientOptions
@@ -19,6 +20,8 @@ from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo,
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
 Source = Iterator[str] | AsyncIterator[str]
+# Turns of the event loop in which a message that has arrived is transferred: poller, grpc's call, forwarding task.
+LOOP_TURNS = 4
 
 
 class AsyncClient(BaseClient):
@@ -159,11 +162,11 @@ class AsyncClient(BaseClient):
             space_id=space_id,
         )
         bulk = _arguments.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
-        texts = _arguments.text_source(texts, Iterable, AsyncIterable)
+        texts = _arguments.text_source("texts", texts, Iterable, AsyncIterable)
         self._check_usable()
         source = aiter(texts) if isinstance(texts, AsyncIterable) else iter(texts)
         plan = _bulk.BulkEmbed(self._limits, arguments, bulk, self._bulk_timing).steps()
-        return self._run_many(plan, source)
+        return self._run_many(plan, source, patience_s)
 
     async def similarity(
         self,
@@ -386,6 +389,24 @@ class AsyncClient(BaseClient):
         """
         return await self._run(_embed.health(_arguments.string("model", model)), timeout_s)
 
+    async def wait_until_ready(self, timeout_s: float | None = None, *, model: str = "") -> HealthReport:
+        """Waits until the server is reachable and ready, such as at the start of a service or in a test.
+
+        Args:
+            timeout_s: Time limit in seconds; None selects that of the options.
+            model: Name of a model to wait for alone; empty waits for all models.
+
+        Returns:
+            The HealthReport of a server that serves, possibly DEGRADED.
+
+        Raises:
+            DeadlineExceededError: The server was not ready in time; the message has the last problem.
+            NotFoundError: The server does not serve `model`.
+            IsoglossError: Another failure, see isogloss.errors.
+        """
+        plan = _embed.ready(_arguments.string("model", model))
+        return await self._run(plan, timeout_s, wait_for_ready=True)
+
     async def close(self) -> None:
         """Closes the connection; running calls raise CallCancelledError. Closing twice has no effect."""
         self._closed = True
@@ -399,36 +420,57 @@ class AsyncClient(BaseClient):
     async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
-    async def _run(self, plan: Plan[Result], timeout_s: float | None) -> Result:
-        """Sends the requests of `plan` and returns its result."""
-        deadline = self._start(timeout_s)
+    async def _run(self, plan: Plan[Result], timeout_s: float | None, *, wait_for_ready: bool = False) -> Result:
+        """Sends the requests of `plan`, waits where it pauses, and returns its result."""
+        running = self._start(timeout_s, wait_for_ready=wait_for_ready)
         advance = partial(next, plan)
         while True:
             try:
-                call = advance()
+                step = advance()
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
             try:
-                response = await self._send(call, deadline.remaining_s())
+                reply = await self._perform(step, running)
             except IsoglossError as error:
                 advance = partial(plan.throw, error)
             else:
-                advance = partial(plan.send, response)
+                advance = partial(plan.send, reply)
 
-    async def _send(self, call: Call, timeout_s: float) -> Any:
+    async def _perform(self, step: Call | Pause, running: RunningCall) -> Any:
+        if isinstance(step, Call):
+            return await self._send(step, running)
+        return await self._sleep(running.pause_s(step.seconds, step.problem))
+
+    async def _send(self, call: Call, running: RunningCall) -> Any:
+        """Sends one request, again after transient failures, and returns its response."""
         method = getattr(self._connected(), call.method)
+        while True:
+            try:
+                response = await method(call.request, **self._call_options(running))
+            except grpc.RpcError as failure:
+                error = from_rpc_error(failure)
+            except grpc.aio.UsageError:  # raised by grpc for a closed channel
+                self._check_open()
+                raise
+            except asyncio.CancelledError:
+                if self._closed and not _cancelled():
+                    raise self._closed_during_call() from None
+                raise
+            else:
+                self._reached = True
+                running.answered()
+                return response
+            # Outside the handler above, so that tracebacks do not have grpc's exception.
+            await self._sleep(self._retry_delay_s(error, running))
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits; raises CallCancelledError if the client is closed meanwhile."""
         try:
-            return await method(call.request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            # "from None" hides grpc's exception in tracebacks; debuggers still find it as __context__.
-            raise from_rpc_error(error) from None
-        except grpc.aio.UsageError:  # raised by grpc for a closed channel
-            self._check_open()
-            raise
-        except asyncio.CancelledError:
-            if self._closed and not _cancelled():
-                raise self._closed_during_call() from None
-            raise
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            return
+        raise self._closed_during_call()
 
     def _connected(self) -> EmbeddingServiceStub:
         """Returns the stub; creates the channel in the first call, because a channel belongs to the running loop."""
@@ -442,9 +484,13 @@ class AsyncClient(BaseClient):
             raise FailedPreconditionError(message, reason="OTHER_EVENT_LOOP")
         return self._stub
 
-    async def _run_many(self, plan: _bulk.Steps, texts: Source) -> AsyncGenerator[EmbeddedChunk, None]:
+    async def _run_many(
+        self, plan: _bulk.Steps, source: Source, patience_s: float
+    ) -> AsyncGenerator[EmbeddedChunk, None]:
         """Executes the steps of `plan` and yields its chunks; cancels an open stream in the end."""
-        stream = _EmbedStream()
+        running = self._start_patient(patience_s)
+        stream = _EmbedStream(partial(self._open_stream, running.metadata))
+        texts = _Texts(source)
         advance = partial(next, plan)
         try:
             while True:
@@ -457,23 +503,26 @@ class AsyncClient(BaseClient):
                     advance = partial(next, plan)
                     continue
                 try:
-                    advance = partial(plan.send, await self._execute(step, stream, texts))
+                    advance = partial(plan.send, await self._execute(step, stream, texts, running))
                 except Exception as error:  # noqa: BLE001 - the plan handles it or raises it again
                     advance = partial(plan.throw, error)
         finally:
             await stream.cancel()
+            await texts.close()
 
-    async def _execute(self, step: _bulk.Step, stream: "_EmbedStream", texts: Source) -> Any:  # noqa: PLR0911 - a table
+    async def _execute(  # noqa: PLR0911 - a table
+        self, step: _bulk.Step, stream: "_EmbedStream", texts: "_Texts", running: RunningCall
+    ) -> Any:
         """Executes one step and returns the reply for the plan."""
         if self._closed or os.getpid() != self._process:
             raise self._interrupted()
         match step:
             case Call():
-                return await self._send(step, self._options.timeout_s)
-            case _bulk.Read(chunker):
-                return await _fill(chunker, texts)
+                return await self._send(step, running)
+            case _bulk.Read(chunker, timeout_s):
+                return await texts.fill(chunker, stream.wait_for_message, timeout_s)
             case _bulk.Open():
-                return stream.open(self._open_stream)
+                return stream.open()
             case _bulk.Send(request):
                 return stream.send(request)
             case _bulk.HalfClose():
@@ -485,17 +534,9 @@ class AsyncClient(BaseClient):
             case _bulk.Sleep(seconds):
                 return await self._sleep(seconds)
 
-    async def _sleep(self, seconds: float) -> None:
-        """Waits, or until the client is closed."""
+    def _open_stream(self, metadata: Metadata, requests: Any) -> Any:
         try:
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
-        except TimeoutError:
-            return
-
-    def _open_stream(self, requests: Any) -> Any:
-        try:
-            return self._connected().EmbedStream(requests, metadata=self._metadata)
+            return self._connected().EmbedStream(requests, metadata=metadata)
         except grpc.aio.UsageError:  # raised by grpc for a closed channel
             if self._closed:
                 raise self._closed_during_call() from None
@@ -509,19 +550,22 @@ class _EmbedStream:
     messages to the inbox, where the caller can wait for them with a timeout.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, method: Callable[[Any], Any]) -> None:
+        self._method = method
         self._outbox: asyncio.Queue[Any] = asyncio.Queue()  # requests; None ends them
-        self._inbox: asyncio.Queue[Any] = asyncio.Queue()  # messages, then END_OF_STREAM or an IsoglossError
+        self._inbox: deque[Any] = deque()  # messages, then END_OF_STREAM or an IsoglossError
+        self._arrived = asyncio.Event()
         self._call: Any = None
         self._forwarding: asyncio.Task[None] | None = None
 
-    def open(self, method: Callable[[Any], Any]) -> None:
-        """Starts a call with `method`; the previous one has ended."""
-        self._outbox, self._inbox = asyncio.Queue(), asyncio.Queue()
-        self._call = method(_until_none(self._outbox))
+    def open(self) -> None:
+        """Starts a call; the previous one has ended."""
+        self._outbox = asyncio.Queue()
+        self._inbox.clear()
+        self._call = self._method(_until_none(self._outbox))
         end = partial(self._outbox.put_nowait, None)
         self._call.add_done_callback(lambda _: end())  # without it, grpc's task would wait for requests forever
-        self._forwarding = asyncio.create_task(_forward(self._call, self._inbox))
+        self._forwarding = asyncio.create_task(self._forward(self._call))
 
     def send(self, request: Any) -> None:
         """Queues a request."""
@@ -533,17 +577,25 @@ class _EmbedStream:
 
     async def receive(self, timeout_s: float) -> Any:
         """Returns the next message, END_OF_STREAM, or None after `timeout_s`; raises the error that ended it."""
-        await asyncio.sleep(0)  # the event loop transfers messages only while this task is suspended
-        if self._inbox.empty() and timeout_s <= 0:
+        for _ in range(LOOP_TURNS):
+            await asyncio.sleep(0)
+        if not self._inbox and timeout_s <= 0:
             return None
         try:
             async with asyncio.timeout(timeout_s):
-                message = await self._inbox.get()
+                await self.wait_for_message()
         except TimeoutError:
             return None
+        message = self._inbox.popleft()
         if isinstance(message, IsoglossError):
             raise message
         return message
+
+    async def wait_for_message(self) -> None:
+        """Returns when `receive` would return at once."""
+        while not self._inbox:
+            self._arrived.clear()
+            await self._arrived.wait()
 
     async def cancel(self) -> None:
         """Cancels the call, unless it has ended, and waits for the forwarding task."""
@@ -551,34 +603,72 @@ class _EmbedStream:
             self._call.cancel()
             await asyncio.wait([self._forwarding])
 
+    async def _forward(self, call: Any) -> None:
+        """Delivers all messages of a call, then END_OF_STREAM or the error that ended it."""
+        try:
+            async for message in call:
+                self._deliver(message)
+        except grpc.RpcError as error:
+            self._deliver(from_rpc_error(error))
+        except asyncio.CancelledError:  # raised by grpc for a call that was cancelled locally
+            self._deliver(CallCancelledError("the stream was cancelled"))
+            raise
+        else:
+            self._deliver(_bulk.END_OF_STREAM)
 
-async def _forward(call: Any, inbox: asyncio.Queue[Any]) -> None:
-    """Puts all messages of a stream into `inbox`, then END_OF_STREAM or the error that ended it."""
-    try:
-        async for message in call:
-            inbox.put_nowait(message)
-    except grpc.RpcError as error:
-        inbox.put_nowait(from_rpc_error(error))
-    except asyncio.CancelledError:  # raised by grpc for a call that was cancelled locally
-        inbox.put_nowait(CallCancelledError("the stream was cancelled"))
-        raise
-    else:
-        inbox.put_nowait(_bulk.END_OF_STREAM)
+    def _deliver(self, message: Any) -> None:
+        self._inbox.append(message)
+        self._arrived.set()
+
+
+class _Texts:
+    """The source of embed_many. An asynchronous one is read by one task, so that responses need not wait for texts."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._reading: asyncio.Task[None] | None = None
+        self._wanted, self._full = asyncio.Event(), asyncio.Event()
+
+    async def fill(self, chunker: _bulk.Chunker, interrupt: Callable[[], Any], timeout_s: float | None) -> bool:
+        """Adds texts to `chunker` until it is full, `interrupt()` returns, or `timeout_s` have passed.
+
+        Returns:
+            True if the source may have more.
+        """
+        if isinstance(self._source, Iterator):
+            return any(chunker.add(text) for text in self._source)
+        self._full.clear()
+        self._wanted.set()
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(self._source, chunker))
+        others = [asyncio.ensure_future(self._full.wait()), asyncio.ensure_future(interrupt())]
+        try:
+            await asyncio.wait([self._reading, *others], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for other in others:
+                other.cancel()
+        if not self._reading.done():
+            return True
+        self._reading.result()  # raises the error of the source
+        return False
+
+    async def close(self) -> None:
+        """Ends the reading."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+    async def _read(self, source: AsyncIterator[str], chunker: _bulk.Chunker) -> None:
+        async for text in source:
+            if chunker.add(text):
+                self._wanted.clear()
+                self._full.set()
+                await self._wanted.wait()
 
 
 async def _until_none(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
     while (item := await queue.get()) is not None:
         yield item
-
-
-async def _fill(chunker: _bulk.Chunker, texts: Source) -> bool:
-    """Adds texts to `chunker` until it is full; returns True if the source may have more."""
-    if isinstance(texts, Iterator):
-        return any(chunker.add(text) for text in texts)
-    async for text in texts:
-        if chunker.add(text):
-            return True
-    return False
 
 
 def _cancelled() -> bool:

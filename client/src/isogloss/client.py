@@ -11,9 +11,9 @@ from typing import Any, Never, Self
 import grpc
 
 from isogloss import _arguments, _bulk, _compare, _embed
-from isogloss._base_client import BaseClient
+from isogloss._base_client import BaseClient, Metadata, RunningCall
 from isogloss._channel import open_blocking
-from isogloss._embed import Call, Plan, Result
+from isogloss._embed import Call, Pause, Plan, Result
 from isogloss._failures import from_rpc_error
 from isogloss.errors import IsoglossError
 from isogloss.options import ClientOptions
@@ -159,11 +159,12 @@ class Client(BaseClient):
             space_id=space_id,
         )
         bulk = _arguments.bulk_arguments(chunk_texts=chunk_texts, window_chunks=window_chunks, patience_s=patience_s)
-        texts = _arguments.text_source(texts, Iterable)
+        texts = _arguments.text_source("texts", texts, Iterable)
         self._check_usable()
+        self._check_threads()
         source = iter(texts)
         plan = _bulk.BulkEmbed(self._limits, arguments, bulk, self._bulk_timing).steps()
-        return self._run_many(plan, source)
+        return self._run_many(plan, source, patience_s)
 
     def similarity(
         self,
@@ -386,6 +387,24 @@ class Client(BaseClient):
         """
         return self._run(_embed.health(_arguments.string("model", model)), timeout_s)
 
+    def wait_until_ready(self, timeout_s: float | None = None, *, model: str = "") -> HealthReport:
+        """Waits until the server is reachable and ready, such as at the start of a service or in a test.
+
+        Args:
+            timeout_s: Time limit in seconds; None selects that of the options.
+            model: Name of a model to wait for alone; empty waits for all models.
+
+        Returns:
+            The HealthReport of a server that serves, possibly DEGRADED.
+
+        Raises:
+            DeadlineExceededError: The server was not ready in time; the message has the last problem.
+            NotFoundError: The server does not serve `model`.
+            IsoglossError: Another failure, see isogloss.errors.
+        """
+        plan = _embed.ready(_arguments.string("model", model))
+        return self._run(plan, timeout_s, wait_for_ready=True)
+
     def close(self) -> None:
         """Closes the connection; running calls raise CallCancelledError. Closing twice has no effect."""
         self._closed = True
@@ -398,36 +417,56 @@ class Client(BaseClient):
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _run(self, plan: Plan[Result], timeout_s: float | None) -> Result:
-        """Sends the requests of `plan` and returns its result."""
-        deadline = self._start(timeout_s)
+    def _run(self, plan: Plan[Result], timeout_s: float | None, *, wait_for_ready: bool = False) -> Result:
+        """Sends the requests of `plan`, waits where it pauses, and returns its result."""
+        running = self._start(timeout_s, wait_for_ready=wait_for_ready)
         advance = partial(next, plan)
         while True:
             try:
-                call = advance()
+                step = advance()
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
             try:
-                response = self._send(call, deadline.remaining_s())
+                reply = self._perform(step, running)
             except IsoglossError as error:
                 advance = partial(plan.throw, error)
             else:
-                advance = partial(plan.send, response)
+                advance = partial(plan.send, reply)
 
-    def _send(self, call: Call, timeout_s: float) -> Any:
+    def _perform(self, step: Call | Pause, running: RunningCall) -> Any:
+        if isinstance(step, Call):
+            return self._send(step, running)
+        return self._sleep(running.pause_s(step.seconds, step.problem))
+
+    def _send(self, call: Call, running: RunningCall) -> Any:
+        """Sends one request, again after transient failures, and returns its response."""
         method = getattr(self._stub, call.method)
-        try:
-            return method(call.request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            # "from None" hides grpc's exception in tracebacks; debuggers still find it as __context__.
-            raise from_rpc_error(error) from None
-        except ValueError:  # raised by grpc for a closed channel
-            self._check_open()
-            raise
+        while True:
+            try:
+                response = method(call.request, **self._call_options(running))
+            except grpc.RpcError as failure:
+                error = from_rpc_error(failure)
+            except ValueError:  # raised by grpc for a closed channel
+                self._check_open()
+                raise
+            else:
+                self._reached = True
+                running.answered()
+                return response
+            # Outside the handler above, so that tracebacks do not have grpc's exception.
+            self._sleep(self._retry_delay_s(error, running))
 
-    def _run_many(self, plan: _bulk.Steps, texts: Iterator[str]) -> Generator[EmbeddedChunk, None, None]:
+    def _sleep(self, seconds: float) -> None:
+        """Waits; raises CallCancelledError if the client is closed meanwhile."""
+        if self._closing.wait(seconds):
+            raise self._closed_during_call()
+
+    def _run_many(
+        self, plan: _bulk.Steps, texts: Iterator[str], patience_s: float
+    ) -> Generator[EmbeddedChunk, None, None]:
         """Executes the steps of `plan` and yields its chunks; cancels an open stream in the end."""
-        stream = _EmbedStream()
+        running = self._start_patient(patience_s)
+        stream = _EmbedStream(partial(self._open_stream, running.metadata))
         advance = partial(next, plan)
         try:
             while True:
@@ -440,23 +479,25 @@ class Client(BaseClient):
                     advance = partial(next, plan)
                     continue
                 try:
-                    advance = partial(plan.send, self._execute(step, stream, texts))
+                    advance = partial(plan.send, self._execute(step, stream, texts, running))
                 except Exception as error:  # noqa: BLE001 - the plan handles it or raises it again
                     advance = partial(plan.throw, error)
         finally:
             stream.cancel()
 
-    def _execute(self, step: _bulk.Step, stream: "_EmbedStream", texts: Iterator[str]) -> Any:  # noqa: PLR0911 - a table
+    def _execute(  # noqa: PLR0911 - a table
+        self, step: _bulk.Step, stream: "_EmbedStream", texts: Iterator[str], running: RunningCall
+    ) -> Any:
         """Executes one step and returns the reply for the plan."""
         if self._closed or os.getpid() != self._process:
             raise self._interrupted()
         match step:
             case Call():
-                return self._send(step, self._options.timeout_s)
+                return self._send(step, running)
             case _bulk.Read(chunker):
-                return any(chunker.add(text) for text in texts)
+                return any(chunker.add(text) or stream.has_message for text in texts)
             case _bulk.Open():
-                return stream.open(self._open_stream)
+                return stream.open()
             case _bulk.Send(request):
                 return stream.send(request)
             case _bulk.HalfClose():
@@ -466,11 +507,11 @@ class Client(BaseClient):
             case _bulk.Receive(timeout_s):
                 return stream.receive(timeout_s)
             case _bulk.Sleep(seconds):
-                return self._closing.wait(seconds)
+                return self._sleep(seconds)
 
-    def _open_stream(self, requests: Iterator[Any]) -> Any:
+    def _open_stream(self, metadata: Metadata, requests: Iterator[Any]) -> Any:
         try:
-            return self._stub.EmbedStream(requests, metadata=self._metadata)
+            return self._stub.EmbedStream(requests, metadata=metadata)
         except ValueError:  # raised by grpc for a closed channel
             if self._closed:
                 raise self._closed_during_call() from None
@@ -484,18 +525,18 @@ class _EmbedStream:
     messages to the inbox, where the caller can wait for them with a timeout.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, method: Callable[[Iterator[Any]], Any]) -> None:
+        self._method = method
         self._outbox: SimpleQueue[Any] = SimpleQueue()  # requests; None ends them
         self._inbox: SimpleQueue[Any] = SimpleQueue()  # messages, then END_OF_STREAM or an IsoglossError
         self._call: Any = None
 
-    def open(self, method: Callable[[Iterator[Any]], Any]) -> None:
-        """Starts a call with `method`; the previous one has ended."""
+    def open(self) -> None:
+        """Starts a call; the previous one has ended."""
         self._outbox, self._inbox = SimpleQueue(), SimpleQueue()
-        self._call = method(iter(self._outbox.get, None))
-        if not self._call.add_callback(self.half_close):  # without it, grpc's thread would wait for requests forever
-            self.half_close()
-        threading.Thread(target=_forward, args=(self._call, self._inbox), name=THREAD_NAME, daemon=True).start()
+        self._call = self._method(iter(self._outbox.get, None))
+        arguments = (self._call, self._inbox, self._outbox)
+        threading.Thread(target=_forward, args=arguments, name=THREAD_NAME, daemon=True).start()
 
     def send(self, request: Any) -> None:
         """Queues a request."""
@@ -511,23 +552,34 @@ class _EmbedStream:
             message = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
         except Empty:
             return None
-        if isinstance(message, IsoglossError):
+        if isinstance(message, Exception):
             raise message
         return message
+
+    @property
+    def has_message(self) -> bool:
+        """True if `receive` returns at once."""
+        return not self._inbox.empty()
 
     def cancel(self) -> None:
         """Cancels the call, unless it has ended."""
         # While the interpreter shuts down, its threads are frozen and hold the locks that cancel() needs.
         if self._call is not None and not sys.is_finalizing():
-            self._call.cancel()
+            # Interceptors may return an iterator that cannot be cancelled, such as those of old versions of
+            # opentelemetry-instrumentation-grpc. The server ends such a call after its last response.
+            getattr(self._call, "cancel", self.half_close)()
 
 
-def _forward(call: Any, inbox: SimpleQueue[Any]) -> None:
+def _forward(call: Any, inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
     """Puts all messages of a stream into `inbox`, then END_OF_STREAM or the error that ended it."""
     try:
         for message in call:
             inbox.put(message)
     except grpc.RpcError as error:
         inbox.put(from_rpc_error(error))
+    except Exception as error:  # noqa: BLE001 - of an interceptor; raised again by receive
+        inbox.put(error)
     else:
         inbox.put(_bulk.END_OF_STREAM)
+    finally:
+        outbox.put(None)  # otherwise grpc's thread would wait for requests forever

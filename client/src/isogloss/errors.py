@@ -16,6 +16,7 @@ IsoglossError
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,24 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 RETRYABLE_CODES = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
+
+
+def printable(text: str) -> str:
+    """Returns `text` on one line, without characters that control a terminal or reorder the line."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    match unicodedata.category(character):
+        case "Cc" | "Zl" | "Zp":
+            return " "
+        case "Cs":
+            return "\ufffd"
+        case "Cf":
+            # Keeps joiners, which shape Indic and Arabic letters and emoji; drops others, such as directional marks.
+            return character if character in "\u200c\u200d" else ""
+        case _:
+            return character
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +56,16 @@ class IsoglossError(Exception):
     """Failure of a call. Handle it by class, `reason` and `retryable`; messages may change between versions.
 
     Attributes:
-        message: Description for people, one sentence.
+        message: Description for people, one sentence. Like str(error), it is one line of printable characters, whatever
+            the server sent, so that it can be logged.
         code: Name of the gRPC status, such as "INVALID_ARGUMENT".
         reason: Stable identifier of the cause, such as "TOO_MANY_TEXTS"; empty if the server sent none.
         metadata: Values that belong to the reason, such as "limit" and "actual".
         violations: The invalid arguments, if the caller can correct them.
         retryable: True if the same call may succeed later. The client has used up its own retries by then.
         retry_after_s: Seconds to wait before a retry, as requested by the server; None if it requested no delay.
-        request_id: Identifier of the call in the server's log; None if the call did not reach a server.
+        request_id: Identifier of the call, also in the server's log if the call arrived there; None if no request was
+            sent, such as for an invalid argument.
     """
 
     default_code: ClassVar[str] = "UNKNOWN"
@@ -61,6 +82,7 @@ class IsoglossError(Exception):
         retry_after_s: float | None = None,
         request_id: str | None = None,
     ) -> None:
+        message = printable(message)
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
@@ -73,10 +95,11 @@ class IsoglossError(Exception):
 
     def __str__(self) -> str:
         marks = [self.reason or self.code]
-        marks += [violation.field for violation in self.violations[:3] if violation.field not in self.message]
+        fields = [printable(violation.field) for violation in self.violations[:3]]
+        marks += [field for field in fields if field not in self.message]
         if self.request_id:
             marks.append(f"request {self.request_id}")
-        return f"{self.message} [{', '.join(marks)}]"
+        return printable(f"{self.message} [{', '.join(marks)}]")
 
     def replaced(self, message: str, **changes: Any) -> Self:
         """Returns a copy of the error with another message and the attributes in `changes` replaced."""
@@ -188,11 +211,72 @@ BY_CODE: Mapping[str, type[IsoglossError]] = MappingProxyType(
 BY_REASON: Mapping[str, type[IsoglossError]] = MappingProxyType({"SPACE_MISMATCH": SpaceMismatchError})
 
 
+@dataclass(frozen=True, slots=True)
+class ClientReason:
+    """A reason of errors that the client raises itself: its exceptions and its meaning, for docs/errors.md."""
+
+    exceptions: tuple[type[IsoglossError], ...]
+    meaning: str
+
+
+_INVALID = (InvalidArgumentError,)
+# All reasons that appear in the source of the client; a test compares them.
+CLIENT_REASONS: Mapping[str, ClientReason] = MappingProxyType(
+    {
+        "BAD_ANSWER": ClientReason(
+            (InternalError,),
+            "The response breaks the contract, or does not belong to the request. Nothing of it is used.",
+        ),
+        "BAD_CHUNK": ClientReason(_INVALID, "`chunk_texts` is not a whole number of at least 1."),
+        "BAD_K": ClientReason(_INVALID, "`k` is not a whole number of at least 1."),
+        "BAD_MATRIX": ClientReason(_INVALID, "The array of `Vectors` does not consist of rows of numbers."),
+        "BAD_MIN_SCORE": ClientReason(_INVALID, "`min_score` exceeds the range of floating-point numbers."),
+        "BAD_TEXT": ClientReason(
+            _INVALID, "A text is not a `str`, or has an unpaired surrogate, which UTF-8 cannot encode."
+        ),
+        "BAD_TIMEOUT": ClientReason(_INVALID, "`timeout_s` or `patience_s` is not a finite number of seconds above 0."),
+        "BAD_TYPE": ClientReason(_INVALID, "An argument has the wrong type."),
+        "BAD_WINDOW": ClientReason(_INVALID, "`window_chunks` is not a whole number of at least 1."),
+        "CLIENT_CLOSED": ClientReason(
+            (FailedPreconditionError, CallCancelledError), "The client was closed before the call, or during it."
+        ),
+        "CLIENT_FORKED": ClientReason(
+            (FailedPreconditionError,), "The process forked after the client was created; create one in the child."
+        ),
+        "DIMENSION_MISMATCH": ClientReason(
+            _INVALID, "The vectors of the two sides of a comparison have different lengths."
+        ),
+        "NOT_A_LIST": ClientReason(
+            _INVALID,
+            "The texts are not a list or another iterable of `str` in an order, but for example a mapping, a "
+            "set, a table or a single `str`.",
+        ),
+        "OTHER_EVENT_LOOP": ClientReason(
+            (FailedPreconditionError,), "The `AsyncClient` belongs to the event loop of its first call."
+        ),
+        "PATCHED_THREADS": ClientReason(
+            (FailedPreconditionError,),
+            "gevent or eventlet has patched the threads of the process, in which `embed_many` would freeze.",
+        ),
+        "REQUEST_TOO_LARGE": ClientReason(_INVALID, "A text alone has more bytes than the limit of a request."),
+        "SPACE_MISMATCH": ClientReason(
+            (SpaceMismatchError,), "The sides of a comparison, or a response and the required space, differ in space."
+        ),
+        "UNEQUAL_SIDES": ClientReason(_INVALID, "A pairwise comparison has sides of different lengths."),
+        "UNKNOWN_ENUM": ClientReason(_INVALID, "An argument is not one of the values of its enum."),
+        "UNSUPPORTED_DIMENSIONS": ClientReason(_INVALID, "`dimensions` is not a whole number of at least 0."),
+    }
+)
+
+
 def error_class(code: str, reason: str) -> type[IsoglossError]:
     """Returns the exception class for the name of a gRPC status and the reason of an ErrorInfo."""
     general = BY_CODE.get(code, InternalError)
     refined = BY_REASON.get(reason, general)
     return refined if issubclass(refined, general) else general
+
+
+ROW_NUMBER = re.compile("[0-9]{1,10}")  # int() fails for the thousands of digits that a server may send
 
 
 def with_row_offset(error: IsoglossError, offset: int, field: str = "texts", *, name: str = "") -> IsoglossError:
@@ -204,7 +288,7 @@ def with_row_offset(error: IsoglossError, offset: int, field: str = "texts", *, 
         field: The argument that was split.
         name: New name of the argument; empty keeps `field`.
     """
-    pattern = re.compile(rf"\b{field}\[(\d+)\]")
+    pattern = re.compile(rf"\b{field}\[({ROW_NUMBER.pattern})\]")
 
     def moved(text: str) -> str:
         """Returns `text` with rows of the whole call."""
@@ -215,6 +299,6 @@ def with_row_offset(error: IsoglossError, offset: int, field: str = "texts", *, 
         for v in error.violations
     )
     metadata = dict(error.metadata)
-    if metadata.get("index", "").isdecimal() and any(pattern.match(v.field) for v in error.violations):
+    if ROW_NUMBER.fullmatch(metadata.get("index", "")) and any(pattern.match(v.field) for v in error.violations):
         metadata["index"] = str(int(metadata["index"]) + offset)
     return error.replaced(moved(error.message), violations=violations, metadata=metadata)

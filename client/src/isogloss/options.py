@@ -1,9 +1,45 @@
 """ClientOptions: the connection settings of a client, as one frozen value."""
 
+import ipaddress
 import math
+import re
 from dataclasses import dataclass, field
 
 MEBIBYTE = 2**20
+MAX_PORT = 2**16 - 1
+# gRPC's schemes: those with "host:port" addresses, and others.
+IP_SCHEMES = frozenset({"dns", "ipv4", "ipv6"})
+SCHEMES = IP_SCHEMES | {"unix", "unix-abstract", "vsock", "xds", "google-c2p"}
+ADDRESS = re.compile(r"(?P<host>\[[^\[\]/@]+\]|[^\[\]:/@?#\s]+):(?P<port>[0-9]{1,9})")
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """Returns the scheme of `target`, which is empty if it has none of gRPC's, and the addresses without it.
+
+    Only the schemes of gRPC count as schemes, because "localhost:50051" has the form of one too.
+    """
+    scheme, _, rest = target.partition(":")
+    if scheme not in SCHEMES:
+        return "", target
+    if rest.startswith("//"):  # an authority follows, such as the name server in "dns://8.8.8.8/host:1"
+        rest = rest[2:].partition("/")[2]
+    return scheme, rest
+
+
+def is_loopback(target: str) -> bool:
+    """Returns True if no address of `target` is on another machine, as far as can be seen without resolving it."""
+    scheme, addresses = split_target(target)
+    if scheme and scheme not in IP_SCHEMES:
+        return scheme.startswith("unix")
+    hosts = [address.rpartition(":")[0].strip("[]").lower() for address in addresses.split(",")]
+    return all(host == "localhost" or host.endswith(".localhost") or _is_loopback_ip(host) for host in hosts)
+
+
+def _is_loopback_ip(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,16 +48,26 @@ class ClientOptions:
 
     Attributes:
         target: Address of the server: "host:port", or any gRPC name ("dns:///host:port", "unix:/path",
-            "ipv4:10.0.0.1:50051,10.0.0.2:50051"). Requests go to all addresses of a name in turn (round robin).
+            "ipv4:10.0.0.1:50051,10.0.0.2:50051"), but not a URL. Requests go to all addresses of a name in turn (round
+            robin).
         tls: Encrypt the connection, and check the server's certificate against its host name.
         root_certificates: Certificate authorities to trust, in PEM; None selects those shipped with gRPC. Needs tls.
         api_key: Sent with every call as `authorization: Bearer KEY`; None sends none. Without tls, the network can
             read it.
         timeout_s: Time limit in seconds for a whole call, including retries and all parts of a split call.
-        attempts: Attempts per request while the server is unavailable or overloaded, 1 to 5; 1 disables retries.
-        keepalive_s: Seconds without traffic during a call after which the client pings the server, at least 10. By
-            default gRPC servers close connections that are pinged more often than every 300 s ("too_many_pings").
+        attempts: Attempts per request while connections are lost or the server is overloaded, 1 to 5; 1 disables
+            retries, and fails at once if there is no connection. Attempts that a starting or stopping server refuses
+            do not count.
+        wait_for_ready: True waits for the first connection until the deadline of the call. False raises
+            UnavailableError within 2 seconds if nothing listens at the target. Later calls always wait for a
+            connection that was lost, such as during a restart of the server.
+        keepalive_s: Seconds without traffic during a call after which the client pings the server, at least 10. An
+            Isogloss server accepts that; servers with gRPC's defaults close connections that are pinged more often
+            than every 300 s ("too_many_pings").
         keepalive_timeout_s: Seconds to wait for the reply to a ping before the connection counts as lost.
+        http_proxy: True connects through the proxy in the environment (grpc_proxy, https_proxy or http_proxy, except
+            for hosts in no_proxy), False never. None does so with tls only, and not to the same machine: without tls
+            the proxy can read all texts.
         max_receive_bytes: Largest response to accept. Should exceed the server's max_response_bytes.
 
     Raises:
@@ -34,14 +80,15 @@ class ClientOptions:
     api_key: str | None = field(default=None, repr=False)
     timeout_s: float = 60.0
     attempts: int = 4
-    keepalive_s: float = 300.0
-    keepalive_timeout_s: float = 20.0
+    wait_for_ready: bool = False
+    keepalive_s: float = 15.0
+    keepalive_timeout_s: float = 10.0
+    http_proxy: bool | None = None
     max_receive_bytes: int = 256 * MEBIBYTE
 
     def __post_init__(self) -> None:
         self._check_types()
-        if not self.target or self.target.startswith(("http:", "https:")):
-            raise ValueError(f"target must have the form 'host:port', such as 'localhost:50051', not {self.target!r}")
+        self._check_target()
         if self.root_certificates is not None and not self.tls:
             raise ValueError("root_certificates requires tls=True")
         # Checked here because the error of grpc, raised by the first call, quotes the key.
@@ -56,12 +103,28 @@ class ClientOptions:
         self._check_range("max_receive_bytes", 1, 2**31 - 1)
 
     def _check_types(self) -> None:
-        for name, expected in (("target", str), ("tls", bool), ("root_certificates", bytes), ("api_key", str)):
+        required = {"target": str, "tls": bool, "wait_for_ready": bool}
+        optional = {"root_certificates": bytes, "api_key": str, "http_proxy": bool}
+        for name, expected in (required | optional).items():
             value = getattr(self, name)
-            if not isinstance(value, expected) and (value is not None or name in ("target", "tls")):
+            if not isinstance(value, expected) and (value is not None or name in required):
                 raise ValueError(f"{name} must be {expected.__name__}, not {type(value).__name__}")
         if not self.target.isprintable():  # unpaired surrogates included, which UTF-8 cannot encode
             raise ValueError(f"target must consist of printable characters, not {self.target!r}")
+
+    def _check_target(self) -> None:
+        scheme, addresses = split_target(self.target)
+        if scheme and scheme not in IP_SCHEMES:
+            return
+        for address in addresses.split(",") if scheme.startswith("ip") else [addresses]:
+            found = ADDRESS.fullmatch(address)
+            if found is None and ADDRESS.fullmatch(f"{address}:1"):  # gRPC would silently use port 443
+                raise ValueError(f"target has no port; write it as '{address}:50051', not {self.target!r}")
+            if found is None:
+                form = "must have the form 'host:port', such as 'localhost:50051' or '[::1]:50051'"
+                raise ValueError(f"target {form}, not {self.target!r}; for TLS, set tls=True")
+            if not 1 <= int(found["port"]) <= MAX_PORT:
+                raise ValueError(f"target must have a port between 1 and {MAX_PORT}, not {found['port']}")
 
     def _check_range(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)

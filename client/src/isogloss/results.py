@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
-from typing import NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,8 +72,22 @@ class RowError:
     message: str
 
 
+class _ReadOnlyArrays:
+    """Keeps arrays read-only in pickles and deep copies, where those of numpy are writable."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        cached = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
+        return {name: value for name, value in vars(self).items() if name not in cached}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                read_only(value)
+        vars(self).update(state)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Embeddings:
+class Embeddings(_ReadOnlyArrays):
     """Result of an embed: one vector per text, in order.
 
     Attributes:
@@ -139,7 +153,7 @@ class EmbeddedChunk:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Vectors:
+class Vectors(_ReadOnlyArrays):
     """Stored vectors, as one side of a comparison. They are compared as given, without normalization.
 
     Args:
@@ -193,7 +207,7 @@ def _matrix(array: ArrayLike) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Comparison:
+class Comparison(_ReadOnlyArrays):
     """Attributes that all results of comparisons have in common.
 
     Attributes:
@@ -234,7 +248,7 @@ class Neighbor(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Neighbors(Sequence[Neighbor]):
+class Neighbors(_ReadOnlyArrays, Sequence[Neighbor]):
     """Candidates nearest to one query, best first, ties ordered by row. A sequence of Neighbor, equal to such a list.
 
     Attributes:

@@ -5,12 +5,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from isogloss.cli.arguments import InputError, UsageError, options, parser
+from isogloss.cli.arguments import InputError, Parser, UsageError, options, parser
 from isogloss.cli.commands import COMMANDS
 from isogloss.cli.output import Output
-from isogloss.cli.render import printable
 from isogloss.client import Client
-from isogloss.errors import IsoglossError
+from isogloss.errors import IsoglossError, printable
 
 INTERRUPTED = 130  # the convention of shells: 128 + the number of the signal
 BROKEN_PIPE = 141
@@ -26,7 +25,8 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.
     try:
         return _run(arguments, environment)
     except UsageError as error:
-        program.error(str(error))
+        verb: Parser = arguments.verb
+        verb.error(str(error))
     except BrokenPipeError:
         return _broken_pipe()
     except (IsoglossError, InputError) as error:

@@ -7,13 +7,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
+from isogloss._arguments import MAX_UINT32, shown
 from isogloss._version import __version__
 from isogloss.enums import ElementType, InputType, Metric, Truncation
+from isogloss.errors import printable
 from isogloss.options import ClientOptions
 
 SERVER = "localhost:50051"
 SHELLS = ("bash", "zsh", "fish")
-MAX_UINT32 = 2**32 - 1
+TEXT_MARK = "\0"  # no argument of a process contains it
 EPILOG = """\
 environment:
   ISOGLOSS_SERVER   address of the server, if --server is not given
@@ -44,25 +46,72 @@ class InputError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints errors as one line, with exit code 2, and suggests flags for unknown ones."""
+    """A parser that prints errors as one line, with exit code 2, and suggests flags for unknown ones.
+
+    Flags of a verb may stand between its texts. All arguments after -- are texts.
+    """
+
+    _parses = False  # True while argparse calls parse_known_args from parse_known_intermixed_args
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses `args`; exits with a suggestion if a flag is unknown."""
-        parsed, unknown = super().parse_known_args(args, namespace)
+        if self._parses:
+            return super().parse_known_args(args, namespace)
+        if self._subparsers is not None:  # argparse does not support flags between a verb and its arguments
+            parsed, unknown = super().parse_known_args(args, namespace)
+        else:
+            self._parses = True
+            marked = _mark_texts(args)
+            try:
+                self._check_texts(marked)
+                parsed, unknown = self.parse_known_intermixed_args(marked, namespace)
+            finally:
+                self._parses = False
         if unknown:
             self.error(self._unknown_message(unknown))
         return parsed, unknown
 
+    def _check_texts(self, args: Sequence[str]) -> None:
+        """Exits if a text begins with -h, which argparse would read as the flag -h with a value."""
+        wrong = [argument for argument in args if argument.startswith("-h") and argument != "-h"]
+        if wrong:
+            self.error(self._unknown_message(wrong))
+
     def error(self, message: str) -> NoReturn:
         """Prints the error and exits."""
-        self.exit(2, f"isogloss: {' '.join(message.split())} (see {self.prog} --help)\n")
+        if message.endswith("expected one argument"):
+            message += "; write FLAG=VALUE if the value begins with -"
+        self.exit(2, f"isogloss: {' '.join(printable(message).split())} (see {self.prog} --help)\n")
 
     def _unknown_message(self, unknown: Sequence[str]) -> str:
         flags = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
         if not flags:
-            return f"unexpected argument {unknown[0]!r}"
+            return f"unexpected argument {unknown[0].removeprefix(TEXT_MARK)!r}"
         close = difflib.get_close_matches(flags[0], self._option_string_actions, n=1)
-        return f"unknown flag {flags[0]}" + (f"; did you mean {close[0]}?" if close else "")
+        if close:
+            return f"unknown flag {flags[0]}; did you mean {close[0]}?"
+        has_texts = any(action.nargs == "*" for action in self._get_positional_actions())
+        return f"unknown flag {flags[0]}" + ("; write -- before texts that begin with -" if has_texts else "")
+
+
+def _mark_texts(args: Sequence[str]) -> list[str]:
+    """Returns `args` without the first --, and with TEXT_MARK before each argument after it.
+
+    Versions of argparse differ in what they do with -- between flags.
+    """
+    if "--" not in args:
+        return list(args)
+    end = list(args).index("--")
+    return [*args[:end], *(f"{TEXT_MARK}{text}" for text in args[end + 1 :])]
+
+
+def _text(argument: str) -> str:
+    text = argument.removeprefix(TEXT_MARK)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("not valid UTF-8") from None
+    return text
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -87,7 +136,7 @@ class _Verbs:
 
     def add(self, name: str, line: str, *example: str, parents: tuple[argparse.ArgumentParser, ...] = ()) -> Any:
         """Adds a verb and returns its parser."""
-        return self._parsers.add_parser(
+        verb = self._parsers.add_parser(
             name,
             help=line,
             description=f"{line[0].upper()}{line[1:]}.",
@@ -95,6 +144,8 @@ class _Verbs:
             formatter_class=_Formatter,
             parents=parents,
         )
+        verb.set_defaults(verb=verb)  # its help is the one to see after an error
+        return verb
 
 
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -112,12 +163,17 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     _nearest(verbs, common)
     line = "report the server's health; exit code 1 if not serving"
     health = verbs.add("health", line, "isogloss health && echo ready", parents=common)
-    health.add_argument("--model", default="", metavar="NAME", help="report this model alone")
+    health.add_argument("--model", type=_text, default="", metavar="NAME", help="report this model alone")
+    health.add_argument("--wait", action="store_true", help="wait until it serves, for --timeout-s at most")
     verbs.add("models", "list the served models", "isogloss models --json", parents=common)
     line = "print a script that completes this command in a shell"
     completion = verbs.add("completion", line, "source <(isogloss completion bash)")
     completion.add_argument(
-        "shell", choices=SHELLS, help="shell of the script; needs pip install 'isogloss[completion]'"
+        "shell",
+        type=_text,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"{', '.join(SHELLS)}; needs pip install 'isogloss[completion]'",
     )
     return top
 
@@ -165,7 +221,7 @@ def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     _complete_files(authorities)
     group.add_argument(
         "--timeout-s",
-        type=float,
+        type=_number,
         default=60.0,
         metavar="SECONDS",
         help="time limit per call; long input takes several calls (default: %(default)g)",
@@ -211,6 +267,7 @@ def _similarity(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> N
     verb.add_argument(
         "--candidate",
         action="append",
+        type=_text,
         metavar="TEXT",
         help="compare the texts with this one, instead of with each other; repeatable",
     )
@@ -224,21 +281,23 @@ def _similarity(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> N
 def _nearest(verbs: _Verbs, common: tuple[argparse.ArgumentParser, ...]) -> None:
     example = 'isogloss nearest "Where is the station?" -k 3 < sentences.txt'
     verb = verbs.add("nearest", "find the texts nearest to a query", example, parents=common)
-    verb.add_argument("query", metavar="QUERY", help="the text to find neighbours of")
+    verb.add_argument("query", type=_text, metavar="QUERY", help="the text to find neighbours of")
     _texts(verb, "candidates", TEXTS.replace("the texts", "the texts to search", 1))
     verb.add_argument("-k", type=_neighbours, default=10, help="maximum number of neighbours (default: %(default)d)")
-    verb.add_argument("--min-score", type=float, metavar="SCORE", help="minimum score of a neighbour")
+    verb.add_argument("--min-score", type=_number, metavar="SCORE", help="minimum score of a neighbour")
     _model(verb)
     _metric(verb)
 
 
 def _texts(verb: argparse.ArgumentParser, name: str, explanation: str) -> None:
     # The default makes argparse treat the argument as optional when it lists missing ones.
-    verb.add_argument(name, nargs="*", default=[], metavar="TEXT", help=explanation)
+    verb.add_argument(name, nargs="*", type=_text, default=[], metavar="TEXT", help=explanation)
 
 
 def _model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", default="", metavar="NAME", help="name of the model (default: the server's default)")
+    verb.add_argument(
+        "--model", type=_text, default="", metavar="NAME", help="name of the model (default: the server's default)"
+    )
     verb.add_argument(
         "--dimensions",
         type=_dimensions,
@@ -275,6 +334,8 @@ def _complete_files(action: argparse.Action) -> None:
 def _output_file(text: str) -> Path:
     if text == "-":
         raise argparse.ArgumentTypeError("standard output (-) is not supported; name a file")
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file")
     return Path(text)
 
 
@@ -290,7 +351,14 @@ def _whole_number(text: str, least: int) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {shown(text)}") from None
     if not least <= number <= MAX_UINT32:
-        raise argparse.ArgumentTypeError(f"must be between {least} and {MAX_UINT32}, not {number}")
+        raise argparse.ArgumentTypeError(f"must be between {least} and {MAX_UINT32}, not {shown(number)}")
     return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {shown(text)}") from None

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from isogloss._embed import READY
 from isogloss.cli.arguments import InputError, UsageError, model_arguments
 from isogloss.cli.output import NpyFile, Output
-from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, printable, vector_table
+from isogloss.cli.render import aligned, heat_map, neighbors_table, pair_table, vector_table
 from isogloss.client import Client
-from isogloss.enums import ServingStatus
-from isogloss.errors import IsoglossError, SpaceMismatchError, with_row_offset
+from isogloss.errors import IsoglossError, SpaceMismatchError, printable, with_row_offset
 from isogloss.results import Embeddings, Neighbor
 
 # Limits of the texts held in memory at a time. The client splits a chunk further if the server's limits are lower.
 CHUNK_TEXTS = 1024
 CHUNK_CHARACTERS = 2**21
-HEALTHY = frozenset({ServingStatus.SERVING, ServingStatus.DEGRADED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def nearest(client: Client, arguments: argparse.Namespace, output: Output) -> in
 
 def health(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Prints the health of the server; returns exit code 1 if it cannot serve."""
-    report = client.health(arguments.model)
+    report = client.wait_until_ready(model=arguments.model) if arguments.wait else client.health(arguments.model)
 
     def table() -> str:
         """Returns a line for the server and one per model."""
@@ -198,7 +197,7 @@ def health(client: Client, arguments: argparse.Namespace, output: Output) -> int
         return f"{report.status}: version {printable(report.version)}, up {report.uptime_s:.0f} s\n\n{aligned(rows)}"
 
     output.show(asdict(report), table)
-    return 0 if report.status in HEALTHY else 1
+    return 0 if report.status in READY else 1
 
 
 def models(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
@@ -232,14 +231,13 @@ COMMANDS: Mapping[str, Callable[[Client, argparse.Namespace, Output], int]] = Ma
 
 
 def embed_chunks(client: Client, given: Sequence[str], **arguments: Any) -> Iterator[Chunk]:
-    """Yields all texts as vectors of one space, chunk by chunk; raises UsageError if there are none."""
-    space_id = ""
+    """Yields all texts as vectors of one space and length, chunk by chunk; raises UsageError if there are none."""
     for start, texts in text_chunks(given):
         try:
-            embeddings = client.embed(texts, space_id=space_id, **arguments)
+            embeddings = client.embed(texts, **arguments)
         except IsoglossError as error:
             raise with_row_offset(error, start) from None
-        space_id = embeddings.space_id
+        arguments |= {"space_id": embeddings.space_id, "dimensions": embeddings.dimensions}
         yield Chunk(start, texts, embeddings)
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from isogloss.cli.arguments import UsageError
+
+CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # categories of Unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,11 @@ class Output:
             self.stream.write(table())
 
     def line(self, data: Mapping[str, Any]) -> None:
-        """Prints `data` as one line of JSON."""
-        json.dump(data, self.stream, ensure_ascii=False, default=_to_json)
-        self.stream.write("\n")
+        """Prints `data` as one line of JSON; characters that control a terminal are escapes of JSON."""
+        text = json.dumps(data, ensure_ascii=False, default=_to_json)
+        controls = {ord(c): json.dumps(c)[1:-1] for c in set(text) if unicodedata.category(c) in CONTROLS}
+        controls[0x7F] = "\\u007f"  # the only one that ASCII has and json does not escape
+        self.stream.write(f"{text.translate(controls)}\n")
 
 
 def _to_json(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from isogloss.errors import printable
 from isogloss.results import Neighbor
 
 ELLIPSIS = "…"
@@ -17,11 +18,6 @@ BLACK_DIGITS_FROM = 6  # darker colours have white digits
 LABEL_COLUMNS = 40
 MIN_LABEL_COLUMNS = 8
 SHOWN_NUMBERS = 5  # of each vector
-
-
-def printable(text: str) -> str:
-    """Returns `text` on one line, without characters that control a terminal or reorder the line."""
-    return "".join(_shown(character) for character in text)
 
 
 def width(text: str) -> int:
@@ -56,19 +52,6 @@ def _columns(character: str) -> int:
     if unicodedata.category(character) in {"Mn", "Me", "Cf"} or "\u1160" <= character <= "\u11ff":
         return 0
     return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
-
-
-def _shown(character: str) -> str:
-    match unicodedata.category(character):
-        case "Cc" | "Zl" | "Zp":
-            return " "
-        case "Cs":
-            return "\ufffd"
-        case "Cf":
-            # Keeps joiners, which shape Indic and Arabic letters and emoji; drops others, such as directional marks.
-            return character if character in "\u200c\u200d" else ""
-        case _:
-            return character
 
 
 def heat_map(

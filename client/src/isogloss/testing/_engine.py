@@ -412,7 +412,7 @@ class Responder:
             model=settings.model,
             space_id=settings.space_id,
             truncated_queries=truncated[0],
-            truncated_candidates=truncated[1] if len(sides) > 1 else (),
+            truncated_candidates=truncated[-1],
             timings=reported_timings(),
         )
         shape = request.WhichOneof("shape")
@@ -495,7 +495,8 @@ def _scores(queries: Rows, candidates: Rows, metric: Metric) -> Rows:
     else:
         power = 2 if metric is Metric.EUCLIDEAN else 1
         scores = np.stack([0.0 - np.linalg.norm(query - other, power, axis=-1) for query in rows], axis=-2)
-    return (np.clip(scores, -1.0, 1.0) if metric is Metric.COSINE else scores).astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 a score is infinite
+        return (np.clip(scores, -1.0, 1.0) if metric is Metric.COSINE else scores).astype(np.float32)
 
 
 def _write_scores(scores: Rows, message: pb.Matrix) -> None:

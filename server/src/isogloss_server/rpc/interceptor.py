@@ -1,6 +1,7 @@
 """Interceptor around each call: identity, deadline, errors to statuses, one log line."""
 
 import asyncio
+import contextlib
 import math
 import secrets
 import traceback
@@ -15,10 +16,11 @@ from isogloss.wire.status import REQUEST_ID_TRAILER
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.errors import DomainError, InternalError, MalformedRequestError
+from isogloss_server.errors import DomainError, DrainingError, InternalError, MalformedRequestError
 from isogloss_server.rpc.status import to_status
 
 MAX_REQUEST_ID_CHARACTERS = 128
+QUIET_S = 0.05  # without a new call, after which callers have noticed that the server is stopping
 
 T = TypeVar("T")
 GrpcContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -54,6 +56,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._clock = clock
         self._access_log = access_log
         self._wrapped: dict[str, Handler] = {}
+        self._in_progress: set[asyncio.Task[Any]] = set()  # tasks of calls, of the EmbeddingService alone
+        self._refusing = False
+        self._refused = 0
+        self._ending = False
+
+    async def refuse_calls(self, max_s: float) -> None:
+        """Answers new calls with DRAINING from now on; returns when they stop arriving, or after `max_s` seconds.
+
+        When gRPC stops, it ends the calls that it has received but not yet handed over with a bare CANCELLED. So it is
+        stopped only when there are few such calls.
+        """
+        self._refusing = True
+        seen = -1
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max_s):
+                while seen != self._refused:
+                    seen = self._refused
+                    await asyncio.sleep(QUIET_S)
+
+    def end_calls(self) -> None:
+        """Ends all calls in progress with DRAINING, where gRPC would end them with a bare CANCELLED."""
+        self._ending = True
+        for task in self._in_progress:
+            task.cancel()
 
     async def intercept_service(
         self,
@@ -122,22 +148,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         identity = (REQUEST_ID_TRAILER, call.request_id)
         code = "OK"
         context.set_trailing_metadata((identity,))
+        own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
         try:
+            if own and task is not None:
+                self._check_accepting()
+                self._in_progress.add(task)
             return await handle(call)
         except asyncio.CancelledError:
-            code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
-            raise
+            if not (own and self._ending):
+                code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
+                raise
+            status = to_status(DrainingError("the server stopped before the call was finished; send it again"))
+            code = status.code.name
         except Exception as error:  # noqa: BLE001 - every error is converted to a status
             status = to_status(to_domain_error(error, call))
             code = status.code.name
             release_frames(error)
         finally:
-            if self._access_log and not call.method.startswith("/"):  # other services keep their full name
+            if task is not None:
+                self._in_progress.discard(task)
+            if self._access_log and own:
                 logs.call(call, code, (self._clock.monotonic_s() - began_s) * 1e3)
         # Outside the handler above: grpc's call and the exception of `abort` refer to each other, and would keep the
         # handled error as well.
         trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
         return await context.abort(status.code, status.proto.message, (*trailers, identity))
+
+    def _check_accepting(self) -> None:
+        if self._refusing:
+            self._refused += 1
+            raise DrainingError("the server is stopping; send the request to another one, or again later")
 
 
 def parse(read: Callable[[bytes], T], request: bytes) -> T:

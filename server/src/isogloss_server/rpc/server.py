@@ -1,5 +1,6 @@
 """The grpc.aio server: options, services, port, stop."""
 
+import asyncio
 import errno
 import socket
 
@@ -20,6 +21,8 @@ from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+MAX_REFUSAL_S = 1.0  # time for callers to notice that the server is stopping, before connections are closed
+LAST_STATUS_S = 0.2  # time for the statuses of calls that are ended to arrive
 ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
 
 
@@ -43,9 +46,9 @@ class Server:
     def __init__(
         self, settings: Settings, registry: Registry, pipeline: Pipeline, executor: Executor, clock: Clock
     ) -> None:
-        interceptor = CallInterceptor(SERVICE, clock, access_log=settings.access_log)
+        self._calls = CallInterceptor(SERVICE, clock, access_log=settings.access_log)
         self._settings = settings
-        self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(settings))
+        self._grpc = grpc.aio.server(interceptors=[self._calls], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
         window = StreamWindow(settings.stream_window_requests, settings.stream_window_bytes)
         service = EmbeddingService(registry, pipeline, executor, clock, window)
@@ -71,10 +74,21 @@ class Server:
         return bound
 
     async def stop(self, grace_s: float | None) -> None:
-        """Accepts no new calls, ends watches and streams, and cancels calls after `grace_s` seconds."""
+        """Refuses new calls, ends watches and streams, and ends calls in progress after `grace_s` seconds.
+
+        Both are answered with DRAINING. None ends calls at once. Otherwise callers have MAX_REFUSAL_S at most to notice
+        that the server is stopping, even if `grace_s` is less.
+        """
+        end_s = asyncio.get_running_loop().time() + (grace_s or 0.0)
         self._health.end_watches()
         self._streams.end()
-        await self._grpc.stop(grace_s)
+        if grace_s is not None:
+            await self._calls.refuse_calls(MAX_REFUSAL_S)
+        remaining_s = max(0.0, end_s - asyncio.get_running_loop().time())
+        stopping = asyncio.ensure_future(self._grpc.stop(remaining_s + LAST_STATUS_S))
+        await asyncio.wait({stopping}, timeout=remaining_s)
+        self._calls.end_calls()
+        await stopping
 
 
 def check_free(host: str, port: int) -> None:
