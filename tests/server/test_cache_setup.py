@@ -6,7 +6,7 @@ import traceback
 import pytest
 from isogloss_server import app
 from isogloss_server.clock import SystemClock
-from isogloss_server.errors import CacheSetupError
+from isogloss_server.errors import CacheSetupError, SettingsError
 from isogloss_server.settings.declarations import Settings
 
 MODULE = "isogloss_server.engine.redis_store"
@@ -34,7 +34,7 @@ def test_a_missing_package_has_its_install_command(monkeypatch: pytest.MonkeyPat
 def test_an_invalid_url_is_not_quoted(url: str) -> None:
     """An invalid URL is rejected; neither the error nor its cause quotes it."""
     pytest.importorskip("redis")
-    with pytest.raises(CacheSetupError, match="redis://") as raised:
+    with pytest.raises(SettingsError, match="redis://") as raised:
         build(url)
     assert "swordfish" not in "".join(traceback.format_exception_only(raised.value))
     assert raised.value.__cause__ is None

@@ -121,7 +121,8 @@ def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -
     """Returns the cache, with Redis behind it if its URL is set. redis-py is an extra, imported only then.
 
     Raises:
-        CacheSetupError: The package is missing, or the URL is invalid.
+        CacheSetupError: The package is missing.
+        SettingsError: The URL is invalid.
     """
     shared = None
     if settings.cache_redis_url is not None:

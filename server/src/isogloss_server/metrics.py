@@ -46,6 +46,9 @@ CACHE_SHARED_ERRORS = Counter(
     registry=REGISTRY,
 )
 
+DROPPED_LOG_LINES = Counter(
+    "isogloss_log_dropped_lines", "Lines of the log that were dropped, because stderr was not read.", registry=REGISTRY
+)
 TASKS = Gauge(
     "isogloss_tasks",
     "Unfinished asyncio tasks; constant when the server is idle.",

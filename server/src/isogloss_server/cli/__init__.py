@@ -1,8 +1,8 @@
 """`isogloss-server`: the command line, and the dispatch of its verbs. Each verb has a module of its own."""
 
 import argparse
+import contextlib
 import difflib
-import logging
 import os
 import re
 import signal
@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from isogloss_server import logs, system
 from isogloss_server._version import __version__
 from isogloss_server.cli import serve
-from isogloss_server.errors import SettingsError, StartupError
+from isogloss_server.errors import StartupError
 
 PROGRAM = "isogloss-server"
 EPILOG = """\
@@ -145,12 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return models.run(flags)
             case _:
                 return serve.run(flags)
-    except SettingsError as error:
-        print_error(str(error))
-        return 2
     except StartupError as error:
         print_error(str(error))
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         print_error("interrupted; completely downloaded files are kept")
         return 128 + signal.SIGINT
@@ -164,11 +162,23 @@ def _print_completion(shell: str) -> int:
 
 
 def run() -> None:
-    """Runs the program and exits the process without waiting for threads that still work."""
-    status = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Runs the program and exits the process without waiting for threads that still work, or for a full stderr."""
+    system.open_closed_streams()
+    logs.queue_stderr()
+    try:
+        status = main()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has what it needs
+        status = 128 + signal.SIGPIPE
+    except BaseException:  # noqa: BLE001 - the end of the process
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    logs.flush()
     os._exit(status)
 
 

@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
 from isogloss_server import logs
+from isogloss_server.errors import StartupError
 from isogloss_server.settings.declarations import PREFIX, Settings
 from isogloss_server.settings.sources import load, silence_grpc, unknown_variables
 
@@ -64,6 +65,11 @@ def run(flags: Mapping[str, Any]) -> int:
         return uvloop.run(serve(settings))
     except KeyboardInterrupt:  # before the server handles signals
         return 128 + signal.SIGINT
+    except StartupError:
+        raise
+    except Exception as error:
+        logs.internal_error(error)
+        raise StartupError(f"internal error: {type(error).__qualname__}; the log has its place") from error
 
 
 def _extra(field: FieldInfo, name: str) -> str:

@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
 from isogloss_server.engine.shared_cache import CONNECT_TIMEOUT_S, StoreError
-from isogloss_server.errors import CacheSetupError
+from isogloss_server.errors import SettingsError
 
 CONNECTIONS = 8  # of one server; further look-ups wait for a connection, within their time limit
 # Exceptions of redis-py and their causes in words; the first match counts. Their own messages may quote addresses.
@@ -44,7 +44,7 @@ class RedisStore:
             ttl_s: Lifetime of a value, in seconds.
 
         Raises:
-            CacheSetupError: The URL is invalid.
+            SettingsError: The URL is invalid.
         """
         try:
             # No retries: a look-up has no time for a second attempt. RESP 2: nothing of RESP 3 is needed.
@@ -57,7 +57,7 @@ class RedisStore:
                 maint_notifications_config=MaintNotificationsConfig(enabled=False),
             )
         except ValueError:  # its message quotes the URL, and with it the password
-            raise CacheSetupError("invalid URL in cache_redis_url: it must begin with redis:// or rediss://") from None
+            raise SettingsError("invalid URL in cache_redis_url: it must begin with redis:// or rediss://") from None
         self._redis = Redis(connection_pool=pool)
         self._pool = pool
         self._prefix = prefix

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError as SourceError
 
-from isogloss_server.errors import ProviderSetupError, SettingsError
+from isogloss_server.errors import SettingsError
 from isogloss_server.settings.declarations import PREFIX, Settings
 
 CLIENT_VARIABLES = frozenset({"ISOGLOSS_SERVER", "ISOGLOSS_API_KEY"})
@@ -82,21 +82,21 @@ def provider_key(provider: str, settings: Settings) -> SecretStr | None:
         The key, or None if neither file nor variable is set.
 
     Raises:
-        ProviderSetupError: The file cannot be read or is empty, or the key has invalid characters.
+        SettingsError: The file cannot be read or is empty, or the key has invalid characters.
     """
     file: Path | None = {"cohere": settings.cohere_key_file, "openai": settings.openai_key_file}[provider]
     source = KEY_VARIABLES[provider] if file is None else str(file)
     try:
         key = os.environ.get(source, "") if file is None else file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ProviderSetupError(f"cannot read the key file {source}: {error.strerror}") from None
+        raise SettingsError(f"cannot read the key file {source}: {error.strerror}") from None
     except ValueError:
-        raise ProviderSetupError(f"cannot read the key file {source}: it is not UTF-8 text") from None
+        raise SettingsError(f"cannot read the key file {source}: it is not UTF-8 text") from None
     key = key.strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise ProviderSetupError(f"invalid key in {source}: a key has only printable ASCII characters, without spaces")
+        raise SettingsError(f"invalid key in {source}: a key has only printable ASCII characters, without spaces")
     if file is not None and not key:
-        raise ProviderSetupError(f"the key file {source} is empty")
+        raise SettingsError(f"the key file {source} is empty")
     return SecretStr(key) if key else None
 
 
