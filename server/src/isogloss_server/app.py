@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -175,17 +177,22 @@ def _port_file(file: Path | None, port: int) -> Iterator[None]:
     if file is None:
         yield
         return
-    partial_file, text = file.with_name(f"{file.name}.part"), f"{port}\n"
+    # In a new file that then gets the name: whatever has one of the names, such as a link, is not written to.
+    partial_file = file.with_name(f"{file.name}.{secrets.token_hex(8)}.part")
     try:
-        partial_file.write_text(text, encoding="ascii")
+        with partial_file.open("x", encoding="ascii") as stream:
+            stream.write(f"{port}\n")
+            own = os.fstat(stream.fileno())
         partial_file.replace(file)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial_file.unlink()
         raise ListenError(f"cannot write the port file {file}: {error.strerror}") from error
     try:
         yield
     finally:
         try:
-            if file.read_text(encoding="ascii") == text:  # else another server has replaced the file
+            if os.path.samestat(file.lstat(), own):  # else another server has replaced the file
                 file.unlink()
         except OSError as error:
             logs.warning("cannot remove the port file", file=file, cause=error.strerror)

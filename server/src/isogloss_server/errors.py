@@ -11,7 +11,7 @@ DomainError
 │   ├── BadMatrixError  DimensionMismatchError  UnequalSidesError  BadKError  BadMinScoreError
 │   └── ProviderRefusedError
 ├── NotFoundError              the request names something that the server does not have
-│   └── UnknownModelError
+│   └── UnknownModelError  UnknownServiceError
 ├── PreconditionError          the request is valid, but the state of the server forbids it
 │   └── SpaceMismatchError  ProviderCredentialsError  ProviderModelError
 ├── ExhaustedError             a resource is used up at the moment
@@ -231,6 +231,12 @@ class UnknownModelError(NotFoundError):
     """The server does not serve this model."""
 
     reason = "UNKNOWN_MODEL"
+
+
+class UnknownServiceError(NotFoundError):
+    """Health has no service or model of this name."""
+
+    reason = "UNKNOWN_SERVICE"
 
 
 class SpaceMismatchError(PreconditionError):

@@ -54,6 +54,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._clock = clock
         self._access_log = access_log
         self._wrapped: dict[str, Handler] = {}
+        self._calls: set[asyncio.Task[Any]] = set()  # of all services
+        self._ended = asyncio.Event()
+
+    def end_streams(self) -> None:
+        """Ends the streams of other services when they have answered what they have read."""
+        self._ended.set()
+
+    async def until_idle(self) -> None:
+        """Waits until no call is in flight: each is answered, up to the last byte that gRPC's core takes."""
+        while self._calls:
+            await asyncio.wait(self._calls)
 
     async def intercept_service(
         self,
@@ -61,6 +72,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Returns the wrapped handler of the method; each method is wrapped once."""
+        call = asyncio.current_task()  # gRPC's task of the call, from its headers to its status
+        if call is not None and call not in self._calls:
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
         details: Any = handler_call_details  # the type stubs leave out its attributes
         method: str = details.method
         if method not in self._wrapped:
@@ -97,7 +112,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if handler.unary_stream is not None:
                     responses = handler.unary_stream(parse(read, requests), context)
                 else:
-                    responses = handler.stream_stream(_parse_each(read, requests), context)
+                    responses = handler.stream_stream(_parse_each(read, requests, self._ended), context)
                 async for response in responses:
                     yield response
             except DomainError as error:
@@ -180,9 +195,28 @@ def release_frames(error: BaseException) -> None:
             pending += link.exceptions
 
 
-async def _parse_each(read: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield parse(read, request)
+async def _parse_each(
+    read: Callable[[bytes], Any], requests: AsyncIterator[bytes], ended: asyncio.Event
+) -> AsyncIterator[Any]:
+    """Yields the messages of a stream until its end, or until `ended` is set."""
+
+    async def receive() -> bytes | None:
+        return await anext(requests, None)
+
+    ending = asyncio.ensure_future(ended.wait())
+    try:
+        while not ended.is_set():
+            receiving = asyncio.ensure_future(receive())
+            try:
+                await asyncio.wait({receiving, ending}, return_when=asyncio.FIRST_COMPLETED)
+                request = receiving.result() if receiving.done() else None
+            finally:
+                receiving.cancel()
+            if request is None:
+                return
+            yield parse(read, request)
+    finally:
+        ending.cancel()
 
 
 def _request_id(metadata: Any) -> str:

@@ -1,5 +1,6 @@
 """The grpc.aio server: options, services, port, stop."""
 
+import asyncio
 import errno
 import socket
 
@@ -20,6 +21,7 @@ from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+CLOSE_S = 0.5  # time for the peers of idle connections to learn that the server closes them
 ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
 
 
@@ -45,6 +47,7 @@ class Server:
     ) -> None:
         interceptor = CallInterceptor(SERVICE, clock, access_log=settings.access_log)
         self._settings = settings
+        self._calls = interceptor
         self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
         window = StreamWindow(settings.stream_window_requests, settings.stream_window_bytes)
@@ -71,10 +74,22 @@ class Server:
         return bound
 
     async def stop(self, grace_s: float | None) -> None:
-        """Accepts no new calls, ends watches and streams, and cancels calls after `grace_s` seconds."""
+        """Accepts no new calls, ends watches and streams, and cancels calls after `grace_s` seconds.
+
+        Returns when no call is in flight. gRPC would also wait for connections without calls, to the end of `grace_s`
+        if their peer does not respond.
+        """
         self._health.end_watches()
         self._streams.end()
-        await self._grpc.stop(grace_s)
+        self._calls.end_streams()
+        stopping = asyncio.ensure_future(self._grpc.stop(grace_s))
+        idle = asyncio.ensure_future(self._calls.until_idle())
+        await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await asyncio.wait({stopping}, timeout=CLOSE_S)
+        if not stopping.done():
+            await self._grpc.stop(None)
+        await stopping
 
 
 def check_free(host: str, port: int) -> None:
