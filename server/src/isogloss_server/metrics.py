@@ -93,7 +93,8 @@ class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts the thread of a connection; closes the oldest one if there are too many."""
         if len(self._open) >= MAX_CONNECTIONS:
-            self._close(list(self._open)[0])
+            oldest, *_ = list(self._open)  # copied, since threads remove their connections
+            self._close(oldest)
         self._open[request] = self._clock.monotonic_s() + CONNECTION_S
         super().process_request(request, client_address)
 

@@ -13,6 +13,8 @@ from pydantic_settings import SettingsError as SourceError
 from isogloss_server.errors import SettingsError
 from isogloss_server.settings.declarations import PREFIX, Settings
 
+MAX_ERRORS = 5  # in one message
+MAX_NAME_CHARACTERS = 80  # of an unknown setting, in a message
 CLIENT_VARIABLES = frozenset({"ISOGLOSS_SERVER", "ISOGLOSS_API_KEY"})
 KEY_VARIABLES = {"cohere": "CO_API_KEY", "openai": "OPENAI_API_KEY"}
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -36,8 +38,12 @@ def load(flags: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        lines = [_message(given, str(e["loc"][0]) if e["loc"] else "", e["msg"], e["type"]) for e in error.errors()]
-        raise SettingsError("; ".join(lines)) from None
+        errors = error.errors()
+        lines = [
+            _message(given, str(e["loc"][0]) if e["loc"] else "", e["msg"], e["type"]) for e in errors[:MAX_ERRORS]
+        ]
+        more = [f"and {len(errors) - MAX_ERRORS} more errors"] if len(errors) > MAX_ERRORS else []
+        raise SettingsError("; ".join([*lines, *more])) from None
     except SourceError as error:
         raise SettingsError(str(error)) from None
 
@@ -57,6 +63,7 @@ def unknown_variables() -> Iterator[str]:
 def _message(given: Mapping[str, Any], name: str, message: str, kind: str) -> str:
     """Returns one line on an invalid setting, which names its source."""
     variable, flag = PREFIX + name.upper(), f"--{name.replace('_', '-')}"
+    message = "the path of a file or folder" if kind == "path_type" else message
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     file = given.get("config") or os.environ.get(f"{PREFIX}CONFIG")
     if kind == "extra_forbidden":
@@ -67,6 +74,7 @@ def _message(given: Mapping[str, Any], name: str, message: str, kind: str) -> st
 
 
 def _suggested(name: str, known: "set[str] | Mapping[str, Any]") -> str:
+    name = name[:MAX_NAME_CHARACTERS]
     near = difflib.get_close_matches(name, known, n=1)
     return f"{name!r}; did you mean {near[0]!r}?" if near else f"{name!r}; `isogloss-server serve --help` lists them"
 
