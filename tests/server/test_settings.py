@@ -176,18 +176,53 @@ def test_help_ends_with_an_example_of_settings_that_exist(verb: list[str], capsy
     )
 
 
-def test_bash_completes_flags_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
-    """The printed script completes verbs and flags in bash."""
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    ask = """
-complete_line() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "$completer"; echo "${COMPREPLY[@]}"; }
+COMPLETE = """
+complete_line() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "$completer"; }}
 completer=$(complete -p isogloss-server | sed 's/.*-F \\([^ ]*\\).*/\\1/')
-complete_line isogloss-server se
-complete_line isogloss-server serve --drain
+complete_line isogloss-server {words}
+printf "%s\\n" "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["serve", "--drain-delay-s --drain-s"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["se"], ["serve"]),
+        (["serve", "--drain"], ["--drain-delay-s", "--drain-s"]),
+        (["serve", "--log-format", ""], ["text", "json"]),
+        (["serve", "--precision", "b"], ["bf16"]),
+        (["serve", "--config", "my"], ["my.toml", "my_model"]),
+        (["serve", "--graph-cache", "my"], ["my_model"]),
+        (
+            ["serve", "--model", "par"],
+            ["paraphrase-multilingual-MiniLM-L12-v2", "paraphrase-multilingual-mpnet-base-v2"],
+        ),
+        (["serve", "--model", "isogloss-static", "--model", "my"], ["my_model"]),
+        (["serve", "--model", "cohere:embed-v"], ["cohere:embed-v4.0"]),
+        (["models", "show", "LaB"], ["LaBSE"]),
+        (["models", "pull", "LaBSE", "my"], ["my_model"]),
+        (["serve", "--port", ""], []),
+    ],
+)
+def test_bash_completes_verbs_flags_and_values(
+    words: list[str], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the script, bash completes verbs, flags, choices, files, folders and known models."""
+    (tmp_path / "my.toml").touch()
+    (tmp_path / "my_model").mkdir()
+    assert main(["completion", "bash"]) == 0
+    program = capsys.readouterr().out + COMPLETE.format(words=" ".join(f"'{word}'" for word in words))
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert sorted(done.stdout.split()) == sorted(expected)
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_scripts_of_other_shells_have_choices_and_models(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The scripts for zsh and fish complete choices and known models too."""
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("sentence-transformers", "bf16", "LaBSE", "cohere:embed-v4.0", "_isogloss_server_models"):
+        assert word in script
 
 
 def test_the_help_begins_with_what_most_servers_set(capsys: pytest.CaptureFixture[str]) -> None:

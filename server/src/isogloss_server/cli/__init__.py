@@ -14,6 +14,8 @@ from isogloss_server import logs, system
 from isogloss_server._version import __version__
 from isogloss_server.cli import serve
 from isogloss_server.errors import StartupError
+from isogloss_server.models.catalog import KNOWN
+from isogloss_server.models.model_folder import BUNDLED
 
 PROGRAM = "isogloss-server"
 EPILOG = """\
@@ -75,8 +77,8 @@ def print_error(message: str) -> None:
     print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
 
 
-def parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+def parser(*, models: object = None) -> argparse.ArgumentParser:
+    """Returns the parser of the command line; `models` makes it one for completion, as in serve.add_flags."""
     top = Parser(
         prog=PROGRAM,
         description="Multilingual embeddings over gRPC.",
@@ -93,8 +95,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    serve.add_flags(serve_parser)
-    _add_models(verbs)
+    serve.add_flags(serve_parser, models=models)
+    _add_models(verbs, models)
     completion = verbs.add_parser(
         "completion",
         help="print a script that completes this command in a shell",
@@ -105,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_models(verbs: "argparse._SubParsersAction[Parser]") -> None:
+def _add_models(verbs: "argparse._SubParsersAction[Parser]", completed: object) -> None:
     models = verbs.add_parser(
         "models",
         help="list, show, pull and verify models",
@@ -119,7 +121,8 @@ def _add_models(verbs: "argparse._SubParsersAction[Parser]") -> None:
         if count is None:
             parser.add_argument("--json", action="store_true", help="print all properties as JSON")
         else:
-            parser.add_argument("model", metavar="MODEL", nargs=count or None, help="name, hub id or folder")
+            added = parser.add_argument("model", metavar="MODEL", nargs=count or None, help="name, hub id or folder")
+            serve.complete_value(added, "MODEL", completed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,8 +160,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_completion(shell: str) -> int:
     import shtab  # noqa: PLC0415 - only this verb needs it
 
-    print(shtab.complete(parser(), shell))  # noqa: T201
+    print(shtab.complete(parser(models=_completed_models()), shell))  # noqa: T201
     return 0
+
+
+def _completed_models() -> dict[str, object]:
+    """Returns what shtab completes a model by: the known names, and folders."""
+    from isogloss_server.models.providers.catalog import PROVIDERS  # noqa: PLC0415 - only this verb needs it
+
+    hosted = [f"{kind}:{name}" for kind, provider in PROVIDERS.items() for name in provider.models]
+    names = " ".join([BUNDLED, *(model.name for model in KNOWN), *hosted])
+    function = "_isogloss_server_models"
+    return {
+        "bash": function,
+        "zsh": function,
+        "fish": f"({function})",
+        "preamble": {
+            "bash": f'{function}() {{ compgen -W \'{names}\' -- "$1"; compgen -d -- "$1"; }}',
+            "zsh": f"{function}() {{ compadd -- {names}; _files -/; }}",
+            "fish": f"function {function}; string split ' ' '{names}'; __fish_complete_directories; end",
+        },
+    }
 
 
 def run() -> None:

@@ -24,8 +24,17 @@ example:
 """
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each setting to `parser`, in a group for each section."""
+COMPLETED_BY_UNIT = {"FILE": "file", "FOLDER": "directory"}  # unit of a setting -> what a shell completes
+
+
+def add_flags(parser: argparse.ArgumentParser, *, models: object = None) -> None:
+    """Adds a flag for each setting to `parser`, in a group for each section.
+
+    Args:
+        parser: The parser of the verb.
+        models: What shtab completes models by, to make the parser one for completion. Another parser has no choices,
+            so that the error of an invalid value is the same from every source.
+    """
     sections: dict[str, argparse._ArgumentGroup] = {}
     for name, field in Settings.model_fields.items():
         section = _extra(field, "section")
@@ -35,7 +44,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             action = "append" if isinstance(field.default, tuple) else "store"
-            group.add_argument(flag, action=action, metavar=_extra(field, "unit"), help=text)
+            unit = _extra(field, "unit")
+            added = group.add_argument(flag, action=action, metavar=unit, help=text)
+            if models is not None:
+                complete_value(added, unit, models)
+                added.choices = _words(field) or None
+
+
+def complete_value(action: argparse.Action, unit: str, models: object) -> None:
+    """Makes shtab complete the value of a flag or an argument by its unit."""
+    completed = models if unit == "MODEL" else COMPLETED_BY_UNIT.get(unit)
+    if completed is not None:
+        action.complete = completed  # type: ignore[attr-defined]
 
 
 def run(flags: Mapping[str, Any]) -> int:
@@ -77,10 +97,15 @@ def _extra(field: FieldInfo, name: str) -> str:
     return str(extra[name]) if isinstance(extra, dict) else ""
 
 
+def _words(field: FieldInfo) -> tuple[str, ...]:
+    """Returns the words that a setting can be, or none if it is not a choice."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
 def _help(name: str, field: FieldInfo) -> str:
     low = next((bound.ge for bound in field.metadata if isinstance(bound, Ge)), None)
     high = next((bound.le for bound in field.metadata if isinstance(bound, Le)), None)
-    words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    words = _words(field)
     facts = [f"{low:g} to {high:,}"] if low is not None and high is not None else []
     facts += [" or ".join(map(str, words))] if words else []
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
