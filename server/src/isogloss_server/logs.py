@@ -24,7 +24,7 @@ QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "redis"
 # Lines that wait for stderr. A line beyond this number is dropped, and so are the next ones, until half of the waiting
 # lines are written. So the gaps in a log are few, and one line reports each.
 MAX_WAITING_LINES = 8192
-MAX_MESSAGE_CHARACTERS = 8192  # of a library's message: with the number of lines, this bounds the memory of the queue
+MAX_MESSAGE_CHARACTERS = 2048  # of a library's message, or bytes of its output: bounds the memory of the lines
 MAX_ITEMS_OF_A_WRITE = 256
 REST_S = 0.005
 FLUSH_S = 1.0  # time for the waiting lines at the end of the process
@@ -135,9 +135,10 @@ class QueuedOutput(io.RawIOBase):
         self._lines = lines
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        """Enqueues a piece of output."""
-        self._lines.enqueue(bytes(data))
-        return len(data)
+        """Enqueues the first bytes of a piece of output; returns their number."""
+        piece = bytes(data[:MAX_MESSAGE_CHARACTERS])
+        self._lines.enqueue(piece)
+        return len(piece)
 
     def writable(self) -> bool:
         """Returns True."""

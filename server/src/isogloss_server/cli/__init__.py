@@ -28,7 +28,8 @@ MODEL is a name from `models list` or a hub id OWNER/NAME, either with @REVISION
 sentence-transformers layout. Models of the hub are kept in the cache of the huggingface_hub library: HF_HOME sets its
 folder, HF_TOKEN gives access to gated models, HF_HUB_OFFLINE=1 forbids network access.
 
-exit status: 0 success, 1 a model is unavailable, damaged or not faithful, 2 invalid arguments or settings
+exit status: 0 success, 1 a model is unavailable, damaged or not faithful, 2 an unknown model, invalid arguments or
+settings
 
 example:
   isogloss-server models pull paraphrase-multilingual-MiniLM-L12-v2

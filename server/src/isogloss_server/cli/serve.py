@@ -17,7 +17,8 @@ EPILOG = """\
 Each setting is a flag, an environment variable, and a key of the TOML file of --config. A flag wins over the variable,
 the variable over the file, the file over the default.
 
-exit status: 0 stopped after a drain, 1 could not start, 2 invalid settings, 128 + signal stopped at once
+exit status: 0 stopped after a drain, 1 could not start, 2 a setting is wrong (also an unknown model, or a key file that
+cannot be read), 128 + signal stopped at once
 
 example:
   isogloss-server serve --host 0.0.0.0 --port 50051 --log-format json --drain-delay-s 5

@@ -201,6 +201,7 @@ async def _parse_each(
     """Yields the messages of a stream until its end, or until `ended` is set."""
 
     async def receive() -> bytes | None:
+        """Returns the next request, or None at the end."""
         return await anext(requests, None)
 
     ending = asyncio.ensure_future(ended.wait())

@@ -193,8 +193,8 @@ class Settings(BaseSettings):
     )
     watchdog_s: FiniteFloat = setting(
         30.0,
-        "time limit of one batch; after it the batch fails, and the model is DEGRADED, or NOT_SERVING if all its "
-        "threads stall, until the batch ends",
+        "time after which a batch, or a piece of work on a worker thread, counts as stalled: its requests fail, and "
+        "the model is DEGRADED, or NOT_SERVING if all threads are stalled, until the work ends",
         section="queue",
         unit="SECONDS",
         ge=0.01,
