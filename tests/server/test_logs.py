@@ -151,3 +151,19 @@ logs.flush(60)
     assert [messages[0], messages[1], *messages[3:]] == ["first", "printed", "internal error", "internal error"]
     assert "UserWarning: deprecated\nindeed" in messages[2]
     assert "a text of a caller" not in done.stderr
+
+
+def test_native_code_that_holds_the_interpreter_cannot_block_on_stderr() -> None:
+    """Native code writes to a stderr that is not read, and the process goes on; what has no room is lost."""
+    program = """
+import ctypes
+from isogloss_server import logs
+logs.queue_stderr()
+line = b"x" * 100_000
+for _ in range(20):
+    ctypes.PyDLL(None).write(2, line, len(line))
+"""
+    reader, writer = os.pipe()
+    assert subprocess.run([sys.executable, "-c", program], stderr=writer, check=False, timeout=60).returncode == 0
+    os.close(writer)
+    os.close(reader)

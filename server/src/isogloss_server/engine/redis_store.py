@@ -1,7 +1,9 @@
 """The shared cache's store on Redis; no other module imports redis-py."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import cast
+from urllib.parse import urlsplit
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -47,6 +49,9 @@ class RedisStore:
             SettingsError: The URL is invalid.
         """
         try:
+            parts = urlsplit(url)
+            if parts.scheme != "unix" and not (parts.hostname and re.fullmatch(r"(/[0-9]*)?", parts.path)):
+                raise ValueError  # noqa: TRY301 - redis-py would use this machine, or another database
             # No retries: a look-up has no time for a second attempt. RESP 2: nothing of RESP 3 is needed.
             pool = BlockingConnectionPool.from_url(
                 url,
@@ -56,8 +61,11 @@ class RedisStore:
                 socket_connect_timeout=CONNECT_TIMEOUT_S,
                 maint_notifications_config=MaintNotificationsConfig(enabled=False),
             )
-        except ValueError:  # its message quotes the URL, and with it the password
-            raise SettingsError("invalid URL in cache_redis_url: it must begin with redis:// or rediss://") from None
+            # Checks the options in the URL; connects to nothing.
+            pool.make_connection()  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, exceptions.RedisError):  # its message quotes the URL, and with it the password
+            form = "redis://[:PASSWORD@]HOST[:PORT][/DB] or rediss://..., with options that redis-py has"
+            raise SettingsError(f"invalid URL in cache_redis_url: it must be {form}") from None
         self._redis = Redis(connection_pool=pool)
         self._pool = pool
         self._prefix = prefix
