@@ -1,17 +1,24 @@
 """The lifecycle of a server process: start, drain, stop, and errors at the start."""
 
+import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
 
+from tests.support.raw_http2 import ACK, END_STREAM, GOAWAY, PING, RawCaller, frame, grpc_message
 from tests.support.server_process import ServerProcess
 from tests.support.wire import error_of
 
@@ -36,6 +43,30 @@ def test_the_port_file_has_the_port_while_the_server_accepts_calls(tmp_path: Pat
         port = process.address.rpartition(":")[2]
         assert file.read_text() == f"{port}\n"
     assert not file.exists()
+
+
+@pytest.mark.parametrize("name", ["port", "port.part"])
+def test_the_port_file_follows_no_link(name: str, tmp_path: Path) -> None:
+    """A link in the folder of the port file does not make the server write to another file."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / "ports").mkdir()
+    (tmp_path / "ports" / name).symlink_to(precious)
+    file = tmp_path / "ports" / "port"
+    with ServerProcess("--port-file", str(file)) as process:
+        port = process.address.rpartition(":")[2]
+        assert file.read_text() == f"{port}\n"
+    assert precious.read_text() == "precious"
+    assert {path.name for path in file.parent.iterdir()} == {name} - {"port"}
+
+
+def test_a_port_file_that_is_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    """If the name of the port file is a folder's, the error is one line, and no other file remains."""
+    (tmp_path / "port").mkdir()
+    process = ServerProcess("--port-file", str(tmp_path / "port"))
+    assert process.wait() == 1
+    assert process.lines[-1] == f"isogloss-server: cannot write the port file {tmp_path / 'port'}: Is a directory\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["port"]
 
 
 def test_during_the_drain_delay_the_server_is_not_ready_but_accepts_calls() -> None:
@@ -70,6 +101,88 @@ def test_an_open_watch_does_not_delay_the_stop() -> None:
             next(watch)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         assert process.wait() == 0
+
+
+CALLER = """
+import sys, time, grpc
+from isogloss.v1 import embedding_pb2 as pb, embedding_pb2_grpc
+channel = grpc.insecure_channel(sys.argv[1])
+embedding_pb2_grpc.EmbeddingServiceStub(channel).Embed(pb.EmbedRequest(texts=["one"]))
+print("ready", flush=True)
+time.sleep(3600)
+"""
+
+
+@contextmanager
+def no_bytes(address: str) -> Iterator[None]:
+    """A connection that sends nothing, like a load balancer's check."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port))):
+        yield
+
+
+@contextmanager
+def only_a_preface(address: str) -> Iterator[None]:
+    """A connection of HTTP/2 whose peer responds to nothing."""
+    caller = RawCaller(address)
+    yield
+    caller.socket.close()
+
+
+@contextmanager
+def stopped_client(address: str) -> Iterator[None]:
+    """The connection of a client that is stopped after a call."""
+    client = subprocess.Popen([sys.executable, "-c", CALLER, address], stdout=subprocess.PIPE)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"ready\n"
+    client.send_signal(signal.SIGSTOP)
+    yield
+    client.kill()
+    client.wait()
+    client.stdout.close()
+
+
+@contextmanager
+def open_reflection(address: str) -> Iterator[None]:
+    """A stream of the reflection service that waits for the caller."""
+    ended = threading.Event()
+
+    def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        ended.wait()
+
+    with grpc.insecure_channel(address) as channel:
+        responses = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(requests())
+        assert SERVICE in {service.name for service in next(responses).list_services_response.service}
+        yield
+        ended.set()
+
+
+@pytest.mark.parametrize("connection", [no_bytes, only_a_preface, stopped_client, open_reflection])
+def test_a_connection_without_a_call_does_not_delay_the_stop(connection: Any) -> None:
+    """The drain ends when no call is in flight, whatever connections are open."""
+    process = ServerProcess("--drain-s", "3600")
+    with connection(process.address):
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_a_call_whose_request_is_still_arriving_at_the_signal_succeeds() -> None:
+    """The drain waits for a call that began before the signal, and for the rest of its request."""
+    process = ServerProcess("--drain-s", "3600")
+    message = grpc_message(pb.EmbedRequest(texts=["one"]).SerializeToString())
+    with RawCaller(process.address) as caller:
+        caller.begin("Embed")
+        caller.data(message[:4])
+        caller.send(frame(PING, bytes(8)))
+        caller.wait_for(PING, flags=ACK)
+        process.signal(signal.SIGTERM)
+        caller.wait_for(GOAWAY)
+        caller.data(message[4:], flags=END_STREAM)
+        caller.wait_for_status()
+    assert process.wait() == 0
+    (call,) = [json.loads(line) for line in process.lines if '"message": "call"' in line]
+    assert (call["method"], call["code"]) == ("Embed", "OK")
 
 
 def test_a_call_in_flight_at_the_signal_succeeds() -> None:
@@ -179,3 +292,13 @@ def test_invalid_bytes_on_the_port(server: ServerProcess, stub: Any) -> None:
             unknown(b"")
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert stub.Embed(pb.EmbedRequest(texts=["still serving"])).embeddings.rows == 1
+
+
+def test_an_unknown_name_of_a_health_probe_is_not_logged() -> None:
+    """A probe with an unknown name receives NOT_FOUND with a reason, and writes nothing into the log."""
+    with ServerProcess() as process, grpc.insecure_channel(process.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        error = error_of(lambda: health.Check(health_pb2.HealthCheckRequest(service="no such name")))
+    assert (error.code, error.reason) == ("NOT_FOUND", "UNKNOWN_SERVICE")
+    assert "no such name" not in error.message
+    assert [line for line in process.lines if '"level": "error"' in line or "no such name" in line] == []

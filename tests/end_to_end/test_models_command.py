@@ -155,19 +155,17 @@ def test_verify_reports_damage(command: Command, static_folder: Path) -> None:
     assert err == "isogloss-server: the model is damaged: its vectors differ from the known vectors\n"
 
 
-def test_an_unknown_model_is_one_line_and_status_1(command: Command) -> None:
-    """A model that the hub does not have, and an unknown name, end with one line and status 1."""
-    for words, begin in {
-        (
-            "pull",
-            "owner/none",
-        ): "isogloss-server: owner/none is neither a folder nor a public model on http://127.0.0.1",
-        ("show", "labse"): "isogloss-server: unknown model 'labse': neither",
-        ("verify", "/no/such/folder"): "isogloss-server: unknown model '/no/such/folder': neither",
-    }.items():
+def test_an_unknown_model_is_one_line(command: Command) -> None:
+    """A model that the hub does not have ends with one line and status 1, an unknown name with status 2."""
+    for words, expected, begin in (
+        (("pull", "owner/none"), 1, "owner/none is neither a folder nor a public model on http://127.0.0.1"),
+        (("show", "labse"), 2, "unknown model 'labse': neither"),
+        (("verify", "/no/such/folder"), 2, "unknown model '/no/such/folder': neither"),
+        (("show", "openai:none"), 2, "unknown model 'none' of OpenAI"),
+    ):
         status, out, err = command(*words)
-        assert (status, out) == (1, "")
-        assert err.startswith(begin)
+        assert (status, out) == (expected, "")
+        assert err.startswith(f"isogloss-server: {begin}")
         assert err.count("\n") == 1
 
 

@@ -147,10 +147,10 @@ def _metrics(url: str) -> Counter[str]:
     return Counter({name: float(value) for name, value in counted if "isogloss_provider" in name})
 
 
-def startup_error(*flags: str, env: dict[str, str | None]) -> str:
-    """Returns the line that the server's start fails with."""
+def startup_error(*flags: str, env: dict[str, str | None], status: int) -> str:
+    """Returns the line that the server's start fails with, after it has exited with `status`."""
     process = ServerProcess(*flags, env=env)
-    assert process.wait() == 1
+    assert process.wait() == status
     [line] = [line for line in process.lines if not line.startswith("{")]
     assert line.startswith("isogloss-server: ")
     return line
@@ -158,14 +158,14 @@ def startup_error(*flags: str, env: dict[str, str | None]) -> str:
 
 def test_a_missing_key_ends_the_start() -> None:
     """A provider's model without a key is one line that names the variable and the flag."""
-    line = startup_error("--model", "cohere:embed-v4.0", env=NO_KEYS)
+    line = startup_error("--model", "cohere:embed-v4.0", env=NO_KEYS, status=2)
     assert "CO_API_KEY" in line
     assert "--cohere-key-file" in line
 
 
 def test_the_error_of_a_retired_model_names_its_successors() -> None:
     """embed-multilingual-v2.0 is rejected with its successors."""
-    line = startup_error("--model", "cohere:embed-multilingual-v2.0", env=KEYS)
+    line = startup_error("--model", "cohere:embed-multilingual-v2.0", env=KEYS, status=2)
     assert "embed-v4.0" in line
     assert "embed-multilingual-v3.0" in line
 
@@ -180,7 +180,8 @@ def test_the_error_of_a_retired_model_names_its_successors() -> None:
 def test_a_rejection_by_the_provider_ends_the_start(source: str, key: str, word: str) -> None:
     """A key or model that the provider rejects ends the start with one line, which does not quote the key."""
     with FakeProvider(key=KEY) as fake:
-        line = startup_error("--model", source.format(fake.address), env={"CO_API_KEY": key, "OPENAI_API_KEY": key})
+        env = {"CO_API_KEY": key, "OPENAI_API_KEY": key}
+        line = startup_error("--model", source.format(fake.address), env=env, status=1)
     assert word in line
     assert key[:12] not in line
 

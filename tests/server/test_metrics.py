@@ -1,7 +1,13 @@
 import asyncio
+import socket
+import threading
 import urllib.request
 
+import pytest
 from isogloss_server import metrics
+from isogloss_server.clock import SystemClock
+
+from tests.support.manual_clock import ManualClock
 
 
 def value_of(name: str) -> float:
@@ -25,8 +31,43 @@ async def test_tasks_are_counted_at_each_scrape() -> None:
 async def test_metrics_are_served_on_another_thread() -> None:
     """/metrics has tasks, resident memory and open files of the process while the loop serves."""
     metrics.watch_tasks(asyncio.get_running_loop())
-    port = metrics.serve("127.0.0.1", 0)
+    port = metrics.serve("127.0.0.1", 0, SystemClock())
     url = f"http://127.0.0.1:{port}/metrics"
     response = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=30).read().decode())
     names = {line.split()[0] for line in response.splitlines() if not line.startswith("#")}
     assert {"isogloss_tasks", "process_resident_memory_bytes", "process_open_fds"} <= names
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"])
+def test_a_connection_of_the_metrics_ends_after_its_time(sent: bytes) -> None:
+    """A peer that does not finish its request does not keep a thread, whatever it has sent."""
+    clock = ManualClock()
+    with socket.create_connection(("127.0.0.1", metrics.serve("127.0.0.1", 0, clock)), timeout=30) as connection:
+        connection.sendall(sent)
+        while not handlers():  # the connection is accepted
+            pass
+        clock.advance(metrics.CONNECTION_S)
+        assert connection.recv(4096) == b""
+    while handlers():
+        pass
+
+
+def test_connections_beyond_the_limit_close_the_oldest() -> None:
+    """However many connections do not respond, the threads are bounded and the metrics are served."""
+    port = metrics.serve("127.0.0.1", 0, ManualClock())
+    silent = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(3 * metrics.MAX_CONNECTIONS)]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
+        assert b"isogloss_tasks" in response.read()
+    for connection in silent[: 2 * metrics.MAX_CONNECTIONS]:
+        assert connection.recv(4096) == b""
+    while len(handlers()) > metrics.MAX_CONNECTIONS:
+        pass
+    for connection in silent:
+        connection.close()
+    while handlers():
+        pass
+
+
+def handlers() -> list[threading.Thread]:
+    """Returns the threads of connections to the metrics."""
+    return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]

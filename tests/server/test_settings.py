@@ -1,8 +1,11 @@
 """Settings: sources, their precedence, help, and one-line errors of invalid settings and command lines."""
 
 import argparse
+import os
 import subprocess
+import threading
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 from isogloss_server.cli import PROGRAM, main, parser
@@ -173,18 +176,53 @@ def test_help_ends_with_an_example_of_settings_that_exist(verb: list[str], capsy
     )
 
 
-def test_bash_completes_flags_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
-    """The printed script completes verbs and flags in bash."""
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    ask = """
-complete_line() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "$completer"; echo "${COMPREPLY[@]}"; }
+COMPLETE = """
+complete_line() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "$completer"; }}
 completer=$(complete -p isogloss-server | sed 's/.*-F \\([^ ]*\\).*/\\1/')
-complete_line isogloss-server se
-complete_line isogloss-server serve --drain
+complete_line isogloss-server {words}
+printf "%s\\n" "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["serve", "--drain-delay-s --drain-s"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["se"], ["serve"]),
+        (["serve", "--drain"], ["--drain-delay-s", "--drain-s"]),
+        (["serve", "--log-format", ""], ["text", "json"]),
+        (["serve", "--precision", "b"], ["bf16"]),
+        (["serve", "--config", "my"], ["my.toml", "my_model"]),
+        (["serve", "--graph-cache", "my"], ["my_model"]),
+        (
+            ["serve", "--model", "par"],
+            ["paraphrase-multilingual-MiniLM-L12-v2", "paraphrase-multilingual-mpnet-base-v2"],
+        ),
+        (["serve", "--model", "isogloss-static", "--model", "my"], ["my_model"]),
+        (["serve", "--model", "cohere:embed-v"], ["cohere:embed-v4.0"]),
+        (["models", "show", "LaB"], ["LaBSE"]),
+        (["models", "pull", "LaBSE", "my"], ["my_model"]),
+        (["serve", "--port", ""], []),
+    ],
+)
+def test_bash_completes_verbs_flags_and_values(
+    words: list[str], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the script, bash completes verbs, flags, choices, files, folders and known models."""
+    (tmp_path / "my.toml").touch()
+    (tmp_path / "my_model").mkdir()
+    assert main(["completion", "bash"]) == 0
+    program = capsys.readouterr().out + COMPLETE.format(words=" ".join(f"'{word}'" for word in words))
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert sorted(done.stdout.split()) == sorted(expected)
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_scripts_of_other_shells_have_choices_and_models(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The scripts for zsh and fish complete choices and known models too."""
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("sentence-transformers", "bf16", "LaBSE", "cohere:embed-v4.0", "_isogloss_server_models"):
+        assert word in script
 
 
 def test_the_help_begins_with_what_most_servers_set(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,3 +232,131 @@ def test_the_help_begins_with_what_most_servers_set(capsys: pytest.CaptureFixtur
     sections = [line[:-1] for line in capsys.readouterr().out.splitlines() if line.endswith(":") and line[0].isalpha()]
     expected = "options address models limits queue cache Redis providers metrics stopping logs example"
     assert " ".join(sections) == expected
+
+
+# One value of each type of TOML, as written and by the name of its type.
+TOML_VALUES = {
+    "boolean": "true",
+    "integer": "1",
+    "float": "1.5",
+    "string": "'x'",
+    "array": "[1]",
+    "array of strings": "['x']",
+    "table": "{a = 1}",
+    "date": "2024-01-01",
+    "time": "07:32:00",
+}
+TYPES_OF_SETTINGS: dict[object, set[str]] = {
+    bool: {"boolean"},
+    int: {"integer"},
+    float: {"integer", "float"},
+    tuple: {"string", "array of strings"},
+    str: {"string"},
+}
+
+
+def types_of(name: str) -> set[str]:
+    """Returns the types of TOML that a setting accepts."""
+    annotation = Settings.model_fields[name].annotation
+    kinds = {annotation, get_origin(annotation), *get_args(annotation)}
+    return next(types for kind, types in TYPES_OF_SETTINGS.items() if kind in kinds or kind is str)
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name != "config"])
+def test_a_value_of_another_type_in_the_file_is_rejected(name: str, tmp_path: Path) -> None:
+    """Every setting in the file has the type of its values: `port = true` does not serve port 1."""
+    file = tmp_path / "c.toml"
+    for kind in TOML_VALUES.keys() - types_of(name):
+        file.write_text(f"{name} = {TOML_VALUES[kind]}\n")
+        with pytest.raises(SettingsError, match=f"^config file {file}: {name} must be ") as raised:
+            load({"config": str(file)})
+        assert "Input" not in str(raised.value), kind
+
+
+@pytest.mark.parametrize("text", ["true", "1.0", "1e3", " 1", "1 ", "0x1", "１", "1__0", "_1", "", "9" * 5000, "1\n"])
+def test_text_that_is_not_a_whole_number_is_rejected(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag or a variable of a whole number has only digits, with single underscores between them."""
+    with pytest.raises(SettingsError, match=r"--port must be (a valid integer|less than|text of)"):
+        parse(f"--port={text}")
+    monkeypatch.setenv("ISOGLOSS_PORT", text)
+    with pytest.raises(SettingsError, match=r"ISOGLOSS_PORT must be (a valid integer|less than|text of)"):
+        parse()
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "text", "expected"),
+    [
+        ("--max-pairs", "max_pairs", "1_000", 1000),
+        ("--drain-s", "drain_s", "1e2", 100.0),
+        ("--drain-s", "drain_s", ".5", 0.5),
+        ("--metrics-port", "metrics_port", "+7", 7),
+        ("--port-file", "port_file", "5", Path("5")),
+        ("--host", "host", "1", "1"),
+    ],
+)
+def test_text_becomes_the_type_of_the_setting(
+    flag: str, name: str, text: str, expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flag and a variable with the same text give the same value."""
+    assert getattr(parse(flag, text), name) == expected
+    monkeypatch.setenv(f"ISOGLOSS_{name.upper()}", text)
+    assert getattr(parse(), name) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [("off", False), ("TRUE", True), ("0", False), ("yes", True)])
+def test_a_switch_in_the_environment_is_a_word(text: str, expected: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch is on or off by the usual words; other words are rejected."""
+    monkeypatch.setenv("ISOGLOSS_ACCESS_LOG", text)
+    assert parse().access_log is expected
+    monkeypatch.setenv("ISOGLOSS_ACCESS_LOG", "maybe")
+    with pytest.raises(SettingsError, match="ISOGLOSS_ACCESS_LOG must be a valid boolean"):
+        parse()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a = " + "[" * 30_000,
+        "a = " + "{a = " * 10_000,
+        ".".join(["a"] * 30_000) + " = 1",
+        "[" + ".".join(["a"] * 30_000) + "]",
+        "x = {" + ".".join(["a"] * 30_000) + " = 1}",
+        "port = " + "9" * 5000,
+        "# " + "x" * (1 << 20),
+        "\n".join(f"k{number} = 1" for number in range(6000)),
+        "k" * 60_000 + " = 1",
+        "host = '" + "h" * 60_000 + "'",
+        'host = "a\\u0000b"',
+        "cohere_key_file = '''a\nb'''",
+        "port = 1\x00",
+    ],
+    ids=lambda content: content[:20],
+)
+def test_a_hostile_config_file_is_one_short_line_and_status_2(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However deep, large or odd a file is, it is read in bounded time, and the error is one short line."""
+    file = tmp_path / "c.toml"
+    file.write_text(content)
+    assert main(["serve", "--config", str(file)]) == 2
+    written = capsys.readouterr().err
+    assert written.startswith("isogloss-server: config file ")
+    assert written.count("\n") == 1
+    assert len(written) < 1000
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full"])
+def test_an_endless_config_file_is_rejected(device: str) -> None:
+    """A file without an end is read only up to its limit."""
+    with pytest.raises(SettingsError, match="larger than 65,536 bytes"):
+        load({"config": device})
+
+
+def test_a_config_file_can_be_a_pipe(tmp_path: Path) -> None:
+    """A file that can be read only once, as in `--config <(...)`, is read once."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("port = 7\n",))
+    writer.start()
+    assert load({"config": str(pipe)}).port == 7
+    writer.join(60)

@@ -9,6 +9,7 @@ from typing import Self
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS = 0x1, 0x4
+ACK = 0x1  # of SETTINGS and PING
 INITIAL_WINDOW_SIZE = 0x4  # identifier of a setting
 SERVICE = "/isogloss.v1.EmbeddingService/"
 
@@ -91,16 +92,25 @@ class RawCaller:
             pass
         return received
 
-    def wait_for_status(self, stream: int = 1) -> None:
-        """Reads frames until the trailers of a stream; fails if the stream is reset or the connection closed."""
-        file = self.socket.makefile("rb")
-        while head := file.read(9):
-            payload = file.read(int.from_bytes(head[:3], "big"))
-            kind, flags, stream_id = head[3], head[4], int.from_bytes(head[5:], "big")
-            assert not (stream_id == stream and kind == RST_STREAM), payload
-            if stream_id == stream and kind == HEADERS and flags & END_STREAM:
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size and (part := self.socket.recv(size - len(data))):
+            data += part
+        return data
+
+    def wait_for(self, wanted: int, *, flags: int = 0, stream: int = 0) -> None:
+        """Reads frames until one of a kind, with flags; fails if the stream is reset or the connection closed."""
+        while head := self._read(9):
+            payload = self._read(int.from_bytes(head[:3], "big"))
+            kind, stream_id = head[3], int.from_bytes(head[5:], "big")
+            assert not (stream and stream_id == stream and kind == RST_STREAM), payload
+            if (kind, stream_id, head[4] & flags) == (wanted, stream, flags):
                 return
         raise AssertionError("the server closed the connection")
+
+    def wait_for_status(self, stream: int = 1) -> None:
+        """Reads frames until the trailers of a stream; fails if the stream is reset or the connection closed."""
+        self.wait_for(HEADERS, flags=END_STREAM, stream=stream)
 
     def reset(self) -> None:
         """Resets the connection, as if the process of the caller was killed."""

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -70,7 +72,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     try:
         if settings.metrics_port is not None:
             metrics.watch_tasks(asyncio.get_running_loop())
-            metrics_port = metrics.serve(settings.host, settings.metrics_port)
+            metrics_port = metrics.serve(settings.host, settings.metrics_port, clock)
             logs.info("serving metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
         cache.start()
         loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
@@ -121,7 +123,8 @@ def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -
     """Returns the cache, with Redis behind it if its URL is set. redis-py is an extra, imported only then.
 
     Raises:
-        CacheSetupError: The package is missing, or the URL is invalid.
+        CacheSetupError: The package is missing.
+        SettingsError: The URL is invalid.
     """
     shared = None
     if settings.cache_redis_url is not None:
@@ -174,17 +177,22 @@ def _port_file(file: Path | None, port: int) -> Iterator[None]:
     if file is None:
         yield
         return
-    partial_file, text = file.with_name(f"{file.name}.part"), f"{port}\n"
+    # In a new file that then gets the name: whatever has one of the names, such as a link, is not written to.
+    partial_file = file.with_name(f"{file.name}.{secrets.token_hex(8)}.part")
     try:
-        partial_file.write_text(text, encoding="ascii")
+        with partial_file.open("x", encoding="ascii") as stream:
+            stream.write(f"{port}\n")
+            own = os.fstat(stream.fileno())
         partial_file.replace(file)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial_file.unlink()
         raise ListenError(f"cannot write the port file {file}: {error.strerror}") from error
     try:
         yield
     finally:
         try:
-            if file.read_text(encoding="ascii") == text:  # else another server has replaced the file
+            if os.path.samestat(file.lstat(), own):  # else another server has replaced the file
                 file.unlink()
         except OSError as error:
             logs.warning("cannot remove the port file", file=file, cause=error.strerror)

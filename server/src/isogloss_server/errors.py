@@ -11,7 +11,7 @@ DomainError
 │   ├── BadMatrixError  DimensionMismatchError  UnequalSidesError  BadKError  BadMinScoreError
 │   └── ProviderRefusedError
 ├── NotFoundError              the request names something that the server does not have
-│   └── UnknownModelError
+│   └── UnknownModelError  UnknownServiceError
 ├── PreconditionError          the request is valid, but the state of the server forbids it
 │   └── SpaceMismatchError  ProviderCredentialsError  ProviderModelError
 ├── ExhaustedError             a resource is used up at the moment
@@ -23,13 +23,12 @@ DomainError
 └── InternalError              a bug or an unexpected failure in the server
 
 StartupError                   the server cannot start; the message is one line (exit status 1)
+├── SettingsError              a setting is wrong: the operator must change it (exit status 2)
 ├── ModelFilesError            a model's files are missing, damaged or unsupported
 │   └── UnsupportedModelError  the files are valid, but this runtime does not support the model; another one may
-├── ProviderSetupError         a provider's model cannot be served: missing or refused key, unknown or retired model
-├── CacheSetupError            the shared cache cannot be used: missing package or invalid URL
+├── ProviderSetupError         a provider's model cannot be served: refused key or model, missing package
+├── CacheSetupError            the shared cache cannot be used: missing package
 └── ListenError                the server cannot listen on its address
-
-SettingsError                  a setting is invalid; the message is one line (exit status 2)
 """
 
 import copy
@@ -236,6 +235,12 @@ class UnknownModelError(NotFoundError):
     reason = "UNKNOWN_MODEL"
 
 
+class UnknownServiceError(NotFoundError):
+    """Health has no service or model of this name."""
+
+    reason = "UNKNOWN_SERVICE"
+
+
 class SpaceMismatchError(PreconditionError):
     """The vectors, or the expected space, belong to another space than the model's."""
 
@@ -317,6 +322,14 @@ class ProviderResponseError(UnavailableError):
 class StartupError(Exception):
     """The server cannot start; the message is one line for the operator."""
 
+    exit_status: ClassVar[int] = 1
+
+
+class SettingsError(StartupError):
+    """A setting is wrong: its value is invalid, or names something that does not exist or cannot be read."""
+
+    exit_status = 2
+
 
 class ModelFilesError(StartupError):
     """A model's files are missing, damaged or unsupported."""
@@ -327,16 +340,12 @@ class UnsupportedModelError(ModelFilesError):
 
 
 class ProviderSetupError(StartupError):
-    """A provider's model cannot be served: missing or refused key, unknown or retired model."""
+    """A provider's model cannot be served: the provider refuses the key or the model, or a package is missing."""
 
 
 class CacheSetupError(StartupError):
-    """The shared cache cannot be used: its package is missing, or its URL is invalid."""
+    """The shared cache cannot be used: its package is missing."""
 
 
 class ListenError(StartupError):
     """The server cannot listen on the address, or cannot write its port file."""
-
-
-class SettingsError(Exception):
-    """A setting is invalid; the message is one line for the operator."""

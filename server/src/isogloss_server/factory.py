@@ -20,7 +20,13 @@ from isogloss_server.engine.local_embedder import BLOCK_CHARACTERS, LocalEmbedde
 from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.engine.registry import ReadyModel, ServedModel
 from isogloss_server.engine.request import Limits, default_max_texts
-from isogloss_server.errors import ModelFilesError, ProviderSetupError, StartupError, UnsupportedModelError
+from isogloss_server.errors import (
+    ModelFilesError,
+    ProviderSetupError,
+    SettingsError,
+    StartupError,
+    UnsupportedModelError,
+)
 from isogloss_server.models import layout, model_folder, static
 from isogloss_server.models.interfaces import ModelCard
 from isogloss_server.models.layout import LoadedModel
@@ -204,7 +210,8 @@ async def connect(
         comparisons: The work of all comparisons.
 
     Raises:
-        ProviderSetupError: The key is missing or rejected, the model is unknown, or the address is wrong.
+        SettingsError: The key is missing, the model is unknown, or the URL is invalid.
+        ProviderSetupError: The provider rejects the key or the model, or there is no response from the address.
     """
     hosted = catalog.resolve(source)
     key = provider_key(hosted.kind, settings)
@@ -268,7 +275,7 @@ def _provider_limits(hosted: HostedModel, settings: Settings) -> ProviderLimits:
 def _check_key(hosted: HostedModel, key: SecretStr | None) -> None:
     variable, flag = KEY_VARIABLES[hosted.kind], f"--{hosted.kind}-key-file"
     if key is None and not hosted.url:
-        raise ProviderSetupError(f"{hosted.title} requires an API key for {hosted.model}: set {variable}, or {flag}")
+        raise SettingsError(f"{hosted.title} requires an API key for {hosted.model}: set {variable}, or {flag}")
     if key is not None and hosted.url and not _is_private(hosted.url):
         logs.warning("API key sent over an unencrypted connection", url=hosted.url, key=variable)
 

@@ -1,11 +1,20 @@
 """The metrics of the server, with names, units and labels. No label holds a text of a caller."""
 
 import asyncio
+import contextlib
+import socket
+import socketserver
+import threading
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, make_wsgi_app
 
+from isogloss_server.clock import Clock
 from isogloss_server.errors import ListenError
 
+MAX_CONNECTIONS = 16  # to the metrics, each with a thread; a further one closes the oldest
+CONNECTION_S = 10.0  # from the start of a connection to its end
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)  # process_resident_memory_bytes, process_open_fds, process_cpu_seconds_total ...
 
@@ -46,6 +55,9 @@ CACHE_SHARED_ERRORS = Counter(
     registry=REGISTRY,
 )
 
+DROPPED_LOG_LINES = Counter(
+    "isogloss_log_dropped_lines", "Lines of the log that were dropped, because stderr was not read.", registry=REGISTRY
+)
 TASKS = Gauge(
     "isogloss_tasks",
     "Unfinished asyncio tasks; constant when the server is idle.",
@@ -58,12 +70,67 @@ def watch_tasks(loop: asyncio.AbstractEventLoop) -> None:
     TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
 
 
-def serve(host: str, port: int) -> int:
-    """Serves all metrics at /metrics, in Prometheus' text format, on a thread of its own.
+class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
+    """Serves the metrics, one thread a connection; bounds the connections and the time of each."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, clock: Clock) -> None:
+        """Listens on the address; raises OSError."""
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        self.address_family = family
+        self._clock = clock
+        self._open: dict[socket.socket, float] = {}  # the connections in order, with the moment at which each expires
+        super().__init__((str(address[0]), port), _Handler)
+        self.set_app(make_wsgi_app(REGISTRY))
+
+    def server_bind(self) -> None:
+        """Binds the socket, without a look-up of the host's name, which may take long."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts the thread of a connection; closes the oldest one if there are too many."""
+        if len(self._open) >= MAX_CONNECTIONS:
+            oldest, *_ = list(self._open)  # copied, since threads remove their connections
+            self._close(oldest)
+        self._open[request] = self._clock.monotonic_s() + CONNECTION_S
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Closes the connections that have expired; called twice a second."""
+        now_s = self._clock.monotonic_s()
+        for connection in [connection for connection, end_s in self._open.copy().items() if end_s <= now_s]:
+            self._close(connection)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Closes a connection, whose thread ends."""
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Does nothing: a peer that closes its connection is not an error."""
+
+    def _close(self, connection: socket.socket) -> None:
+        """Makes the reads and writes of a connection's thread fail, so that it ends."""
+        self._open.pop(connection, None)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Does nothing: scrapes are not logged."""
+
+
+def serve(host: str, port: int, clock: Clock) -> int:
+    """Serves all metrics at /metrics, in Prometheus' text format, on threads of its own.
 
     Args:
         host: The address to listen on.
         port: The port to listen on; 0 for any free port.
+        clock: Bounds the time of a connection.
 
     Returns:
         The port.
@@ -72,7 +139,8 @@ def serve(host: str, port: int) -> int:
         ListenError: The server cannot listen on the address.
     """
     try:
-        server, _ = start_http_server(port, addr=host, registry=REGISTRY)
+        server = MetricsServer(host, port, clock)
     except OSError as error:
         raise ListenError(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
-    return int(server.server_address[1])
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return int(server.server_port)

@@ -1,7 +1,8 @@
-"""The cores that this process may use, and its memory, as the operating system reports them."""
+"""The process's cores and memory, as the operating system reports them, and its standard streams."""
 
 import math
 import os
+import sys
 from pathlib import Path, PurePosixPath
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -41,6 +42,19 @@ def _words(file: Path) -> list[str]:
         return file.read_text(encoding="ascii").split()
     except OSError:  # another version of cgroups, or none
         return []
+
+
+def open_closed_streams() -> None:
+    """Opens the null device in the place of stdin, stdout and stderr, where the parent process has closed them.
+
+    Otherwise a socket would have their number, and what a library prints would reach a caller.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def resident_mb() -> int:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from isogloss_server.errors import ModelFilesError
+from isogloss_server.errors import SettingsError
 from isogloss_server.models import model_folder
 from isogloss_server.models.model_folder import BUNDLED
 
@@ -42,7 +42,7 @@ def test_the_digest_is_the_sha256(static_folder: Path) -> None:
 )
 def test_an_unknown_model_gets_a_suggestion(source: str, hint: str) -> None:
     """For a source that is neither a folder nor a name, the error suggests the closest name, or the list."""
-    with pytest.raises(ModelFilesError) as raised:
+    with pytest.raises(SettingsError) as raised:
         model_folder.locate(source)
     expected = f"unknown model {source!r}: neither bundled, a folder, a known name nor a hub id; "
     assert str(raised.value).startswith(expected)

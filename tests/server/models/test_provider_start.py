@@ -10,7 +10,7 @@ from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
-from isogloss_server.errors import DomainError, ProviderSetupError
+from isogloss_server.errors import DomainError, ProviderSetupError, SettingsError
 from isogloss_server.factory import connect
 from isogloss_server.models.interfaces import Urgency
 from isogloss_server.settings.declarations import Settings
@@ -128,7 +128,7 @@ def test_an_invalid_key_is_not_quoted(tmp_path: Path, bad: str) -> None:
     """A file with an invalid key is rejected by its name; the error does not quote its content."""
     file = tmp_path / "key"
     file.write_text(bad, encoding="utf-8")
-    with pytest.raises(ProviderSetupError) as raised:
+    with pytest.raises(SettingsError) as raised:
         provider_key("cohere", Settings(cohere_key_file=file))
     assert str(file) in str(raised.value)
     assert KEY[:8] not in str(raised.value)

@@ -1,8 +1,8 @@
 """`isogloss-server`: the command line, and the dispatch of its verbs. Each verb has a module of its own."""
 
 import argparse
+import contextlib
 import difflib
-import logging
 import os
 import re
 import signal
@@ -10,9 +10,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from isogloss_server import logs, system
 from isogloss_server._version import __version__
 from isogloss_server.cli import serve
-from isogloss_server.errors import SettingsError, StartupError
+from isogloss_server.errors import StartupError
+from isogloss_server.models.catalog import KNOWN
+from isogloss_server.models.model_folder import BUNDLED
 
 PROGRAM = "isogloss-server"
 EPILOG = """\
@@ -25,7 +28,8 @@ MODEL is a name from `models list` or a hub id OWNER/NAME, either with @REVISION
 sentence-transformers layout. Models of the hub are kept in the cache of the huggingface_hub library: HF_HOME sets its
 folder, HF_TOKEN gives access to gated models, HF_HUB_OFFLINE=1 forbids network access.
 
-exit status: 0 success, 1 a model is unavailable, damaged or not faithful, 2 invalid arguments or settings
+exit status: 0 success, 1 a model is unavailable, damaged or not faithful, 2 an unknown model, invalid arguments or
+settings
 
 example:
   isogloss-server models pull paraphrase-multilingual-MiniLM-L12-v2
@@ -74,8 +78,8 @@ def print_error(message: str) -> None:
     print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
 
 
-def parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+def parser(*, models: object = None) -> argparse.ArgumentParser:
+    """Returns the parser of the command line; `models` makes it one for completion, as in serve.add_flags."""
     top = Parser(
         prog=PROGRAM,
         description="Multilingual embeddings over gRPC.",
@@ -92,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    serve.add_flags(serve_parser)
-    _add_models(verbs)
+    serve.add_flags(serve_parser, models=models)
+    _add_models(verbs, models)
     completion = verbs.add_parser(
         "completion",
         help="print a script that completes this command in a shell",
@@ -104,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_models(verbs: "argparse._SubParsersAction[Parser]") -> None:
+def _add_models(verbs: "argparse._SubParsersAction[Parser]", completed: object) -> None:
     models = verbs.add_parser(
         "models",
         help="list, show, pull and verify models",
@@ -118,7 +122,8 @@ def _add_models(verbs: "argparse._SubParsersAction[Parser]") -> None:
         if count is None:
             parser.add_argument("--json", action="store_true", help="print all properties as JSON")
         else:
-            parser.add_argument("model", metavar="MODEL", nargs=count or None, help="name, hub id or folder")
+            added = parser.add_argument("model", metavar="MODEL", nargs=count or None, help="name, hub id or folder")
+            serve.complete_value(added, "MODEL", completed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,12 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return models.run(flags)
             case _:
                 return serve.run(flags)
-    except SettingsError as error:
-        print_error(str(error))
-        return 2
     except StartupError as error:
         print_error(str(error))
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         print_error("interrupted; completely downloaded files are kept")
         return 128 + signal.SIGINT
@@ -159,16 +161,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_completion(shell: str) -> int:
     import shtab  # noqa: PLC0415 - only this verb needs it
 
-    print(shtab.complete(parser(), shell))  # noqa: T201
+    print(shtab.complete(parser(models=_completed_models()), shell))  # noqa: T201
     return 0
 
 
+def _completed_models() -> dict[str, object]:
+    """Returns what shtab completes a model by: the known names, and folders."""
+    from isogloss_server.models.providers.catalog import PROVIDERS  # noqa: PLC0415 - only this verb needs it
+
+    hosted = [f"{kind}:{name}" for kind, provider in PROVIDERS.items() for name in provider.models]
+    names = " ".join([BUNDLED, *(model.name for model in KNOWN), *hosted])
+    function = "_isogloss_server_models"
+    return {
+        "bash": function,
+        "zsh": function,
+        "fish": f"({function})",
+        "preamble": {
+            "bash": f'{function}() {{ compgen -W \'{names}\' -- "$1"; compgen -d -- "$1"; }}',
+            "zsh": f"{function}() {{ compadd -- {names}; _files -/; }}",
+            "fish": f"function {function}; string split ' ' '{names}'; __fish_complete_directories; end",
+        },
+    }
+
+
 def run() -> None:
-    """Runs the program and exits the process without waiting for threads that still work."""
-    status = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Runs the program and exits the process without waiting for threads that still work, or for a full stderr."""
+    system.open_closed_streams()
+    logs.queue_stderr()
+    try:
+        status = main()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has what it needs
+        status = 128 + signal.SIGPIPE
+    except BaseException:  # noqa: BLE001 - the end of the process
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    logs.flush()
     os._exit(status)
 
 

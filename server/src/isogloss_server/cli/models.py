@@ -10,7 +10,7 @@ from isogloss.wire.enums import Truncation
 
 from isogloss_server import factory
 from isogloss_server.engine import self_test
-from isogloss_server.errors import ModelFilesError, ProviderSetupError
+from isogloss_server.errors import ModelFilesError, SettingsError
 from isogloss_server.models import catalog, hub, layout, model_folder, parity, static
 from isogloss_server.models.catalog import KNOWN, KnownModel, is_hosted
 from isogloss_server.models.model_folder import BUNDLED, ModelFolder
@@ -30,14 +30,14 @@ def run(flags: Mapping[str, Any]) -> int:
         The exit status.
 
     Raises:
-        StartupError: A model is unknown or unavailable, or its files are damaged.
-        SettingsError: A setting in the environment is invalid.
+        StartupError: A model is unavailable, or its files are damaged.
+        SettingsError: A model is unknown, or a setting in the environment is invalid.
     """
     sources = flags.get("model") or ()
     for source in [sources] if isinstance(sources, str) else sources:
         if is_hosted(source):
             hosted = provider_catalog.resolve(source)
-            raise ProviderSetupError(f"{source} runs at {hosted.address}; it has no files on this disk")
+            raise SettingsError(f"{source} runs at {hosted.address}; it has no files on this disk")
     return VERBS[flags["models_verb"]](flags)
 
 

@@ -1,7 +1,9 @@
 """The shared cache's store on Redis; no other module imports redis-py."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis import exceptions
 from redis._parsers import _AsyncRESP2Parser
@@ -11,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
 from isogloss_server.engine.shared_cache import CONNECT_TIMEOUT_S, StoreError
-from isogloss_server.errors import CacheSetupError
+from isogloss_server.errors import SettingsError
 
 CONNECTIONS = 8  # of one server; further look-ups wait for a connection, within their time limit
 MAX_REPLY_BYTES = 32 * 1024**2  # of one reply: a look-up of 256 rows with 32,768 columns
@@ -82,9 +84,12 @@ class RedisStore:
             ttl_s: Lifetime of a value, in seconds.
 
         Raises:
-            CacheSetupError: The URL is invalid.
+            SettingsError: The URL is invalid.
         """
         try:
+            parts = urlsplit(url)
+            if parts.scheme != "unix" and not (parts.hostname and re.fullmatch(r"(/[0-9]*)?", parts.path)):
+                raise ValueError  # noqa: TRY301 - redis-py would use this machine, or another database
             # No retries: a look-up has no time for a second attempt. RESP 2: nothing of RESP 3 is needed.
             pool = BlockingConnectionPool.from_url(
                 url,
@@ -95,8 +100,11 @@ class RedisStore:
                 socket_connect_timeout=CONNECT_TIMEOUT_S,
                 maint_notifications_config=MaintNotificationsConfig(enabled=False),
             )
-        except ValueError:  # its message quotes the URL, and with it the password
-            raise CacheSetupError("invalid URL in cache_redis_url: it must begin with redis:// or rediss://") from None
+            # Checks the options in the URL; connects to nothing.
+            pool.make_connection()  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, exceptions.RedisError):  # its message quotes the URL, and with it the password
+            form = "redis://[:PASSWORD@]HOST[:PORT][/DB] or rediss://..., with options that redis-py has"
+            raise SettingsError(f"invalid URL in cache_redis_url: it must be {form}") from None
         self._redis = Redis(connection_pool=pool)
         self._pool = pool
         self._prefix = prefix

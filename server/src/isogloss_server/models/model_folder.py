@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from isogloss_server.errors import ModelFilesError
+from isogloss_server.errors import ModelFilesError, SettingsError
 from isogloss_server.models import catalog
 from isogloss_server.models.catalog import HubModel, KnownModel
 
@@ -98,7 +98,8 @@ def locate(source: str, *, refresh: bool = False) -> ModelFolder:
         refresh: Also download what has changed on the hub since, if the revision is a branch.
 
     Raises:
-        ModelFilesError: The model is unknown or unavailable, or a file with its metadata is missing or damaged.
+        SettingsError: The model is unknown.
+        ModelFilesError: The model is unavailable, or a file with its metadata is missing or damaged.
     """
     folder = local_folder(source)
     if folder is not None:
@@ -112,11 +113,11 @@ def locate(source: str, *, refresh: bool = False) -> ModelFolder:
     return open_folder(local or hub.download(hub_model), hub_model)
 
 
-def unknown_model(source: str) -> ModelFilesError:
+def unknown_model(source: str) -> SettingsError:
     """Returns the error for an unknown model, with the closest known name."""
     near = catalog.closest_name(source)
     hint = f"did you mean {near!r}?" if near else "`isogloss-server models list` lists the known models"
-    return ModelFilesError(f"unknown model {source!r}: neither bundled, a folder, a known name nor a hub id; {hint}")
+    return SettingsError(f"unknown model {source!r}: neither bundled, a folder, a known name nor a hub id; {hint}")
 
 
 def local_folder(source: str) -> Path | None:

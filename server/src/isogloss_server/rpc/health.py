@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.registry import Registry
+from isogloss_server.errors import DrainingError, UnknownServiceError
 from isogloss_server.rpc.interceptor import GrpcContext
 
 READY = frozenset({State.SERVING, State.DEGRADED})
@@ -31,7 +31,7 @@ class StandardHealth(health_pb2_grpc.HealthServicer):
         """Returns the status of one name; NOT_FOUND for an unknown name."""
         status = self._status(request.service)
         if status == Status.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service; see List for the names")
+            raise UnknownServiceError("unknown service; health has the names in its method List", field="service")
         return Status(status=status)
 
     async def List(self, request: health_pb2.HealthListRequest, context: GrpcContext) -> health_pb2.HealthListResponse:
@@ -51,7 +51,7 @@ class StandardHealth(health_pb2_grpc.HealthServicer):
                 yield Status(status=status)
                 sent = status
             await changed.wait()
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+        raise DrainingError("the server is stopping")
 
     def end_watches(self) -> None:
         """Ends every Watch: an open stream would delay the stop of the server to the end of its grace period."""

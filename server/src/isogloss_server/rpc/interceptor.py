@@ -56,10 +56,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._clock = clock
         self._access_log = access_log
         self._wrapped: dict[str, Handler] = {}
-        self._in_progress: set[asyncio.Task[Any]] = set()  # tasks of calls, of the EmbeddingService alone
-        self._refusing = False
+        self._calls: set[asyncio.Task[Any]] = set()  # of all services
+        self._ended = asyncio.Event()
+        self._in_progress: set[asyncio.Task[Any]] = set()  # of the EmbeddingService alone, from their request
+        self._accepted: frozenset[asyncio.Task[Any]] | None = None  # once new calls are refused: those before
         self._refused = 0
         self._ending = False
+
+    def end_streams(self) -> None:
+        """Ends the streams of other services when they have answered what they have read."""
+        self._ended.set()
+
+    async def until_idle(self) -> None:
+        """Waits until no call is in flight: each is answered, up to the last byte that gRPC's core takes."""
+        while self._calls:
+            await asyncio.wait(self._calls)
 
     async def refuse_calls(self, max_s: float) -> None:
         """Answers new calls with DRAINING from now on; returns when they stop arriving, or after `max_s` seconds.
@@ -67,7 +78,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         When gRPC stops, it ends the calls that it has received but not yet handed over with a bare CANCELLED. So it is
         stopped only when there are few such calls.
         """
-        self._refusing = True
+        self._accepted = frozenset(self._calls)
         seen = -1
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max_s):
@@ -87,6 +98,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Returns the wrapped handler of the method; each method is wrapped once."""
+        call = asyncio.current_task()  # gRPC's task of the call, from its headers to its status
+        if call is not None and call not in self._calls:
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
         details: Any = handler_call_details  # the type stubs leave out its attributes
         method: str = details.method
         if method not in self._wrapped:
@@ -123,7 +138,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if handler.unary_stream is not None:
                     responses = handler.unary_stream(parse(read, requests), context)
                 else:
-                    responses = handler.stream_stream(_parse_each(read, requests), context)
+                    responses = handler.stream_stream(_parse_each(read, requests, self._ended), context)
                 async for response in responses:
                     yield response
             except DomainError as error:
@@ -151,7 +166,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
         try:
             if own and task is not None:
-                self._check_accepting()
+                self._check_accepting(task)
                 self._in_progress.add(task)
             return await handle(call)
         except asyncio.CancelledError:
@@ -174,8 +189,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
         return await context.abort(status.code, status.proto.message, (*trailers, identity))
 
-    def _check_accepting(self) -> None:
-        if self._refusing:
+    def _check_accepting(self, call: asyncio.Task[Any]) -> None:
+        if self._accepted is not None and call not in self._accepted:
             self._refused += 1
             raise DrainingError("the server is stopping; send the request to another one, or again later")
 
@@ -220,9 +235,29 @@ def release_frames(error: BaseException) -> None:
             pending += link.exceptions
 
 
-async def _parse_each(read: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield parse(read, request)
+async def _parse_each(
+    read: Callable[[bytes], Any], requests: AsyncIterator[bytes], ended: asyncio.Event
+) -> AsyncIterator[Any]:
+    """Yields the messages of a stream until its end, or until `ended` is set."""
+
+    async def receive() -> bytes | None:
+        """Returns the next request, or None at the end."""
+        return await anext(requests, None)
+
+    ending = asyncio.ensure_future(ended.wait())
+    try:
+        while not ended.is_set():
+            receiving = asyncio.ensure_future(receive())
+            try:
+                await asyncio.wait({receiving, ending}, return_when=asyncio.FIRST_COMPLETED)
+                request = receiving.result() if receiving.done() else None
+            finally:
+                receiving.cancel()
+            if request is None:
+                return
+            yield parse(read, request)
+    finally:
+        ending.cancel()
 
 
 def _request_id(metadata: Any) -> str:

@@ -21,6 +21,7 @@ from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+CLOSE_S = 0.5  # time for the peers of idle connections to learn that the server closes them
 MAX_REFUSAL_S = 1.0  # time for callers to notice that the server is stopping, before connections are closed
 LAST_STATUS_S = 0.2  # time for the statuses of calls that are ended to arrive
 ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
@@ -77,17 +78,25 @@ class Server:
         """Refuses new calls, ends watches and streams, and ends calls in progress after `grace_s` seconds.
 
         Both are answered with DRAINING. None ends calls at once. Otherwise callers have MAX_REFUSAL_S at most to notice
-        that the server is stopping, even if `grace_s` is less.
+        that the server is stopping, even if `grace_s` is less. Returns when no call is in flight: gRPC would also wait
+        for connections without calls, to the end of `grace_s` if their peer does not respond.
         """
         end_s = asyncio.get_running_loop().time() + (grace_s or 0.0)
         self._health.end_watches()
         self._streams.end()
+        self._calls.end_streams()
         if grace_s is not None:
             await self._calls.refuse_calls(MAX_REFUSAL_S)
         remaining_s = max(0.0, end_s - asyncio.get_running_loop().time())
         stopping = asyncio.ensure_future(self._grpc.stop(remaining_s + LAST_STATUS_S))
-        await asyncio.wait({stopping}, timeout=remaining_s)
+        idle = asyncio.ensure_future(self._calls.until_idle())
+        await asyncio.wait({stopping, idle}, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
         self._calls.end_calls()
+        await asyncio.wait({stopping, idle}, timeout=LAST_STATUS_S, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await asyncio.wait({stopping}, timeout=CLOSE_S)
+        if not stopping.done():
+            await self._grpc.stop(None)
         await stopping
 
 

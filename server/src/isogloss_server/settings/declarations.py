@@ -1,16 +1,18 @@
 """The server's settings: type, default, range, unit and help of each, in the order of `serve --help`."""
 
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from isogloss_server.errors import SettingsError
@@ -20,6 +22,14 @@ from isogloss_server.models.model_folder import BUNDLED, is_folder
 PREFIX = "ISOGLOSS_"
 HIGHEST_MAX_TEXTS = 50_000
 OFF = "off"
+MAX_FILE_BYTES = 64 * 1024  # of the config file: all settings with long comments are a tenth of it
+MAX_DOTS_IN_LINE = 256  # of the config file: the time to parse a dotted key grows with the square of its parts
+MAX_CHARACTERS = 4096  # of a setting's text
+# Text of a flag or a variable -> value of its setting's type. Other text stays, and is rejected like any wrong type.
+WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
+DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|nan)")
+ON_WORDS, OFF_WORDS = {"1", "true", "t", "yes", "y", "on"}, {"0", "false", "f", "no", "n", "off"}
+SWITCH = dict.fromkeys(ON_WORDS, True) | dict.fromkeys(OFF_WORDS, False)
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 
@@ -39,7 +49,10 @@ def setting(
     Returns:
         A pydantic field.
     """
-    return Field(default, description=help_text, ge=ge, le=le, json_schema_extra={"section": section, "unit": unit})
+    extra: dict[str, Any] = {"section": section, "unit": unit}
+    # Numbers and switches take no other type, so that `port = true` is not port 1.
+    is_strict = True if ge is not None or isinstance(default, bool) else None
+    return Field(default, description=help_text, ge=ge, le=le, strict=is_strict, json_schema_extra=extra)
 
 
 class Settings(BaseSettings):
@@ -180,8 +193,9 @@ class Settings(BaseSettings):
     )
     watchdog_s: FiniteFloat = setting(
         30.0,
-        "time limit of one batch, in addition to eight times the time that the measured speed predicts; after it the "
-        "batch fails, and the model is DEGRADED, or NOT_SERVING if all its threads stall, until the batch ends",
+        "time after which a batch, or a piece of work on a worker thread, counts as stalled, in addition to eight times "
+        "what the measured speed predicts for a batch: its requests fail, and the model is DEGRADED, or NOT_SERVING "
+        "if all threads are stalled, until the work ends",
         section="queue",
         unit="SECONDS",
         ge=0.01,
@@ -300,6 +314,14 @@ class Settings(BaseSettings):
     def _split_at_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and (len(text) > MAX_CHARACTERS or any(c < " " or c == "\x7f" for c in text)):
+                raise ValueError(f"text of at most {MAX_CHARACTERS:,} characters, without control characters")
+        return value
+
     @field_validator("model")
     @classmethod
     def _check_distinct_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -322,9 +344,11 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: The TOML file cannot be read.
         """
-        named = [source["config"] for source in (init_settings(), env_settings()) if "config" in source]
-        file = TomlConfigSettingsSource(settings_cls, toml_file=_checked(Path(named[0])) if named else None)
-        return init_settings, env_settings, file
+        flags, variables = _from_text(init_settings()), _from_text(env_settings())
+        named = [source["config"] for source in (flags, variables) if "config" in source]
+        file = _read(Path(named[0])) if named else {}
+        sources = [InitSettingsSource(settings_cls, values) for values in (flags, variables, file)]
+        return tuple(sources)
 
     @property
     def graph_cache_folder(self) -> Path | None:
@@ -359,17 +383,43 @@ def _hosted_name(source: str) -> str:
     return source.partition(":")[2].partition("@http")[0].rpartition("/")[2]
 
 
-def _checked(file: Path) -> Path:
-    """Returns `file` if it is TOML without the key `config`.
+def _from_text(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with their text converted to the type of each: a flag or a variable has only text."""
+    return {name: _value(name, value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _value(name: str, text: str) -> Any:
+    annotation = Settings.model_fields[name].annotation if name in Settings.model_fields else str
+    kinds = get_args(annotation) or (annotation,)
+    if int in kinds and WHOLE.fullmatch(text) and len(text) < MAX_CHARACTERS:
+        return int(text)
+    if float in kinds and DECIMAL.fullmatch(text):
+        return float(text)
+    return SWITCH.get(text.lower(), text) if bool in kinds else text
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Reads the config file.
 
     Raises:
-        SettingsError: It is unreadable, not TOML, or has that key.
+        SettingsError: It is unreadable, too large, not TOML, or has the key `config`.
     """
     try:
-        if "config" in tomllib.loads(file.read_text(encoding="utf-8")):
-            raise SettingsError(f"config file {file} cannot name another config file; remove the key 'config'")
+        with file.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise SettingsError(f"config file {file} is larger than {MAX_FILE_BYTES:,} bytes")
+        text = content.decode()
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.count(".") > MAX_DOTS_IN_LINE:
+                raise SettingsError(f"config file {file}: line {number} has more than {MAX_DOTS_IN_LINE} dots")
+        values = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(f"cannot read the config file {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise SettingsError(f"config file {file} is nested too deeply; a value is a word, a number or a list") from None
+    except ValueError as error:  # of tomllib, of the encoding, or of an integer of thousands of digits
         raise SettingsError(f"config file {file} is not valid TOML: {error}") from None
-    return file
+    if "config" in values:
+        raise SettingsError(f"config file {file} cannot name another config file; remove the key 'config'")
+    return values

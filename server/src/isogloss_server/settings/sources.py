@@ -11,9 +11,11 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError as SourceError
 
-from isogloss_server.errors import ProviderSetupError, SettingsError
+from isogloss_server.errors import SettingsError
 from isogloss_server.settings.declarations import PREFIX, Settings
 
+MAX_ERRORS = 5  # in one message
+MAX_NAME_CHARACTERS = 80  # of an unknown setting, in a message
 CLIENT_VARIABLES = frozenset({"ISOGLOSS_SERVER", "ISOGLOSS_API_KEY"})
 KEY_VARIABLES = {"cohere": "CO_API_KEY", "openai": "OPENAI_API_KEY", "nvidia": "NVIDIA_API_KEY"}
 PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})  # of httpx, in either case
@@ -39,8 +41,12 @@ def load(flags: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        lines = [_message(given, str(e["loc"][0]) if e["loc"] else "", e["msg"], e["type"]) for e in error.errors()]
-        raise SettingsError("; ".join(lines)) from None
+        errors = error.errors()
+        lines = [
+            _message(given, str(e["loc"][0]) if e["loc"] else "", e["msg"], e["type"]) for e in errors[:MAX_ERRORS]
+        ]
+        more = [f"and {len(errors) - MAX_ERRORS} more errors"] if len(errors) > MAX_ERRORS else []
+        raise SettingsError("; ".join([*lines, *more])) from None
     except SourceError as error:
         raise SettingsError(str(error)) from None
 
@@ -60,6 +66,7 @@ def unknown_variables() -> Iterator[str]:
 def _message(given: Mapping[str, Any], name: str, message: str, kind: str) -> str:
     """Returns one line on an invalid setting, which names its source."""
     variable, flag = PREFIX + name.upper(), f"--{name.replace('_', '-')}"
+    message = "the path of a file or folder" if kind == "path_type" else message
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     file = given.get("config") or os.environ.get(f"{PREFIX}CONFIG")
     if kind == "extra_forbidden":
@@ -70,6 +77,7 @@ def _message(given: Mapping[str, Any], name: str, message: str, kind: str) -> st
 
 
 def _suggested(name: str, known: "set[str] | Mapping[str, Any]") -> str:
+    name = name[:MAX_NAME_CHARACTERS]
     near = difflib.get_close_matches(name, known, n=1)
     return f"{name!r}; did you mean {near[0]!r}?" if near else f"{name!r}; `isogloss-server serve --help` lists them"
 
@@ -105,21 +113,21 @@ def provider_key(provider: str, settings: Settings) -> SecretStr | None:
         The key, or None if neither file nor variable is set.
 
     Raises:
-        ProviderSetupError: The file cannot be read or is empty, or the key has invalid characters.
+        SettingsError: The file cannot be read or is empty, or the key has invalid characters.
     """
     file: Path | None = getattr(settings, f"{provider}_key_file")
     source = KEY_VARIABLES[provider] if file is None else str(file)
     try:
         key = os.environ.get(source, "") if file is None else file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ProviderSetupError(f"cannot read the key file {source}: {error.strerror}") from None
+        raise SettingsError(f"cannot read the key file {source}: {error.strerror}") from None
     except ValueError:
-        raise ProviderSetupError(f"cannot read the key file {source}: it is not UTF-8 text") from None
+        raise SettingsError(f"cannot read the key file {source}: it is not UTF-8 text") from None
     key = key.strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise ProviderSetupError(f"invalid key in {source}: a key has only printable ASCII characters, without spaces")
+        raise SettingsError(f"invalid key in {source}: a key has only printable ASCII characters, without spaces")
     if file is not None and not key:
-        raise ProviderSetupError(f"the key file {source} is empty")
+        raise SettingsError(f"the key file {source} is empty")
     return SecretStr(key) if key else None
 
 

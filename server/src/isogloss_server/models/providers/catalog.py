@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from isogloss.wire.enums import InputType, Truncation
 
-from isogloss_server.errors import ProviderSetupError
+from isogloss_server.errors import SettingsError
 from isogloss_server.models.catalog import PROVIDER_NAMES
 from isogloss_server.models.interfaces import ModelCard
 from isogloss_server.models.model_folder import fingerprint
@@ -176,7 +176,7 @@ def resolve(source: str) -> HostedModel:
         source: `PROVIDER:MODEL` or `PROVIDER:MODEL@URL`.
 
     Raises:
-        ProviderSetupError: The model is unknown or retired, or the URL is invalid.
+        SettingsError: The model is unknown or retired, or the URL is invalid.
     """
     kind, _, rest = source.partition(":")
     model, _, url = rest.partition("@http")
@@ -185,12 +185,12 @@ def resolve(source: str) -> HostedModel:
     if url:
         _check_url(url, source)
     if not model:
-        raise ProviderSetupError(f"missing model in {source!r}; {_known(kind)}")
+        raise SettingsError(f"missing model in {source!r}; {_known(kind)}")
     if not url and model in provider.retired:
         successors = " or ".join(f"{kind}:{name}" for name in provider.successors)
-        raise ProviderSetupError(f"{provider.title} has retired {model}; use {successors}, and embed all texts again")
+        raise SettingsError(f"{provider.title} has retired {model}; use {successors}, and embed all texts again")
     if not url and model not in provider.models:
-        raise ProviderSetupError(_unknown_model(kind, model))
+        raise SettingsError(_unknown_model(kind, model))
     return HostedModel(kind, model, url)
 
 
@@ -215,7 +215,7 @@ def _check_url(url: str, source: str) -> None:
     except ValueError:
         is_invalid = True
     if is_invalid or parts.username or parts.password:  # not quoted: it may hold a password
-        raise ProviderSetupError(
+        raise SettingsError(
             f"invalid URL after {source.partition('@')[0]!r}: it must be http://HOST[:PORT][/PATH] or https://..., "
             "without a user, a password or a query"
         )
