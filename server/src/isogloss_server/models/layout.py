@@ -205,7 +205,7 @@ def reject_pickled_weights(folder: ModelFolder, prefix: str) -> None:
 
 def required_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
     """Returns the JSON object in a file; raises ModelFilesError if the file is missing or damaged."""
-    content = read_json(folder.file(name))
+    content = read_json(folder.read(name))
     if not isinstance(content, dict):
         raise ModelFilesError(f"{folder.path / name} is damaged: it must hold an object")
     return content
@@ -213,7 +213,7 @@ def required_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
 
 def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
     """Returns the JSON object in a file, empty if the file is missing; raises ModelFilesError if it is damaged."""
-    return required_object(folder, name) if (folder.path / name).is_file() else {}
+    return required_object(folder, name) if folder.has(name) else {}
 
 
 def _settings(folder: ModelFolder, prefix: str) -> Mapping[str, Any]:
