@@ -74,15 +74,14 @@ class CacheFolder:
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
-        stream = os.fdopen(descriptor, "rb")
         status = os.fstat(descriptor)
-        cause = "not a file" if not stat.S_ISREG(status.st_mode) else _distrust(status)
+        cause = _distrust(status) if stat.S_ISREG(status.st_mode) else "not a file"
         if cause:
             logs.warning("file in the cache folder ignored", file=self.path / name, cause=cause)
-            stream.close()
+            os.close(descriptor)
             return None
         _lock(descriptor, fcntl.LOCK_SH)
-        return stream
+        return os.fdopen(descriptor, "rb")
 
     def of_size(self, size: int, suffix: str) -> dict[str, BinaryIO]:
         """Opens the files of one size in bytes whose names end in `suffix`, by name, without marking them as used."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
@@ -29,6 +29,8 @@ from isogloss_server.models.catalog import HubModel, KnownModel
 BUNDLED = "isogloss-static"
 CARD_FILE = "isogloss.json"
 MODULES_FILE = "modules.json"
+MAX_SIZE = 1 << 24  # of a dimension, a vocabulary, a number of layers: none is larger
+MAX_MESSAGE = 1_000  # characters of an error that quotes a file
 SHA256 = re.compile("[0-9a-f]{64}")
 # Only the files of the sentence-transformers layout: no pickled weights, no code, no graphs of other runtimes. A
 # module's folder begins with its number; `*` also matches slashes, so no pattern may begin with it.
@@ -395,6 +397,41 @@ def read_json(file: ModelFile) -> object:
         return json.loads(bytes(file.data).decode())
     except (ValueError, RecursionError) as error:
         raise ModelFilesError(f"{file.path} is damaged: {error}") from error
+
+
+def integer(
+    config: Mapping[str, Any], name: str, file: object, *, least: int = 1, most: int = MAX_SIZE, default: object = None
+) -> int:
+    """Returns an integer of a configuration.
+
+    Args:
+        config: The content of the file.
+        name: The key.
+        file: The path of the file, for errors.
+        least: The lowest valid value.
+        most: The highest valid value.
+        default: The value if there is no such key; None if it is required.
+
+    Raises:
+        ModelFilesError: The key is missing, or its value is not an integer in the range.
+    """
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        found = "which is missing" if name not in config else f"instead of {value!r}"
+        raise ModelFilesError(f"{file}: {name} must be an integer from {least:,} to {most:,}, {found}"[:MAX_MESSAGE])
+    return value
+
+
+def flag(config: Mapping[str, Any], name: str, file: object, *, default: bool = False) -> bool:
+    """Returns a Boolean of a configuration, `default` if it is missing or null.
+
+    Raises:
+        ModelFilesError: It is neither true nor false.
+    """
+    value = config.get(name)
+    if not isinstance(value, bool | None):
+        raise ModelFilesError(f"{file}: {name} must be true or false instead of {value!r}"[:MAX_MESSAGE])
+    return default if value is None else value
 
 
 def _card(files: FolderFiles) -> CardFile:

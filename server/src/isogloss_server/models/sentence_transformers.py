@@ -76,6 +76,7 @@ def load(folder: ModelFolder, device: str) -> LoadedModel:
             f"model folder {folder.path}: the installed transformers does not support model_type "
             f"{config.get('model_type')!r}, and code in a model's repository is never run"
         )
+    layout.check_sizes(config, folder.path / prefix / "config.json")
     with folder.library_copy() as path:
         model = TorchModules(path, prefix, device, folder.path)
     library_tokenizer = model.tokenizer()
