@@ -19,7 +19,6 @@ from isogloss_server.engine.registry import ReadyModel, ServedModel
 from isogloss_server.engine.request import Limits, default_max_texts
 from isogloss_server.errors import ModelFilesError, ProviderSetupError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout, model_folder, static
-from isogloss_server.models.cache_folder import open_cache
 from isogloss_server.models.interfaces import ModelCard
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder
@@ -105,9 +104,8 @@ def read_unchanged(source: str, settings: Settings) -> LoadedModel:
     Raises:
         StartupError: No runtime supports the model, or its files are missing, damaged, or keep changing.
     """
-    cache = open_cache(settings.graph_cache_folder)
     for _ in range(READ_ATTEMPTS):
-        folder = model_folder.locate(source, cache)
+        folder = model_folder.locate(source, settings.graph_cache_folder)
         failure = None
         try:
             loaded = read(folder, settings)

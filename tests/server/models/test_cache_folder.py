@@ -40,8 +40,8 @@ def opened(path: Path) -> CacheFolder:
     return cache
 
 
-def located(source: Path, cache: CacheFolder | None) -> ModelFolder:
-    return model_folder.locate(str(source), cache)
+def located(source: Path, cache: CacheFolder) -> ModelFolder:
+    return model_folder.locate(str(source), cache.path)
 
 
 def mapped(source: Path, cache: CacheFolder) -> ModelFile:
@@ -141,9 +141,8 @@ def test_a_folder_that_others_can_write_is_not_used(
     folder = tmp_path / "cache"
     folder.mkdir()
     folder.chmod(mode)
-    cache = open_cache(folder)
-    assert cache is None
-    assert bytes(located(source, cache).map(WEIGHTS).data) == (source / WEIGHTS).read_bytes()
+    file = model_folder.locate(str(source), folder).map(WEIGHTS)
+    assert (file.mapped, bytes(file.data)) == (None, (source / WEIGHTS).read_bytes())
     assert list(folder.iterdir()) == []
     (warning,) = caplog.records
     assert (warning.levelname, warning.fields["folder"]) == ("WARNING", folder)  # type: ignore[attr-defined]
@@ -276,9 +275,11 @@ def test_a_full_disk_is_one_warning(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    file = located(source, cache).map(WEIGHTS)
+    folder = located(source, cache)
+    file = folder.map(WEIGHTS)
     assert (file.mapped, bytes(file.data)) == (None, (source / WEIGHTS).read_bytes())
-    assert cache.store(write_graph) is None
+    assert folder.files.cache is not None
+    assert folder.files.cache.store(write_graph) is None
     assert list(cache.path.iterdir()) == []
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 

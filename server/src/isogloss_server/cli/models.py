@@ -12,7 +12,6 @@ from isogloss_server import factory
 from isogloss_server.engine import self_test
 from isogloss_server.errors import ModelFilesError, ProviderSetupError
 from isogloss_server.models import catalog, hub, layout, model_folder, parity, static
-from isogloss_server.models.cache_folder import CacheFolder, open_cache
 from isogloss_server.models.catalog import KNOWN, KnownModel, is_hosted
 from isogloss_server.models.model_folder import BUNDLED, ModelFolder
 from isogloss_server.models.providers import catalog as provider_catalog
@@ -101,7 +100,7 @@ def pull(flags: Mapping[str, Any]) -> int:
 def verify(flags: Mapping[str, Any]) -> int:
     """Loads a model, runs its self-test, and compares it with sentence-transformers if that is installed."""
     source = flags["model"]
-    folder = model_folder.locate(source, _cache())
+    folder = model_folder.locate(source, load({}).graph_cache_folder)
     loaded = factory.read(folder, load({}))
     self_test.verify(
         lambda texts: loaded.tokenizer.encode(texts, Truncation.END).batch,
@@ -136,14 +135,10 @@ def _on_disk(source: str) -> ModelFolder | None:
     """Returns a model's folder if it is on this disk, or None."""
     path = model_folder.local_folder(source)
     if path is not None:
-        return model_folder.open_folder(path, cache=_cache())
+        return model_folder.open_folder(path, cache=load({}).graph_cache_folder)
     hub_model = catalog.resolve(source)
     path = hub.cached(hub_model) if hub_model else None
-    return model_folder.open_folder(path, hub_model, _cache()) if path else None
-
-
-def _cache() -> CacheFolder | None:
-    return open_cache(load({}).graph_cache_folder)
+    return model_folder.open_folder(path, hub_model, load({}).graph_cache_folder) if path else None
 
 
 def _catalog_row(known: KnownModel) -> dict[str, Any]:

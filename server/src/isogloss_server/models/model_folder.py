@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import catalog
-from isogloss_server.models.cache_folder import BLOCK_BYTES, CacheFolder, MappedFile, blocks, mark_used
+from isogloss_server.models.cache_folder import BLOCK_BYTES, CacheFolder, MappedFile, blocks, mark_used, open_cache
 from isogloss_server.models.catalog import HubModel, KnownModel
 
 BUNDLED = "isogloss-static"
@@ -100,14 +101,18 @@ class FolderFiles:
 
     Attributes:
         path: The folder.
-        cache: The folder for copies and compiled graphs, or None.
     """
 
-    def __init__(self, path: Path, cache: CacheFolder | None = None) -> None:
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
         self.path = path
-        self.cache = cache
+        self._cache = cache
         self._files: dict[str, ModelFile] = {}
         self._states: dict[str, tuple[int, ...] | None] = {}  # of the files on disk when they were read; None: missing
+
+    @cached_property
+    def cache(self) -> CacheFolder | None:
+        """The folder for copies and compiled graphs, opened on first use; None if there is none."""
+        return open_cache(self._cache)
 
     def has(self, name: str) -> bool:
         """Returns True if there is such a file."""
@@ -320,13 +325,13 @@ def is_model_file(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in FILES)
 
 
-def locate(source: str, cache: CacheFolder | None = None, *, refresh: bool = False) -> ModelFolder:
+def locate(source: str, cache: Path | None = None, *, refresh: bool = False) -> ModelFolder:
     """Finds the files of a model, and downloads those that are not on this disk.
 
     Args:
         source: `isogloss-static`, which is bundled, else the path of an existing folder, else a known name or a hub id,
             either with `@REVISION`.
-        cache: For copies of weights; without it, they are copied into memory.
+        cache: The folder for copies of weights and compiled graphs; without it, weights are read into memory.
         refresh: Also download what has changed on the hub since, if the revision is a branch.
 
     Raises:
@@ -366,13 +371,13 @@ def is_folder(source: str) -> bool:
         return False
 
 
-def open_folder(path: Path, hub_model: HubModel | None = None, cache: CacheFolder | None = None) -> ModelFolder:
+def open_folder(path: Path, hub_model: HubModel | None = None, cache: Path | None = None) -> ModelFolder:
     """Reads the metadata of a folder.
 
     Args:
         path: The folder.
         hub_model: The model of the hub that the folder was downloaded from, if any.
-        cache: For copies of weights.
+        cache: The folder for copies of weights and compiled graphs.
 
     Raises:
         ModelFilesError: A file with metadata is missing or damaged.
