@@ -1,6 +1,7 @@
 """The sentence-transformers backend has the vectors of the library itself."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_the_space_is_that_of_the_openvino_backend(kind: Callable[[Path], Path],
     from isogloss_server.models.openvino.loader import load as packed_load
 
     ours = load(kind(tmp_path / "model"))
-    runtime = Runtime(precision="f32", threads=1, graph_cache=None)
+    runtime = Runtime(precision="f32", threads=1)
     packed = packed_load(model_folder.locate(str(tmp_path / "model")), runtime)
     texts = parity.sentences()
     assert ours.card.space_id == packed.card.space_id
@@ -216,3 +217,36 @@ def test_vectors_of_real_weights_are_those_of_the_library() -> None:
     texts = parity.sentences()
     assert difference(parts.model.forward(batch_of(parts, texts)), encoded(folder, texts)) <= 1e-5
     assert parts.tokenizer.max_tokens == 256
+
+
+@pytest.mark.parametrize("has_cache", [True, False])
+@pytest.mark.parametrize("kind", [bert, mpnet])
+def test_changed_files_do_not_change_a_loaded_model(
+    kind: Callable[[Path], Path], has_cache: bool, tmp_path: Path
+) -> None:
+    """Weights that are written over or cut after loading do not reach the model, with and without a cache folder."""
+    folder = kind(tmp_path / "model")
+    parts = sentence_transformers.load(
+        model_folder.locate(str(folder), tmp_path / "cache" if has_cache else None), "cpu"
+    )
+    batch = batch_of(parts, ["Good morning", "one two three"])
+    expected = parts.model.forward(batch)
+    with (folder / "model.safetensors").open("r+b") as stream:
+        stream.seek(2_000)
+        stream.write(bytes(range(256)) * 1_000)
+    np.testing.assert_array_equal(parts.model.forward(batch), expected)
+    os.truncate(folder / "model.safetensors", 0)
+    np.testing.assert_array_equal(parts.model.forward(batch), expected)
+    assert len(list((tmp_path / "cache").glob("*.weights"))) == has_cache
+
+
+@pytest.mark.parametrize("value", [-1, 0, 10**6, 2.5, "2"])
+@pytest.mark.parametrize("size", ["num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"])
+def test_an_invalid_size_is_an_error_that_names_it(tmp_path: Path, size: str, value: object) -> None:
+    """The library would serve a model of -1 layers as one of none."""
+    if size != "num_hidden_layers" and value == 10**6:
+        value = 10**9
+    folder = mpnet(tmp_path / "model")
+    change(folder / "config.json", **{size: value})
+    with pytest.raises(ModelFilesError, match=size):
+        load(folder)

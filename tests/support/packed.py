@@ -15,8 +15,8 @@ Precision = Literal["auto", "f32", "bf16"]
 
 def load(folder: Path, precision: Precision = "auto", cache: Path | None = None) -> LoadedModel:
     """Returns the packed model of a folder, for one thread."""
-    runtime = packed.Runtime(precision=precision, threads=1, graph_cache=cache)
-    return packed.load(model_folder.locate(str(folder)), runtime)
+    runtime = packed.Runtime(precision=precision, threads=1)
+    return packed.load(model_folder.locate(str(folder), cache), runtime)
 
 
 def tokenized(parts: LoadedModel, texts: list[str]) -> list[np.ndarray]:

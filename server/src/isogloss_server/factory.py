@@ -51,6 +51,7 @@ T = TypeVar("T")
 BLOCK_TOKENS = BLOCK_CHARACTERS // 4  # of a block of characters, about
 BATCHED_BULK_SLOTS = 256  # of a model with a batch queue: enough to fill it, and a bound of the memory they hold
 START_BACKOFF_S = 1.0
+READ_ATTEMPTS = 3  # of a folder whose files change while they are read
 TRANSIENT = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
 
 
@@ -75,7 +76,7 @@ def load(
     Raises:
         StartupError: The model cannot be loaded, or fails its self-test.
     """
-    loaded = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
+    loaded = _as_startup_error(source, lambda: read_unchanged(source, settings))
     batcher, backlog = None, _local_backlog(loaded, settings)
     if loaded.batched:
         batcher = Batcher(
@@ -124,6 +125,31 @@ def _local_backlog(loaded: LoadedModel, settings: Settings) -> Backlog:
     )
 
 
+def read_unchanged(source: str, settings: Settings) -> LoadedModel:
+    """Loads a model from files none of which has changed until the last one was read; tries again if some have.
+
+    Raises:
+        StartupError: No runtime supports the model, or its files are missing, damaged, or keep changing.
+    """
+    for _ in range(READ_ATTEMPTS):
+        folder = model_folder.locate(source, settings.graph_cache_folder)
+        failure = None
+        try:
+            loaded = read(folder, settings)
+        except ModelFilesError as error:  # half a file may look damaged
+            failure = error
+        changed = folder.files.changed()
+        if not changed:
+            if failure is not None:
+                raise failure
+            return loaded
+        logs.warning("model files changed while they were read", model=source, files=changed)
+    raise ModelFilesError(
+        f"the files of model {source} change while they are read: {', '.join(changed)}; "
+        "start the server when they are complete"
+    )
+
+
 def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
     """Loads a folder's model in the runtime that supports it: static, else the one of the setting `backend`.
 
@@ -166,10 +192,7 @@ def inference_threads(settings: Settings) -> int:
 def _openvino(folder: ModelFolder, settings: Settings) -> LoadedModel:
     from isogloss_server.models.openvino.loader import Runtime, load  # noqa: PLC0415
 
-    runtime = Runtime(
-        precision=settings.precision, threads=inference_threads(settings), graph_cache=settings.graph_cache_folder
-    )
-    return load(folder, runtime)
+    return load(folder, Runtime(precision=settings.precision, threads=inference_threads(settings)))
 
 
 def _sentence_transformers(folder: ModelFolder, settings: Settings) -> LoadedModel:

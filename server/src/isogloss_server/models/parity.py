@@ -55,13 +55,14 @@ def is_available() -> bool:
 def compare(folder: ModelFolder, loaded: LoadedModel) -> Iterator[Comparison]:
     """Yields one comparison for each distinct prompt, the empty one of input types without a prompt included."""
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
-    library = importlib.import_module(LIBRARY).SentenceTransformer(
-        str(folder.path),
-        device="cpu",
-        trust_remote_code=False,
-        local_files_only=True,
-        model_kwargs={"dtype": "float32"},  # the default is the type in the files
-    )
+    with folder.library_copy() as path:
+        library = importlib.import_module(LIBRARY).SentenceTransformer(
+            str(path),
+            device="cpu",
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"dtype": "float32"},  # the default is the type in the files
+        )
     texts = sentences()
     for prompt in dict.fromkeys(loaded.prompts.get(input_type, "") for input_type in InputType):
         theirs = library.encode(texts, prompt=prompt, normalize_embeddings=False, show_progress_bar=False)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from isogloss.wire.enums import Truncation
@@ -16,6 +15,7 @@ from isogloss_server.errors import (
     UnsupportedModelError,
 )
 from isogloss_server.models.interfaces import TokenBatch
+from isogloss_server.models.model_folder import ModelFile
 
 MIN_PIECE_CHARACTERS = 16_384  # texts up to this length are tokenized whole, whatever the model's limit
 FEW_TEXTS = 8  # up to here, one by one is faster than the library's threads
@@ -158,16 +158,16 @@ def _cut(text: str, characters: int, *, from_start: bool) -> str:
     return text[min((near for near in places if near >= 0), default=start) :]
 
 
-def read_tokenizer(file: Path) -> Tokenizer:
+def read_tokenizer(file: ModelFile) -> Tokenizer:
     """Reads a tokenizer.json.
 
     Raises:
         ModelFilesError: The file is not a tokenizer.
     """
     try:
-        return Tokenizer.from_file(str(file))
+        return Tokenizer.from_buffer(bytes(file.data))
     except Exception as error:  # the library raises bare Exception
-        raise ModelFilesError(f"{file} is not a tokenizer: {error}") from error
+        raise ModelFilesError(f"{file.path} is not a tokenizer: {error}") from error
 
 
 def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

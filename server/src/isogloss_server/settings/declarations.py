@@ -124,7 +124,8 @@ class Settings(BaseSettings):
     max_batch_tokens: int = setting(1024, "tokens of one batch", section="models", unit="TOKENS", ge=1, le=1 << 20)
     graph_cache: Path = setting(
         Path("~/.cache/isogloss"),
-        f"folder for openvino's compiled graphs; {OFF} = compile at each start",
+        "folder for copies of weights and compiled graphs; only the server's user may write to it; "
+        f"{OFF} = serve from memory",
         section="models",
         unit="FOLDER",
     )
@@ -352,7 +353,7 @@ class Settings(BaseSettings):
 
     @property
     def graph_cache_folder(self) -> Path | None:
-        """The folder for compiled graphs; None if they are not kept."""
+        """The folder for copies of weights and compiled graphs; None if they are not kept."""
         if str(self.graph_cache) in {OFF, "."}:  # Path("") is "."
             return None
         try:
