@@ -11,8 +11,11 @@ from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.tokenizer import TextTokenizer
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
+
+from tests.support.recorded_calls import RecordedCalls
 
 
 @pytest.fixture
@@ -108,28 +111,22 @@ LONG = {
 @pytest.mark.parametrize("kind", LONG)
 def test_a_long_text_is_truncated_as_if_it_had_been_tokenized_whole(kind: str, truncation: Truncation) -> None:
     """Only a piece of a long text is tokenized, and the tokens kept are those of the whole text."""
-    parts = static.load(model_folder.locate(model_folder.BUNDLED))
-    tokens = parts.tokenizer
-    tokens.max_tokens = 1000
-    tokens._max_piece_characters = 16_384
-    seen: list[int] = []
-    encoded = tokens._encode_texts
-    tokens._encode_texts = lambda texts: (seen.extend(map(len, texts)), encoded(texts))[1]  # type: ignore[method-assign]
+    tokenizer = Tokenizer.from_file(str(model_folder.locate(model_folder.BUNDLED).path / "tokenizer.json"))
+    calls = RecordedCalls(tokenizer)
+    tokens = TextTokenizer(calls, max_tokens=1000)  # type: ignore[arg-type]
     bounded = tokens.encode([LONG[kind]], truncation)
     if kind != "few tokens":
-        assert max(seen) <= 2 * 16_384
-    tokens._max_piece_characters = 10**9
-    whole = tokens.encode([LONG[kind]], truncation)
-    np.testing.assert_array_equal(bounded.batch.ids, whole.batch.ids)
-    assert bounded.truncated_rows == whole.truncated_rows
+        assert max(calls.characters) <= 2 * 16_384
+    whole = tokenizer.encode(LONG[kind], add_special_tokens=False).ids
+    kept = whole[:1000] if truncation is Truncation.END else whole[-1000:]
+    assert bounded.batch.ids.tolist() == kept
+    assert bounded.truncated_rows == ((0,) if len(whole) > 1000 else ())
 
 
 def test_the_error_of_a_long_text_has_a_lower_bound_of_its_tokens() -> None:
     """If only a piece of the text was tokenized, the error says that it has at least that many tokens."""
-    tokens = static.load(model_folder.locate(model_folder.BUNDLED)).tokenizer
-    tokens.max_tokens = 1000
-    tokens._max_piece_characters = 16_384
-    fault = tokens.encode(["7" * 40_000], Truncation.ERROR).row_errors[0]
+    tokenizer = Tokenizer.from_file(str(model_folder.locate(model_folder.BUNDLED).path / "tokenizer.json"))
+    fault = TextTokenizer(tokenizer, max_tokens=1000).encode(["7" * 40_000], Truncation.ERROR).row_errors[0]
     assert "at least" in fault.message
     assert int(fault.figures["actual"]) > 1000
 

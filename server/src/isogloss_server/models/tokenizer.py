@@ -1,7 +1,8 @@
 """The tokenizer of local models: token ids, special tokens, prompts, and truncation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,12 @@ from isogloss_server.errors import (
 )
 from isogloss_server.models.interfaces import TokenBatch
 
-MIN_PIECE_CHARACTERS = 16_384  # texts up to this length are tokenized whole, whatever the model's limit
-FEW_TEXTS = 8  # up to here, one by one is faster than the library's threads
+# Calls into the library get at most so many characters: of several texts together, and of one text for each token that
+# the model reads, which is eight times as many as in any language.
+CALL_CHARACTERS = 1 << 16
+CHARACTERS_PER_TOKEN = 32
+# Up to here, one text at a time on the calling thread is as fast as the library's threads, and never waits for them.
+FEW_CHARACTERS = 1 << 10
 SPARE_TOKENS = 64  # beyond the limit, so that no kept token touches the cut of a piece
 NEAR_CHARACTERS = 1024  # search range for white space around a cut
 WHITE_SPACE = (" ", "\n", "\t")
@@ -61,32 +66,29 @@ class TextTokenizer:
         self._before, self._after = _special_ids(tokenizer) if special else ([], [])
         if max_tokens <= len(self._before) + len(self._after):
             raise ModelFilesError(f"invalid limit of {max_tokens} tokens: special tokens leave no room for a text")
-        self._max_piece_characters = max(MIN_PIECE_CHARACTERS, 4 * max_tokens)
+        self._first_piece_characters = max(CALL_CHARACTERS // 4, max_tokens + SPARE_TOKENS)
+        self._max_characters = max(2 * CALL_CHARACTERS, CHARACTERS_PER_TOKEN * max_tokens)
         self._prompts: dict[str, list[int]] = {}  # tokens by prompt, filled on first use
         self.vocabulary_size = _highest_id(tokenizer) + 1
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:
         """Tokenizes texts, and truncates those over the limit."""
-        pieces = [
-            text if len(text) <= self._max_piece_characters else self._longest_needed_piece(text, truncation)
-            for text in texts
-        ]
         before, after = self._before, self._after
         room = self.max_tokens - len(before) - len(after)
         truncated: list[int] = []
         row_errors: dict[int, DomainError] = {}
         ids: list[int] = []
         lengths: list[int] = []
-        for row, tokens in enumerate(self._encode_texts(pieces)):
+        for row, (tokens, characters) in enumerate(self._encode_ends(texts, truncation)):
             kept = tokens
-            if len(tokens) > room and truncation is not Truncation.ERROR:
-                truncated.append(row)
-                kept = tokens[:room] if truncation is Truncation.END else tokens[-room:]
-            elif not tokens or len(tokens) > room:
-                whole = len(pieces[row]) == len(texts[row])
-                row_errors[row] = self._row_error(len(tokens), whole=whole)
+            is_cut = len(tokens) > room or characters < len(texts[row])
+            if not tokens or (is_cut and truncation is Truncation.ERROR):
+                row_errors[row] = self._row_error(len(tokens), characters, len(texts[row]))
                 lengths.append(0)
                 continue
+            if is_cut:
+                truncated.append(row)
+                kept = tokens[-room:] if truncation is Truncation.START else tokens[:room]
             ids += before
             ids += kept
             ids += after
@@ -110,42 +112,85 @@ class TextTokenizer:
     def _restore_prompt(self, prompt: str, tokenized: Tokenized) -> None:
         """Restores a prompt that truncation at the start has cut, by dropping tokens of the text instead."""
         ids = self._prompt_ids(prompt)[: self.max_tokens - len(self._before) - len(self._after)]
-        starts = np.cumsum(tokenized.batch.lengths) - tokenized.batch.lengths + len(self._before)
+        lengths = tokenized.batch.lengths
+        starts, rooms = np.cumsum(lengths) - lengths + len(self._before), lengths - len(self._before) - len(self._after)
         for row in tokenized.truncated_rows:
-            tokenized.batch.ids[starts[row] :][: len(ids)] = ids
+            kept = ids[: rooms[row]]
+            tokenized.batch.ids[starts[row] :][: len(kept)] = kept
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         if prompt not in self._prompts:
             self._prompts[prompt] = self._encode_texts([prompt])[0]
         return self._prompts[prompt]
 
-    def _row_error(self, tokens: int, *, whole: bool) -> DomainError:
-        if not tokens:
-            return TextWithoutTokensError("the tokenizer removes all characters of the text")
-        tokens += len(self._before) + len(self._after)
-        counted = str(tokens) if whole else f"at least {tokens}"
-        message = f"the text has {counted} tokens; the limit of the model is {self.max_tokens}"
-        return TextTooLongError(message, actual=tokens, limit=self.max_tokens)
+    def _row_error(self, tokens: int, characters: int, all_characters: int) -> DomainError:
+        """Returns the error of a text of `all_characters`, of which `characters` were tokenized."""
+        limit = self.max_tokens - len(self._before) - len(self._after)
+        if tokens > limit:
+            tokens += len(self._before) + len(self._after)
+            counted = str(tokens) if characters == all_characters else f"at least {tokens}"
+            message = f"the text has {counted} tokens; the limit of the model is {self.max_tokens}"
+            return TextTooLongError(message, actual=tokens, limit=self.max_tokens)
+        if characters < all_characters:
+            message = (
+                f"the text has {all_characters} characters, of which the model reads at most {characters}: "
+                f"{CHARACTERS_PER_TOKEN} for each token of its limit"
+            )
+            return TextTooLongError(message, actual=all_characters, limit=characters)
+        return TextWithoutTokensError("the tokenizer removes all characters of the text")
+
+    def _encode_ends(self, texts: Sequence[str], truncation: Truncation) -> Iterator[tuple[list[int], int]]:
+        """Yields the tokens of each text, at least as many as the model reads, and the number of tokenized characters."""
+        first = self._first_piece_characters
+        short = iter(self._encode_texts([text for text in texts if len(text) <= first]))
+        for text in texts:
+            yield (next(short), len(text)) if len(text) <= first else self._encode_end(text, truncation)
+
+    def _encode_end(self, text: str, truncation: Truncation) -> tuple[list[int], int]:
+        """Tokenizes a piece at one end of a long text that has more tokens than the limit, or else the whole text.
+
+        Tokenizing millions of characters for a few thousand tokens would take gigabytes and seconds. Since the piece is
+        cut at white space, and has tokens to spare, its tokens are those of the whole text.
+
+        Returns:
+            The tokens, and the number of tokenized characters, at most CHARACTERS_PER_TOKEN for each token of the limit.
+        """
+        characters = self._first_piece_characters
+        while True:
+            piece = text
+            if characters < len(text):
+                piece = _cut(text, characters, from_start=truncation is not Truncation.START)
+            ids = self._encode_texts([piece])[0]
+            if len(ids) > self.max_tokens + SPARE_TOKENS or characters >= min(len(text), self._max_characters):
+                return ids, len(piece)
+            characters = min(2 * characters, self._max_characters)
 
     def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        if len(texts) <= FEW_TEXTS:
-            return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        """Returns the tokens of texts, without special tokens.
 
-    def _longest_needed_piece(self, text: str, truncation: Truncation) -> str:
-        """Returns a piece at one end of a long text that has more tokens than the limit, or the whole text.
-
-        Tokenizing millions of characters for a few thousand tokens would take gigabytes. Since the piece is cut at
-        white space, and has tokens to spare, its tokens are those of the whole text.
+        Tokenizer.encode_batch_fast releases the interpreter, for a single text too; Tokenizer.encode never does.
         """
-        characters = self._max_piece_characters
-        while characters < len(text):
-            piece = _cut(text, characters, from_start=truncation is not Truncation.START)
-            if len(self._encode_texts([piece])[0]) > self.max_tokens + SPARE_TOKENS:
-                return piece
-            characters *= 2
-        return text
+        tokenize = partial(self._tokenizer.encode_batch_fast, add_special_tokens=False)
+        if sum(map(len, texts)) <= FEW_CHARACTERS:
+            return [tokenize([text])[0].ids for text in texts]
+        return [encoding.ids for _, part in split(texts, CALL_CHARACTERS) for encoding in tokenize(part)]
+
+
+def split(texts: Sequence[str], characters: int, *, each: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Yields texts in blocks, each with its first row; a longer text is a block of its own.
+
+    Args:
+        texts: The texts, at least one.
+        characters: The most characters of a block.
+        each: Characters to be added to each text: those of its prompt.
+    """
+    first, size = 0, 0
+    for row, text in enumerate(texts):
+        if row > first and size + len(text) + each > characters:
+            yield first, list(texts[first:row])
+            first, size = row, 0
+        size += len(text) + each
+    yield first, list(texts[first:])
 
 
 def _cut(text: str, characters: int, *, from_start: bool) -> str:
@@ -176,14 +221,20 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     Raises:
         UnsupportedModelError: The tokenizer does more than that.
     """
-    bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    bare, full = _both_ids(tokenizer, "a")
     first = next((at for at in range(len(full)) if bare and full[at : at + len(bare)] == bare), 0)
     before, after = full[:first], full[first + len(bare) :]
     for text in ("a", "one two"):
-        bare, full = (tokenizer.encode(text, add_special_tokens=special).ids for special in (False, True))
+        bare, full = _both_ids(tokenizer, text)
         if before + bare + after != full:
             raise UnsupportedModelError("unsupported tokenizer: it does more than add tokens before and after a text")
     return before, after
+
+
+def _both_ids(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
+    """Returns the ids of a text without and with special tokens."""
+    bare, full = (tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids for special in (False, True))
+    return bare, full
 
 
 def _highest_id(tokenizer: Tokenizer) -> int:
