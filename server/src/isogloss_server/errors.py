@@ -33,11 +33,14 @@ SettingsError                  a setting is invalid; the message is one line (ex
 """
 
 import copy
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from isogloss.wire.sizes import MAX_VIOLATIONS
+
+MAX_MESSAGE_CHARACTERS = 200  # of a library's message that is passed on
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,12 @@ class Violation:
 
     field: str
     description: str
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of the message of a library's error, shortened; without a message, its class."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[0], MAX_MESSAGE_CHARACTERS, placeholder=" ...")
 
 
 class DomainError(Exception):

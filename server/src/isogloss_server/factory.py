@@ -17,7 +17,13 @@ from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.engine.registry import ReadyModel, ServedModel
 from isogloss_server.engine.request import Limits, default_max_texts
-from isogloss_server.errors import ModelFilesError, ProviderSetupError, StartupError, UnsupportedModelError
+from isogloss_server.errors import (
+    ModelFilesError,
+    ProviderSetupError,
+    StartupError,
+    UnsupportedModelError,
+    first_line,
+)
 from isogloss_server.models import layout, model_folder, static
 from isogloss_server.models.interfaces import ModelCard
 from isogloss_server.models.layout import LoadedModel
@@ -122,12 +128,16 @@ def _as_startup_error(source: str, work: Callable[[], T]) -> T:
     """Returns the result of `work`; turns unexpected exceptions of libraries into an error of one line."""
     try:
         return work()
-    except StartupError:
+    except (StartupError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of a library in Rust is not an Exception
         logs.internal_error(error, model=source)
-        first_line = str(error).partition("\n")[0]
-        raise ModelFilesError(f"cannot load model {source}: {type(error).__name__}: {first_line}") from error
+        raise unexpected_error(source, error) from error
+
+
+def unexpected_error(source: str, error: BaseException) -> ModelFilesError:
+    """Returns the error of one line for an exception that a library raised while it loaded or ran a model's files."""
+    return ModelFilesError(f"cannot load model {source}: {type(error).__name__}: {first_line(error)}")
 
 
 def inference_threads(settings: Settings) -> int:

@@ -15,6 +15,7 @@ from isogloss_server.errors import (
     TextTooLongError,
     TextWithoutTokensError,
     UnsupportedModelError,
+    first_line,
 )
 from isogloss_server.models.interfaces import TokenBatch
 
@@ -63,7 +64,7 @@ class TextTokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self._before, self._after = _special_ids(tokenizer) if special else ([], [])
+        self._before, self._after = special_ids(tokenizer) if special else ([], [])
         if max_tokens <= len(self._before) + len(self._after):
             raise ModelFilesError(f"invalid limit of {max_tokens} tokens: special tokens leave no room for a text")
         self._first_piece_characters = max(CALL_CHARACTERS // 4, max_tokens + SPARE_TOKENS)
@@ -211,11 +212,13 @@ def read_tokenizer(file: Path) -> Tokenizer:
     """
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelFilesError(f"{file} is not a tokenizer: {error}") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and panics
+        raise ModelFilesError(f"{file} is not a tokenizer: {first_line(error)}") from error
 
 
-def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Returns the ids of the special tokens that the tokenizer adds before and after a text.
 
     Raises:
