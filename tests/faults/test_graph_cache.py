@@ -11,7 +11,7 @@ from isogloss import Client
 from tests.support import shapes
 from tests.support.server_process import ServerProcess, python_with_limits
 
-NOT_KEPT = "cannot cache the compiled graph"
+NOT_KEPT = "serving from memory"
 
 
 @contextlib.contextmanager

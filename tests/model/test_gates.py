@@ -43,7 +43,7 @@ class Pair:
 
     def packed(self, precision: Literal["f32", "bf16"]) -> LoadedModel:
         """Returns the model in the openvino backend."""
-        runtime = packed.Runtime(precision=precision, threads=1, graph_cache=None)
+        runtime = packed.Runtime(precision=precision, threads=1)
         return packed.load(model_folder.locate(str(self.folder)), runtime)
 
 

@@ -124,7 +124,7 @@ def test_openvino_sends_no_telemetry(minilm: Path) -> None:
         "import sys; from pathlib import Path; seen = []\n"
         "sys.addaudithook(lambda event, _: seen.append(event))\n"
         "from isogloss_server.models import model_folder; from isogloss_server.models.openvino import loader\n"
-        "runtime = loader.Runtime(precision='auto', threads=1, graph_cache=None)\n"
+        "runtime = loader.Runtime(precision='auto', threads=1)\n"
         f"loader.load(model_folder.locate({str(minilm)!r}), runtime)\n"
         "wrong = [e for e in seen if e.startswith(('socket.', 'os.fork', 'subprocess', 'os.posix_spawn'))]\n"
         "sys.exit(f'{wrong}' if wrong else 0)"

@@ -79,7 +79,7 @@ def test_the_space_is_that_of_the_openvino_backend(kind: Callable[[Path], Path],
     from isogloss_server.models.openvino.loader import load as packed_load
 
     ours = load(kind(tmp_path / "model"))
-    runtime = Runtime(precision="f32", threads=1, graph_cache=None)
+    runtime = Runtime(precision="f32", threads=1)
     packed = packed_load(model_folder.locate(str(tmp_path / "model")), runtime)
     texts = parity.sentences()
     assert ours.card.space_id == packed.card.space_id

@@ -103,7 +103,10 @@ def camembert(folder: Path) -> Path:
     xlm_roberta(folder, "camembert", "CamembertTokenizer")
     edit(folder, lambda t: t["model"]["vocab"].__setitem__(slice(10, 13), [[x, -50.0] for x in NOT_USED]))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    edit(folder, lambda t: t["added_tokens"].extend({"id": 10 + n, "content": x, **flags} for n, x in enumerate(NOT_USED)))
+    edit(
+        folder,
+        lambda t: t["added_tokens"].extend({"id": 10 + n, "content": x, **flags} for n, x in enumerate(NOT_USED)),
+    )
     edit(folder, lambda t: t["added_tokens"].sort(key=lambda token: token["id"]))
     edit(folder, lambda t: t["added_tokens"][-1].update(lstrip=True))
     return folder
@@ -214,8 +217,11 @@ DIFFER: dict[str, Case] = {
     "bert, cased in tokenizer.json alone": (bert, file(normalizer=BERT_NORMALIZER | {"lowercase": False})),
     "bert, cased in the settings alone": (bert, config(do_lower_case=False)),
     "bert, settings without case": (
-        lambda folder: bert(folder),
-        lambda folder: (file(normalizer=BERT_NORMALIZER | {"lowercase": False})(folder), without("do_lower_case")(folder)),
+        bert,
+        lambda folder: (
+            file(normalizer=BERT_NORMALIZER | {"lowercase": False})(folder),
+            without("do_lower_case")(folder),
+        ),
     ),
     "bert, accents kept in the settings": (bert, config(strip_accents=False)),
     "bert, Chinese characters": (bert, config(tokenize_chinese_chars=False)),
@@ -292,7 +298,7 @@ REFUSED: dict[str, tuple[Case, str]] = {
 def effective(folder: Path) -> tuple[Any, str]:
     found = model_folder.locate(str(folder))
     plan = layout.transformer(found)
-    return tokenizer_files.read_effective(folder, plan.config, lower_case=plan.lower_case)
+    return tokenizer_files.read_effective(found, "", plan.config, lower_case=plan.lower_case)
 
 
 def library_tokenizer(folder: Path) -> Any:
@@ -305,7 +311,7 @@ def packed(folder: Path) -> LoadedModel:
     from isogloss_server.models import openvino  # noqa: F401 - sets OpenVINO up
     from isogloss_server.models.openvino.loader import Runtime, load
 
-    return load(model_folder.locate(str(folder)), Runtime(precision="f32", threads=1, graph_cache=None))
+    return load(model_folder.locate(str(folder)), Runtime(precision="f32", threads=1))
 
 
 def rows(loaded: LoadedModel) -> Rows:
@@ -323,12 +329,14 @@ def test_a_text_has_the_tokens_of_the_library(name: str, tmp_path: Path) -> None
     for text in TEXTS:
         assert tokenizer.encode(text).ids == library(text)["input_ids"], text
     lower = bool(json.loads((folder / "sentence_bert_config.json").read_text())["do_lower_case"])
-    assert tokenizer_files.difference(library.backend_tokenizer, folder, lower_case=lower) == difference
+    found = model_folder.locate(str(folder))
+    assert tokenizer_files.difference(library.backend_tokenizer, found, "", lower_case=lower) == difference
     assert bool(difference) is (name in DIFFER)
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", "bert, no normalizer", "roberta, a space first in the settings alone", "xlm-roberta, Metaspace alone"]
+    "name",
+    ["bert", "bert, no normalizer", "roberta, a space first in the settings alone", "xlm-roberta, Metaspace alone"],
 )
 def test_both_backends_have_the_vectors_and_the_space_of_the_library(name: str, tmp_path: Path) -> None:
     """Whatever the files, vectors are the library's within 1e-5, and both backends name one space."""

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from isogloss.wire.enums import Truncation
 from isogloss_server.models import model_folder
+from isogloss_server.models.cache_folder import open_cache
 from isogloss_server.models.interfaces import Rows, TokenBatch
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.openvino import loader as packed
@@ -15,8 +16,8 @@ Precision = Literal["auto", "f32", "bf16"]
 
 def load(folder: Path, precision: Precision = "auto", cache: Path | None = None) -> LoadedModel:
     """Returns the packed model of a folder, for one thread."""
-    runtime = packed.Runtime(precision=precision, threads=1, graph_cache=cache)
-    return packed.load(model_folder.locate(str(folder)), runtime)
+    runtime = packed.Runtime(precision=precision, threads=1)
+    return packed.load(model_folder.locate(str(folder), open_cache(cache)), runtime)
 
 
 def tokenized(parts: LoadedModel, texts: list[str]) -> list[np.ndarray]:

@@ -25,6 +25,7 @@ from isogloss_server.errors import (
     first_line,
 )
 from isogloss_server.models import layout, model_folder, static
+from isogloss_server.models.cache_folder import open_cache
 from isogloss_server.models.interfaces import ModelCard
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder
@@ -47,6 +48,7 @@ from isogloss_server.system import usable_cores
 T = TypeVar("T")
 BATCHED_BULK_SLOTS = 256  # of a model with a batch queue: enough to fill it, and a bound of the memory they hold
 START_BACKOFF_S = 1.0
+READ_ATTEMPTS = 3  # of a folder whose files change while they are read
 TRANSIENT = (UNAVAILABLE, UNREACHABLE, RATE_LIMIT, TIMEOUT, LONG_TIMEOUT)
 
 
@@ -66,7 +68,7 @@ def load(
     Raises:
         StartupError: The model cannot be loaded, or fails its self-test.
     """
-    loaded = _as_startup_error(source, lambda: read(model_folder.locate(source), settings))
+    loaded = _as_startup_error(source, lambda: read_unchanged(source, settings))
     batcher = None
     if loaded.batched:
         batcher = Batcher(
@@ -100,6 +102,32 @@ def load(
         embedder,
         request_limits(settings, loaded.card),
         build_admission(name, loaded.card, settings, clock, bulk_slots=bulk_slots),
+    )
+
+
+def read_unchanged(source: str, settings: Settings) -> LoadedModel:
+    """Loads a model from files none of which has changed until the last one was read; tries again if some have.
+
+    Raises:
+        StartupError: No runtime supports the model, or its files are missing, damaged, or keep changing.
+    """
+    cache = open_cache(settings.graph_cache_folder)
+    for _ in range(READ_ATTEMPTS):
+        folder = model_folder.locate(source, cache)
+        failure = None
+        try:
+            loaded = read(folder, settings)
+        except ModelFilesError as error:  # half a file may look damaged
+            failure = error
+        changed = folder.files.changed()
+        if not changed:
+            if failure is not None:
+                raise failure
+            return loaded
+        logs.warning("model files changed while they were read", model=source, files=changed)
+    raise ModelFilesError(
+        f"the files of model {source} change while they are read: {', '.join(changed)}; "
+        "start the server when they are complete"
     )
 
 
@@ -149,10 +177,7 @@ def inference_threads(settings: Settings) -> int:
 def _openvino(folder: ModelFolder, settings: Settings) -> LoadedModel:
     from isogloss_server.models.openvino.loader import Runtime, load  # noqa: PLC0415
 
-    runtime = Runtime(
-        precision=settings.precision, threads=inference_threads(settings), graph_cache=settings.graph_cache_folder
-    )
-    return load(folder, runtime)
+    return load(folder, Runtime(precision=settings.precision, threads=inference_threads(settings)))
 
 
 def _sentence_transformers(folder: ModelFolder, settings: Settings) -> LoadedModel:

@@ -77,7 +77,7 @@ async def test_an_error_of_work_is_raised_in_its_caller(make_executor: Callable[
 async def test_work_never_raises_a_base_exception(
     make_executor: Callable[[], Executor], kind: type[BaseException], inline_size: int
 ) -> None:
-    """A panic of a library, or its attempt to exit, is an Exception in the caller, on a thread and on the event loop."""
+    """A panic of a library, or its attempt to exit, is an Exception in the caller, on every thread."""
     executor = make_executor()
 
     def work() -> None:

@@ -1,5 +1,6 @@
 """Reading a folder in the sentence-transformers layout: its settings, and what is rejected."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def path(tmp_path: Path) -> Path:
 
 def folder(path: Path, known: str = "") -> ModelFolder:
     found = model_folder.locate(str(path))
-    return ModelFolder(found.path, found.card, found.modules, find(known) if known else None)
+    return dataclasses.replace(found, known=find(known) if known else None)
 
 
 def edit(file: Path, **values: object) -> None:

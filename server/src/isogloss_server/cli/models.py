@@ -12,6 +12,7 @@ from isogloss_server import factory
 from isogloss_server.engine import self_test
 from isogloss_server.errors import ModelFilesError, ProviderSetupError, SettingsError, StartupError
 from isogloss_server.models import catalog, hub, layout, model_folder, parity, static
+from isogloss_server.models.cache_folder import CacheFolder, open_cache
 from isogloss_server.models.catalog import KNOWN, KnownModel, is_hosted
 from isogloss_server.models.model_folder import BUNDLED, ModelFolder
 from isogloss_server.models.providers import catalog as provider_catalog
@@ -75,8 +76,8 @@ def show(flags: Mapping[str, Any]) -> int:
     source = flags["model"]
     folder = _on_disk(source)
     if folder is not None:
-        _print_properties((_catalog_properties(folder.known) if folder.known else {}) | _folder_properties(folder))
         card = factory.read(folder, load({})).card
+        _print_properties((_catalog_properties(folder.known) if folder.known else {}) | _folder_properties(folder))
         _print_properties({"backend": card.backend, "tokens": f"{card.max_tokens:,}", "space id": card.space_id})
         return 0
     hub_model = catalog.resolve(source)
@@ -107,7 +108,7 @@ def pull(flags: Mapping[str, Any]) -> int:
 def verify(flags: Mapping[str, Any]) -> int:
     """Loads a model, runs its self-test, and compares it with sentence-transformers if that is installed."""
     source = flags["model"]
-    folder = model_folder.locate(source)
+    folder = model_folder.locate(source, _cache())
     loaded = factory.read(folder, load({}))
     self_test.verify(
         lambda texts: loaded.tokenizer.encode(texts, Truncation.END).batch,
@@ -142,10 +143,14 @@ def _on_disk(source: str) -> ModelFolder | None:
     """Returns a model's folder if it is on this disk, or None."""
     path = model_folder.local_folder(source)
     if path is not None:
-        return model_folder.open_folder(path)
+        return model_folder.open_folder(path, cache=_cache())
     hub_model = catalog.resolve(source)
     path = hub.cached(hub_model) if hub_model else None
-    return model_folder.open_folder(path, hub_model) if path else None
+    return model_folder.open_folder(path, hub_model, _cache()) if path else None
+
+
+def _cache() -> CacheFolder | None:
+    return open_cache(load({}).graph_cache_folder)
 
 
 def _catalog_row(known: KnownModel) -> dict[str, Any]:
@@ -200,8 +205,8 @@ def _folder_properties(folder: ModelFolder) -> dict[str, object]:
         or "none",
         "folder": folder.path,
         "files": "\n".join(
-            f"{folder.digest(name)}  {folder.file(name).stat().st_size:>13,} bytes  {name}"
-            for name in filter(hub.is_model_file, names)
+            f"{folder.digest(name)}  {(folder.path / name).stat().st_size:>13,} bytes  {name}"
+            for name in filter(model_folder.is_model_file, names)
         ),
     }
     return {name: value for name, value in properties.items() if value}

@@ -8,7 +8,6 @@ import errno
 import logging
 import shutil
 import sys
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
@@ -26,29 +25,8 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models.catalog import HubModel
+from isogloss_server.models.model_folder import FILES, is_model_file
 
-# Only the files of the sentence-transformers layout: no pickled weights, no code, no graphs of other runtimes. A
-# module's folder begins with its number; `*` also matches slashes, so no pattern may begin with it.
-FILES = [
-    "isogloss.json",
-    "modules.json",
-    "config.json",
-    "config_sentence_transformers.json",
-    "sentence_*_config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "[0-9]*_*/*.json",
-    "[0-9]*_*/*.safetensors",
-]
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # the base class of whichever HTTP library is used
 
 USE_LOCAL_FILES = "run `isogloss-server models pull {source}` on a machine with access, or name a folder with its files"
@@ -78,11 +56,6 @@ for name in ("huggingface_hub", "httpx2"):  # one line for each request; errors 
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def is_model_file(name: str) -> bool:
-    """Returns True if a model is loaded from the file, named by its path in the model."""
-    return any(fnmatchcase(name, pattern) for pattern in FILES)
-
-
 def cached(hub_model: HubModel) -> Path | None:
     """Returns the folder of a model that is known to be complete on this disk, or None; does not access the network."""
     try:
@@ -99,7 +72,7 @@ def _snapshot(hub_model: HubModel) -> Path | None:
     try:
         folder = Path(
             snapshot_download(
-                hub_model.hub_id, revision=hub_model.revision, allow_patterns=FILES, local_files_only=True
+                hub_model.hub_id, revision=hub_model.revision, allow_patterns=list(FILES), local_files_only=True
             )
         )
     except LocalEntryNotFoundError:
@@ -130,7 +103,7 @@ def download(hub_model: HubModel) -> Path:
     if not sys.stderr.isatty() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
     try:
-        return Path(snapshot_download(hub_model.hub_id, revision=hub_model.revision, allow_patterns=FILES))
+        return Path(snapshot_download(hub_model.hub_id, revision=hub_model.revision, allow_patterns=list(FILES)))
     except (OSError, RuntimeError, TRANSPORT_ERROR) as error:  # RuntimeError: raised by hf_xet
         raise ModelFilesError(_message(hub_model, error, is_started=True)) from error
 

@@ -10,7 +10,7 @@ from isogloss.wire.enums import InputType
 from isogloss_server import logs
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
 from isogloss_server.models.interfaces import Model, ModelCard, Tolerance
-from isogloss_server.models.model_folder import ModelFolder, fingerprint, read_json
+from isogloss_server.models.model_folder import MAX_SIZE, ModelFolder, fingerprint, flag, integer, read_json
 from isogloss_server.models.tokenizer import TextTokenizer
 
 LIBRARY = "sentence_transformers."  # prefix of the library's own classes; others are code in the model's repository
@@ -34,6 +34,14 @@ CONFIG_KEYS_WITHOUT_EFFECT = frozenset(
     }
 )
 DENSE_ACTIVATIONS = ("Tanh", "Identity")
+CONFIG = "config_sentence_transformers.json"
+PROMPT_NAMES = ("query", "document")  # which the library always has, empty unless the folder sets them
+MAX_LAYERS = 1_000
+SIZES = {  # of the encoder: key of config.json -> highest valid value
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "num_layers"), MAX_LAYERS),
+    **dict.fromkeys(("hidden_size", "dim", "d_model", "num_attention_heads", "n_heads", "num_heads"), MAX_SIZE),
+    **dict.fromkeys(("intermediate_size", "hidden_dim", "d_ff", "vocab_size", "max_position_embeddings"), MAX_SIZE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,9 @@ def module_prefix(folder: ModelFolder, number: int) -> str:
     Raises:
         ModelFilesError: The path leads out of the folder.
     """
-    path = str(folder.modules[number].get("path") or "")
+    path = folder.modules[number].get("path") or ""
+    if not isinstance(path, str) or "\0" in path:
+        raise ModelFilesError(f"{folder.path / 'modules.json'}: the path of a module must be text instead of {path!r}")
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise ModelFilesError(f"{folder.path / 'modules.json'}: the path {path!r} leads out of the folder")
     return f"{path}/" if path else ""
@@ -112,7 +122,7 @@ def transformer(folder: ModelFolder) -> TransformerLayout:
         prefix=prefix,
         config=required_object(folder, f"{prefix}config.json"),
         max_tokens=_max_tokens(folder, prefix, settings),
-        lower_case=bool(settings.get("do_lower_case")),
+        lower_case=flag(settings, "do_lower_case", f"model folder {folder.path}"),
         poolings=_poolings(folder, f"{module_prefix(folder, 1)}config.json"),
         dense=tuple(_dense(folder, module_prefix(folder, 2 + number)) for number in range(len(inner))),
         normalize=names[-1] == "Normalize",
@@ -148,16 +158,31 @@ def space_id(
     )
 
 
+def check_sizes(config: Mapping[str, Any], file: object) -> None:
+    """Checks the sizes of an encoder of any family, some of which libraries accept although they are invalid.
+
+    Raises:
+        ModelFilesError: A size is out of its range.
+    """
+    for name, most in SIZES.items():
+        if isinstance(config.get(name), int | float | str):
+            integer(config, name, file, most=most)
+
+
 def prompts(folder: ModelFolder) -> dict[InputType, str]:
     """Returns the non-empty prompts by input type: the folder's own, else the catalog's, else the default prompt.
 
     Some models name the prompt of documents `passage`.
     """
-    config = optional_object(folder, "config_sentence_transformers.json")
+    config = optional_object(folder, CONFIG)
     own = config.get("prompts") or {}
-    if not isinstance(own, Mapping):
+    texts = isinstance(own, Mapping) and all(isinstance(prompt, str | None) for prompt in own.values())
+    default_name = config.get("default_prompt_name")
+    if not texts:
+        raise ModelFilesError(f"{folder.path / CONFIG} is damaged: 'prompts' must be an object of texts")
+    if default_name is not None and default_name not in [*own, *PROMPT_NAMES]:
         raise ModelFilesError(
-            f"{folder.path}/config_sentence_transformers.json is damaged: 'prompts' must be an object"
+            f"{folder.path / CONFIG}: default_prompt_name must be the name of a prompt instead of {default_name!r}"
         )
     known: Mapping[str, str] = {}
     if folder.known:  # the library saves empty prompts even if the model needs some
@@ -165,12 +190,12 @@ def prompts(folder: ModelFolder) -> dict[InputType, str]:
     chosen = {input_type: own.get(input_type.value) for input_type in InputType}
     if chosen[InputType.DOCUMENT] is None:
         chosen[InputType.DOCUMENT] = own.get("passage")
-    default = own.get(config.get("default_prompt_name"), "")
+    default = own.get(default_name, "")
     by_input_type = {
         input_type: known.get(input_type.value, default) if prompt is None else prompt
         for input_type, prompt in chosen.items()
     }
-    return {input_type: str(prompt) for input_type, prompt in by_input_type.items() if prompt}
+    return {input_type: prompt for input_type, prompt in by_input_type.items() if prompt}
 
 
 def dimensions(folder: ModelFolder, own: int) -> tuple[int, ...]:
@@ -216,7 +241,7 @@ def reject_pickled_weights(folder: ModelFolder, prefix: str) -> None:
 
 def required_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
     """Returns the JSON object in a file; raises ModelFilesError if the file is missing or damaged."""
-    content = read_json(folder.file(name))
+    content = read_json(folder.read(name))
     if not isinstance(content, dict):
         raise ModelFilesError(f"{folder.path / name} is damaged: it must hold an object")
     return content
@@ -224,7 +249,7 @@ def required_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
 
 def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
     """Returns the JSON object in a file, empty if the file is missing; raises ModelFilesError if it is damaged."""
-    return required_object(folder, name) if (folder.path / name).is_file() else {}
+    return required_object(folder, name) if folder.has(name) else {}
 
 
 def input_settings(folder: ModelFolder, prefix: str) -> Mapping[str, Any]:
@@ -234,37 +259,42 @@ def input_settings(folder: ModelFolder, prefix: str) -> Mapping[str, Any]:
 
 
 def _max_tokens(folder: ModelFolder, prefix: str, settings: Mapping[str, Any]) -> int | None:
-    own = settings.get("max_seq_length")
-    maximum = own or optional_object(folder, f"{prefix}tokenizer_config.json").get("model_max_length")
-    if not isinstance(maximum, int | float | None):
-        raise ModelFilesError(f"model folder {folder.path}: invalid length limit {maximum!r}")
+    name, maximum = "max_seq_length", settings.get("max_seq_length")
+    if maximum is None:
+        name = "model_max_length"
+        maximum = optional_object(folder, f"{prefix}tokenizer_config.json").get(name)
+    is_number = isinstance(maximum, int | float) and not isinstance(maximum, bool)
+    if maximum is not None and not (is_number and maximum >= 1 and maximum % 1 == 0):
+        raise ModelFilesError(
+            f"model folder {folder.path}: invalid length limit {maximum!r}; {name} must be an integer from 1"
+        )
     return int(maximum) if maximum and maximum < 1 << 31 else None  # 1e30 in tokenizers without a limit
 
 
 def _poolings(folder: ModelFolder, name: str) -> tuple[str, ...]:
-    config = required_object(folder, name)
-    modes = config.get("pooling_mode") or [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)]
-    poolings = (modes,) if isinstance(modes, str) else tuple(modes)
+    config, file = required_object(folder, name), folder.path / name
+    switched = [mode for switch, mode in POOLING_SWITCHES.items() if flag(config, switch, file)]
+    modes = config.get("pooling_mode") or switched
+    poolings = (modes,) if isinstance(modes, str) else tuple(map(str, modes if isinstance(modes, list) else [modes]))
     if not poolings or any(pooling not in POOLINGS for pooling in poolings):
         raise UnsupportedModelError(
-            f"{folder.path / name}: unsupported pooling {', '.join(poolings) or '(none)'}; "
+            f"{file}: unsupported pooling {', '.join(poolings) or '(none)'}; "
             f"the openvino backend supports {', '.join(POOLINGS)}"
         )
-    if not config.get("include_prompt", True) and prompts(folder):
-        raise UnsupportedModelError(
-            f"{folder.path / name}: unsupported include_prompt false; the openvino backend pools prompts too"
-        )
+    if not flag(config, "include_prompt", file, default=True) and prompts(folder):
+        raise UnsupportedModelError(f"{file}: unsupported include_prompt false; the openvino backend pools prompts too")
     return poolings
 
 
 def _dense(folder: ModelFolder, prefix: str) -> Dense:
-    config = required_object(folder, f"{prefix}config.json")
+    name = f"{prefix}config.json"
+    config, file = required_object(folder, name), folder.path / name
     activation = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
     plain = config.get("module_input_name", "sentence_embedding") == "sentence_embedding"
     plain = plain and config.get("module_output_name") in (None, "sentence_embedding")
-    if activation not in DENSE_ACTIVATIONS or config.get("use_residual") or not plain:
+    if activation not in DENSE_ACTIVATIONS or flag(config, "use_residual", file) or not plain:
         raise UnsupportedModelError(
-            f"{folder.path / prefix}config.json: unsupported Dense; the openvino backend supports it over the "
+            f"{file}: unsupported Dense; the openvino backend supports it over the "
             f"sentence's vector, without residual, followed by {' or '.join(DENSE_ACTIVATIONS)}"
         )
-    return Dense(prefix, int(config.get("out_features", 0)), activation, bool(config.get("bias", True)))
+    return Dense(prefix, integer(config, "out_features", file), activation, flag(config, "bias", file, default=True))

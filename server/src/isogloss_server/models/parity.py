@@ -75,13 +75,14 @@ def compare(folder: ModelFolder, loaded: LoadedModel) -> Iterator[Comparison]:
 def _library_rows(folder: ModelFolder, texts: list[str], prompts: Iterable[str]) -> dict[str, Rows]:
     """Returns the rows of sentence-transformers by prompt, float32 [n, d]."""
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
-    library = importlib.import_module(LIBRARY).SentenceTransformer(
-        str(folder.path),
-        device="cpu",
-        trust_remote_code=False,
-        local_files_only=True,
-        model_kwargs={"dtype": "float32"},  # the default is the type in the files
-    )
+    with folder.library_copy() as path:
+        library = importlib.import_module(LIBRARY).SentenceTransformer(
+            str(path),
+            device="cpu",
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"dtype": "float32"},  # the default is the type in the files
+        )
     options = {"normalize_embeddings": False, "show_progress_bar": False}
     return {prompt: np.asarray(library.encode(texts, prompt=prompt, **options), np.float32) for prompt in prompts}
 

@@ -6,7 +6,8 @@ the command that installs them.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,9 @@ def load(folder: ModelFolder, device: str) -> LoadedModel:
             f"model folder {folder.path}: the installed transformers does not support model_type "
             f"{config.get('model_type')!r}, and code in a model's repository is never run"
         )
-    model = TorchModules(folder.path, prefix, device)
+    layout.check_sizes(config, folder.path / prefix / "config.json")
+    with folder.library_copy() as path:
+        model = TorchModules(path, prefix, device, folder.path)
     library_tokenizer = model.tokenizer()
     serialized = library_tokenizer.to_str()
     tokenizer = TextTokenizer(library_tokenizer, max_tokens=model.max_tokens or DEFAULT_MAX_TOKENS, special=True)
@@ -100,20 +103,21 @@ def load(folder: ModelFolder, device: str) -> LoadedModel:
 class TorchModules:
     """The modules of a folder on one device; torch parallelizes each batch over its own threads."""
 
-    def __init__(self, path: Path, prefix: str, device: str) -> None:
+    def __init__(self, path: Path, prefix: str, device: str, shown: Path) -> None:
         """Loads the modules of a folder.
 
         Args:
             path: The folder.
             prefix: Path of the encoder's files in the folder.
             device: Torch's name of the device.
+            shown: The folder's path in errors.
 
         Raises:
             StartupError: The device is not available.
             ModelFilesError: The library cannot load the folder.
         """
         self._dtype = dtype_for(device)
-        self._folder = path
+        self._folder = shown
         options = {"use_safetensors": True, "dtype": self._dtype}
         try:
             library: Any = SentenceTransformer(
@@ -122,7 +126,8 @@ class TorchModules:
             encoder = library[0].model
             self._missing = _missing_weights(encoder, path / prefix, options)
         except Exception as error:  # the library raises exceptions of many packages
-            raise ModelFilesError(f"sentence-transformers cannot load {path}: {first_line(error)}") from error
+            cause = first_line(error).replace(str(path), str(shown))
+            raise ModelFilesError(f"sentence-transformers cannot load {shown}: {cause}") from error
         library.truncate_dim = None  # the server truncates vectors itself
         self._library = library.eval()
         self._device = library.device
@@ -292,7 +297,7 @@ def check_folder(folder: ModelFolder) -> None:
         )
     for number, name in enumerate(names):
         prefix = layout.module_prefix(folder, number)
-        if (folder.path / prefix / "adapter_config.json").is_file():
+        if folder.has(f"{prefix}adapter_config.json"):
             raise UnsupportedModelError(
                 f"{where}: unsupported adapter; merge it into its base model, and save the result"
             )
@@ -314,9 +319,9 @@ def library_space_id(folder: ModelFolder, tokenizer: TextTokenizer, effective: T
     """
     prefix = layout.module_prefix(folder, 0)
     difference = ""
-    if (folder.path / prefix / "tokenizer.json").is_file():
+    if folder.has(f"{prefix}tokenizer.json"):
         lower_case = bool(layout.input_settings(folder, prefix).get("do_lower_case"))
-        difference = tokenizer_files.difference(effective, folder.path / prefix, lower_case=lower_case)
+        difference = tokenizer_files.difference(effective, folder, prefix, lower_case=lower_case)
     try:
         plan = layout.transformer(folder)
     except UnsupportedModelError:
@@ -324,7 +329,7 @@ def library_space_id(folder: ModelFolder, tokenizer: TextTokenizer, effective: T
     else:
         files = [f"{plan.prefix}model.safetensors", f"{plan.prefix}tokenizer.json"]
         files += [f"{dense.prefix}model.safetensors" for dense in plan.dense]
-        if all((folder.path / name).is_file() for name in files):
+        if all(map(folder.has, files)):
             digests = [folder.digest(name) for name in files]
             return layout.space_id(folder, plan, digests, tokenizer.max_tokens, tokenizer=difference)
     by_name = {name: folder.digest(name) for name in _files(folder)}
@@ -343,6 +348,6 @@ def library_space_id(folder: ModelFolder, tokenizer: TextTokenizer, effective: T
 def _files(folder: ModelFolder) -> Iterator[str]:
     for number in range(len(folder.modules)):
         prefix = layout.module_prefix(folder, number)
-        for pattern in FILES:
-            matches = sorted((folder.path / prefix).rglob(pattern))
-            yield from (str(file.relative_to(folder.path)) for file in matches)
+        for name in folder.names():
+            if name.startswith(prefix) and any(fnmatchcase(PurePath(name).name, pattern) for pattern in FILES):
+                yield name

@@ -4,17 +4,16 @@ The vectors are those of sentence-transformers' module StaticEmbedding, with or 
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import layout
 from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
 from isogloss_server.models.layout import LoadedModel
-from isogloss_server.models.model_folder import ModelFolder, fingerprint
+from isogloss_server.models.model_folder import ModelFile, ModelFolder, fingerprint
+from isogloss_server.models.safetensors_file import Tensors
 from isogloss_server.models.tokenizer import TextTokenizer, read_tokenizer
 
 MAX_TOKENS = 32_768  # static models have no limit; this one bounds the memory and time of a text
@@ -76,22 +75,21 @@ def load(folder: ModelFolder) -> LoadedModel:
         )
     prefix, normalize = layout.module_prefix(folder, 0), names[-1] == "Normalize"
     weights, tokenizer_json = f"{prefix}model.safetensors", f"{prefix}tokenizer.json"
-    with ThreadPoolExecutor(4) as pool:  # digests and files in parallel: both release the GIL
-        digests = [pool.submit(folder.digest, name) for name in (weights, tokenizer_json)]
-        reading = pool.submit(_read_tokenizer, folder.file(tokenizer_json))
-        table = pool.submit(_table, folder, weights)
-        weights_digest, tokenizer_digest = (digest.result() for digest in digests)
-        tokenizer, model = reading.result(), StaticModel(table.result(), normalize=normalize)
-    if tokenizer.vocabulary_size > len(table.result()):
+    with ThreadPoolExecutor(2) as pool:  # in parallel: digests, tokenizer and conversion release the GIL
+        reading = pool.submit(lambda: _read_tokenizer(folder.read(tokenizer_json)))
+        table = _table(folder.read(weights))
+        tokenizer = reading.result()
+    if tokenizer.vocabulary_size > len(table):
         raise ModelFilesError(
             f"model folder {folder.path}: the tokenizer has {tokenizer.vocabulary_size} tokens, "
-            f"but the table has {len(table.result())} rows"
+            f"but the table has {len(table)} rows"
         )
+    model = StaticModel(table, normalize=normalize)
     prompts = layout.prompts(folder)
     space_id = fingerprint(
         architecture="static",
-        weights=weights_digest,
-        tokenizer=tokenizer_digest,
+        weights=folder.digest(weights),
+        tokenizer=folder.digest(tokenizer_json),
         pooling="mean",
         normalize=normalize,
         prompts={input_type.value: prompt for input_type, prompt in prompts.items()},
@@ -103,29 +101,22 @@ def load(folder: ModelFolder) -> LoadedModel:
     )
 
 
-def _read_tokenizer(file: Path) -> TextTokenizer:
+def _read_tokenizer(file: ModelFile) -> TextTokenizer:
     tokenizer = read_tokenizer(file)
     limit = (tokenizer.truncation or {}).get("max_length")
     return TextTokenizer(tokenizer, max_tokens=int(limit or MAX_TOKENS))
 
 
-def _table(folder: ModelFolder, name: str) -> NDArray[np.float32]:
-    file = folder.file(name)
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            names = list(tensors.keys())
-            if names not in (["embedding.weight"], ["embeddings"]):
-                raise ModelFilesError(
-                    f"{file} has tensors {', '.join(names)}; a static model has only embedding.weight"
-                )
-            table = tensors.get_tensor(names[0])
-    except (OSError, SafetensorError) as error:
-        raise ModelFilesError(f"{file} is damaged: {error}") from error
-    if table.ndim != 2 or table.dtype.kind != "f":
+def _table(file: ModelFile) -> NDArray[np.float32]:
+    """Returns the table of a file: the bytes as read if they are float32, else a copy."""
+    tensors = Tensors(file.data, file.path)
+    if tensors.names not in (["embedding.weight"], ["embeddings"]):
         raise ModelFilesError(
-            f"{file}: the table must have floats in two dimensions instead of {table.dtype} {table.shape}"
+            f"{file.path} has tensors {', '.join(tensors.names)}; a static model has only embedding.weight"
         )
-    widened: NDArray[np.float32] = table.astype(np.float32)
-    if not np.isfinite(widened).all():
-        raise ModelFilesError(f"{file} is damaged: the table has numbers that are not finite")
-    return widened
+    table = tensors.find(tensors.names[0]).whole()
+    if table.ndim != 2:
+        raise ModelFilesError(f"{file.path}: the table must have two dimensions instead of {table.ndim}")
+    if not np.isfinite(table).all():
+        raise ModelFilesError(f"{file.path} is damaged: the table has numbers that are not finite")
+    return table

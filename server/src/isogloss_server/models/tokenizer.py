@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from isogloss.wire.enums import Truncation
@@ -18,6 +17,7 @@ from isogloss_server.errors import (
     first_line,
 )
 from isogloss_server.models.interfaces import TokenBatch
+from isogloss_server.models.model_folder import ModelFile
 
 # Calls into the library get at most so many characters: of several texts together, and of one text for each token that
 # the model reads, which is eight times as many as in any language.
@@ -141,7 +141,7 @@ class TextTokenizer:
         return TextWithoutTokensError("the tokenizer removes all characters of the text")
 
     def _encode_ends(self, texts: Sequence[str], truncation: Truncation) -> Iterator[tuple[list[int], int]]:
-        """Yields the tokens of each text, at least as many as the model reads, and the number of tokenized characters."""
+        """Yields the tokens of each text, if not more than the model reads, and the number of tokenized characters."""
         first = self._first_piece_characters
         short = iter(self._encode_texts([text for text in texts if len(text) <= first]))
         for text in texts:
@@ -154,7 +154,7 @@ class TextTokenizer:
         cut at white space, and has tokens to spare, its tokens are those of the whole text.
 
         Returns:
-            The tokens, and the number of tokenized characters, at most CHARACTERS_PER_TOKEN for each token of the limit.
+            The tokens, and the number of tokenized characters.
         """
         characters = self._first_piece_characters
         while True:
@@ -204,18 +204,18 @@ def _cut(text: str, characters: int, *, from_start: bool) -> str:
     return text[min((near for near in places if near >= 0), default=start) :]
 
 
-def read_tokenizer(file: Path) -> Tokenizer:
+def read_tokenizer(file: ModelFile) -> Tokenizer:
     """Reads a tokenizer.json.
 
     Raises:
         ModelFilesError: The file is not a tokenizer.
     """
     try:
-        return Tokenizer.from_file(str(file))
+        return Tokenizer.from_buffer(bytes(file.data))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises bare Exception, and panics
-        raise ModelFilesError(f"{file} is not a tokenizer: {first_line(error)}") from error
+        raise ModelFilesError(f"{file.path} is not a tokenizer: {first_line(error)}") from error
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -2,8 +2,8 @@
 
 For most architectures, transformers builds the tokenizer anew: from the vocabulary in tokenizer.json, the settings in
 tokenizer_config.json, and the defaults of a class. It ignores the normalizer, pre-tokenizer and post-processor in
-tokenizer.json. The rules here are those of transformers 5 (models/auto/tokenization_auto.py, tokenization_utils_base.py,
-tokenization_utils_tokenizers.py, and models/*/tokenization_*.py).
+tokenizer.json. The rules here are those of transformers 5: models/auto/tokenization_auto.py,
+tokenization_utils_base.py, tokenization_utils_tokenizers.py, and models/*/tokenization_*.py.
 """
 
 import hashlib
@@ -15,8 +15,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from isogloss_server import logs
-from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.model_folder import read_json
+from isogloss_server.errors import UnsupportedModelError
+from isogloss_server.models import layout
+from isogloss_server.models.model_folder import ModelFolder
 from isogloss_server.models.tokenizer import read_tokenizer, special_ids
 
 # Classes that use tokenizer.json as it is; names without "Fast" at the end, here and below.
@@ -31,8 +32,13 @@ DEFAULT_CLASSES = {
 }
 _BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 _ROBERTA_TOKENS = {
-    **{"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>"},
-    **{"unk": "<unk>", "pad": "<pad>", "mask": "<mask>"},
+    "bos": "<s>",
+    "eos": "</s>",
+    "sep": "</s>",
+    "cls": "<s>",
+    "unk": "<unk>",
+    "pad": "<pad>",
+    "mask": "<mask>",
 }
 # The special tokens of the classes that build the tokenizer anew; tokenizer_config.json may name others.
 SPECIAL_TOKENS: Mapping[str, Mapping[str, str]] = {
@@ -56,11 +62,14 @@ XLM_ROBERTA_UNKNOWN = 3  # id of the unknown token
 UNSUPPORTED_SETTINGS = ("fast_tokenizer_files", "split_special_tokens", "init_inputs")
 
 
-def read_effective(path: Path, config: Mapping[str, Any], *, lower_case: bool) -> tuple[Tokenizer, str]:
+def read_effective(
+    folder: ModelFolder, prefix: str, config: Mapping[str, Any], *, lower_case: bool
+) -> tuple[Tokenizer, str]:
     """Returns the tokenizer of a folder as transformers and sentence-transformers make it.
 
     Args:
-        path: The folder of the encoder's files, with a tokenizer.json.
+        folder: The folder, with a tokenizer.json.
+        prefix: Path of the encoder's files in the folder.
         config: The content of its config.json.
         lower_case: True if sentence-transformers' own settings ask for lower case.
 
@@ -71,7 +80,7 @@ def read_effective(path: Path, config: Mapping[str, Any], *, lower_case: bool) -
         ModelFilesError: A file is missing or damaged.
         UnsupportedModelError: The files ask for a tokenizer that is not reproduced here.
     """
-    settings = _settings(path)
+    path, settings = folder.path / prefix, _settings(folder, prefix)
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     name = str(named or DEFAULT_CLASSES.get(str(config.get("model_type")), "")).removesuffix("Fast")
     unsupported = [key for key in UNSUPPORTED_SETTINGS if settings.get(key)]
@@ -81,11 +90,11 @@ def read_effective(path: Path, config: Mapping[str, Any], *, lower_case: bool) -
         raise UnsupportedModelError(
             f"{path}: unsupported tokenizer_class {name!r}; supported: {', '.join((*GENERIC[:1], *MODELS))}"
         )
-    tokenizer = read_tokenizer(path / "tokenizer.json")
+    tokenizer = read_tokenizer(folder.read(f"{prefix}tokenizer.json"))
     if lower_case:
         _add_lower_case(tokenizer)
     found = _facts(tokenizer)
-    declared = _declared_tokens(path, settings, tokenizer)
+    declared = _declared_tokens(folder, prefix, settings, tokenizer)
     if name in MODELS:
         tokenizer = _rebuilt(name, tokenizer, settings, declared, path)
         if lower_case:
@@ -96,17 +105,18 @@ def read_effective(path: Path, config: Mapping[str, Any], *, lower_case: bool) -
     return tokenizer, _difference(_facts(tokenizer), found)
 
 
-def difference(effective: Tokenizer, path: Path, *, lower_case: bool) -> str:
+def difference(effective: Tokenizer, folder: ModelFolder, prefix: str, *, lower_case: bool) -> str:
     """Returns a digest of a folder's effective tokenizer; empty if tokenizer.json tokenizes texts in the same way.
 
     The id of a space includes it, since vectors of different tokenizers are not comparable.
 
     Args:
         effective: The tokenizer that is used.
-        path: The folder with tokenizer.json.
+        folder: The folder, with a tokenizer.json.
+        prefix: Path of the encoder's files in the folder.
         lower_case: True if sentence-transformers' own settings ask for lower case.
     """
-    tokenizer = read_tokenizer(path / "tokenizer.json")
+    tokenizer = read_tokenizer(folder.read(f"{prefix}tokenizer.json"))
     if lower_case:
         _add_lower_case(tokenizer)
     return _difference(_facts(effective), _facts(tokenizer))
@@ -129,7 +139,9 @@ def _facts(tokenizer: Tokenizer) -> dict[str, Any]:
         "pre_tokenizer": _steps(tokenizer.pre_tokenizer, "pretokenizers"),
         "model": _model_facts(tokenizer.model),
         "special_tokens": _special_facts(tokenizer),
-        "added_tokens": [[number, token.content, *(getattr(token, name) for name in fields)] for number, token in added],
+        "added_tokens": [
+            [number, token.content, *(getattr(token, name) for name in fields)] for number, token in added
+        ],
     }
 
 
@@ -171,7 +183,8 @@ def _members(normalizer: Any) -> list[Any]:
     """Returns the members of a sequence of normalizers; a single one is its only member."""
     if normalizer is None:
         return []
-    return list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    is_sequence = isinstance(normalizer, normalizers.Sequence)
+    return [*normalizer] if is_sequence else [normalizer]
 
 
 def _add_lower_case(tokenizer: Tokenizer) -> None:
@@ -181,13 +194,13 @@ def _add_lower_case(tokenizer: Tokenizer) -> None:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(folder: ModelFolder, prefix: str) -> dict[str, Any]:
     """Returns tokenizer_config.json; folders without `added_tokens_decoder` have settings in a file of old versions."""
-    settings = _object(path / "tokenizer_config.json")
+    settings = dict(layout.optional_object(folder, f"{prefix}tokenizer_config.json"))
     if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
     if "added_tokens_decoder" not in settings:
-        for key, value in _object(path / "special_tokens_map.json").items():
+        for key, value in layout.optional_object(folder, f"{prefix}special_tokens_map.json").items():
             if isinstance(value, dict) and key != "extra_special_tokens":
                 settings[key] = value | {"special": True}
             elif key == "extra_special_tokens" and isinstance(value, list):
@@ -198,13 +211,6 @@ def _settings(path: Path) -> dict[str, Any]:
     if isinstance(settings.get("extra_special_tokens"), dict):
         settings |= settings.pop("extra_special_tokens")
     return settings
-
-
-def _object(file: Path) -> dict[str, Any]:
-    content = read_json(file) if file.is_file() else {}
-    if not isinstance(content, dict):
-        raise ModelFilesError(f"{file} is damaged: it must hold an object")
-    return content
 
 
 def _rebuilt(
@@ -307,7 +313,9 @@ def _add_tokens(
     tokenizer.add_tokens(adding)
 
 
-def _declared_tokens(path: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> list[AddedToken]:
+def _declared_tokens(
+    folder: ModelFolder, prefix: str, settings: Mapping[str, Any], tokenizer: Tokenizer
+) -> list[AddedToken]:
     """Returns the added tokens of the files, in the order of their ids."""
     decoder = settings.get("added_tokens_decoder")
     if isinstance(decoder, dict):
@@ -317,7 +325,7 @@ def _declared_tokens(path: Path, settings: Mapping[str, Any], tokenizer: Tokeniz
         special |= {_token(token).content for token in settings.get("extra_special_tokens") or ()}
         declared = {
             number: AddedToken(content, normalized=content not in special, special=content in special)
-            for content, number in _object(path / "added_tokens.json").items()
+            for content, number in layout.optional_object(folder, f"{prefix}added_tokens.json").items()
         }
         declared |= tokenizer.get_added_tokens_decoder()
     return [token for _, token in sorted(declared.items(), key=lambda item: item[0])]

@@ -103,9 +103,9 @@ def provider_key(provider: str, settings: Settings) -> SecretStr | None:
 def silence_libraries() -> None:
     """Switches off what libraries write on stderr themselves; call it before they are imported.
 
-    The lines of gRPC's core, off unless GRPC_VERBOSITY is set, quote what peers send, line ends included: any peer could
-    write lines into the log. Libraries in Rust print the stack of a panic if RUST_BACKTRACE is set, as in some images;
-    the log has the Python stack of the error.
+    The lines of gRPC's core, off unless GRPC_VERBOSITY is set, quote what peers send, line ends included: any peer
+    could write lines into the log. Libraries in Rust print the stack of a panic if RUST_BACKTRACE is set, as in some
+    images; the log has the Python stack of the error.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ["RUST_BACKTRACE"] = "0"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
+from isogloss_server.models.layout import MAX_LAYERS
+from isogloss_server.models.model_folder import flag, integer
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
@@ -100,33 +102,34 @@ def read(config: Mapping[str, Any], file: object) -> Encoder:
         )
     unsupported = {
         "position_embedding_type": config.get("position_embedding_type", "absolute") != "absolute",
-        "is_decoder": bool(config.get("is_decoder")),
+        "is_decoder": flag(config, "is_decoder", file),
         "auto_map": bool(config.get("auto_map")),  # code in the model's repository
-        "sinusoidal_pos_embds": bool(config.get("sinusoidal_pos_embds")),
+        "sinusoidal_pos_embds": flag(config, "sinusoidal_pos_embds", file),
         names.activation: config.get(names.activation, "gelu") not in ACTIVATIONS,
     }
     for key, is_unsupported in unsupported.items():
         if is_unsupported:
             raise UnsupportedModelError(f"{file}: {key} {config.get(key)!r} is not supported by the openvino backend")
-    try:
-        return Encoder(
-            names=names,
-            hidden=int(config[names.hidden]),
-            heads=_check_heads(int(config[names.heads]), int(config[names.hidden])),
-            layers=int(config[names.layers]),
-            intermediate=int(config[names.intermediate]),
-            activation=str(config.get(names.activation, "gelu")),
-            epsilon=float(config.get("layer_norm_eps", 1e-12)),
-            vocabulary=int(config["vocab_size"]),
-            positions=int(config["max_position_embeddings"]),
-            types=int(config.get("type_vocab_size", 2)) if names.types else 0,
-            padding_id=int(config["pad_token_id"]) if names.positions_after_padding else None,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFilesError(f"{file} is damaged: {error!r}") from error
-
-
-def _check_heads(heads: int, hidden: int) -> int:
-    if heads < 1 or hidden % heads:
-        raise ValueError(f"{heads} heads do not divide {hidden} hidden units")
-    return heads
+    hidden, heads = integer(config, names.hidden, file), integer(config, names.heads, file)
+    if hidden % heads:
+        raise ModelFilesError(f"{file}: {names.hidden} {hidden} must be a multiple of {names.heads} {heads}")
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise ModelFilesError(f"{file}: layer_norm_eps must be a number between 0 and 1 instead of {epsilon!r}")
+    positions = integer(config, "max_position_embeddings", file)
+    padding_id = None
+    if names.positions_after_padding:  # below the last row of the table of positions, since they start after it
+        padding_id = integer(config, "pad_token_id", file, least=0, most=positions - 2)
+    return Encoder(
+        names=names,
+        hidden=hidden,
+        heads=heads,
+        layers=integer(config, names.layers, file, most=MAX_LAYERS),
+        intermediate=integer(config, names.intermediate, file),
+        activation=str(config.get(names.activation, "gelu")),
+        epsilon=float(epsilon),
+        vocabulary=integer(config, "vocab_size", file),
+        positions=positions,
+        types=integer(config, "type_vocab_size", file, default=2) if names.types else 0,
+        padding_id=padding_id,
+    )

@@ -1,21 +1,21 @@
-"""A cache of compiled graphs on disk, by model, precision, processor and OpenVINO version; files are memory-mapped.
+"""Compiled graphs in the cache folder, by model, precision, processor and OpenVINO version.
 
-A file holds the graph as OpenVINO exports it, weights included, and its sha256 (32 bytes). A damaged or unwritable file
-costs a compilation and is otherwise harmless.
+A file holds the graph as OpenVINO exports it, weights included, and a digest of the key and the graph (32 bytes). The
+digest detects damage, and a graph under the name of another one; that others cannot write to the folder is what makes
+the graph trustworthy. A damaged or unwritable file costs a compilation and is otherwise harmless.
 """
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import openvino as ov
 
 from isogloss_server import logs
-from isogloss_server.models.safetensors_file import MappedFile
+from isogloss_server.models.cache_folder import CacheFolder, MappedFile
 
 DIGEST_BYTES = 32
 DEVICE = "CPU"
@@ -29,31 +29,30 @@ class Compiled:
     memory: MappedFile | None = None
 
 
-class GraphCache:
-    """The compiled graphs in one folder; without a folder, every graph is compiled."""
+def compiled(
+    folder: CacheFolder | None, build: Callable[[], ov.Model], config: dict[str, Any], **parts: str
+) -> Compiled:
+    """Returns a compiled graph, from the cache if it is there.
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-
-    def compiled(self, build: Callable[[], ov.Model], config: dict[str, Any], **parts: str) -> Compiled:
-        """Returns a compiled graph, from the cache if it is there.
-
-        Args:
-            build: Builds the graph.
-            config: OpenVINO's settings for it.
-            **parts: What determines the graph, such as digests of weights; part of the key beside machine and config.
-        """
-        core = ov.Core()
-        if self._folder is None:
-            return Compiled(core.compile_model(build(), DEVICE, config))
-        file = self._folder / f"{_key(core, config, parts)}.graph"
-        graph = _read(core, file, config)
-        if graph is None:
-            compiled = core.compile_model(build(), DEVICE, config)
-            _write(file, compiled)
-            # Read back, since weights in a file are mapped pages, and those of a compilation are copies.
-            graph = _read(core, file, config) or Compiled(compiled)
-        return graph
+    Args:
+        folder: The cache folder; without one, the graph is compiled.
+        build: Builds the graph.
+        config: OpenVINO's settings for it.
+        **parts: What determines the graph, such as digests of weights; part of the key beside machine and config.
+    """
+    core = ov.Core()
+    if folder is None:
+        return Compiled(core.compile_model(build(), DEVICE, config))
+    key = _key(core, config, parts)
+    name = f"{key}.graph"
+    cached = folder.read(name)
+    graph = _import(core, cached, key, config) if cached else None
+    if graph is None:
+        new = core.compile_model(build(), DEVICE, config)
+        stored = folder.store(lambda stream: _export(new, key, stream, name))
+        # Read back, since weights in a file are mapped pages, and those of a compilation are copies.
+        graph = (_import(core, stored, key, config) if stored else None) or Compiled(new)
+    return graph
 
 
 def _key(core: ov.Core, config: dict[str, Any], parts: dict[str, str]) -> str:
@@ -67,31 +66,30 @@ def _key(core: ov.Core, config: dict[str, Any], parts: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _read(core: ov.Core, file: Path, config: dict[str, Any]) -> Compiled | None:
-    if not file.is_file():
-        return None
+def _import(core: ov.Core, stream: BinaryIO, key: str, config: dict[str, Any]) -> Compiled | None:
     try:
-        memory = MappedFile(file)
-        graph, digest = memory.data[:-DIGEST_BYTES], bytes(memory.data[-DIGEST_BYTES:])
-        if hashlib.sha256(graph.data).digest() == digest:
+        with stream:
+            memory = MappedFile(stream)
+        content = np.frombuffer(memory.data, dtype=np.uint8)
+        graph, digest = content[:-DIGEST_BYTES], bytes(content[-DIGEST_BYTES:])
+        if _digest(key, graph) == digest:
             return Compiled(core.import_model(ov.Tensor(graph, shared_memory=True), DEVICE, config), memory)
         cause = "wrong digest"
     except (OSError, ValueError, RuntimeError) as error:  # unreadable, empty, rejected by OpenVINO
         cause = str(error).splitlines()[0]
-    logs.warning("cached graph is damaged; compiling it again", file=file, cause=cause)
+    logs.warning("cached graph is damaged; compiling it again", key=key, cause=cause)
     return None
 
 
-def _write(file: Path, compiled: Any) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # In a temporary folder, so that no other process, in this container or another, has the same name.
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix="part-") as folder:
-            partial_file = Path(folder) / file.name
-            # The view is released first, also if writing fails: a buffer with views cannot be closed.
-            with compiled.export_model() as exported, exported.getbuffer() as graph, partial_file.open("wb") as stream:
-                stream.write(graph)
-                stream.write(hashlib.sha256(graph).digest())
-            partial_file.replace(file)
-    except (OSError, RuntimeError) as error:  # RuntimeError: raised by OpenVINO
-        logs.warning("cannot cache the compiled graph", file=file, cause=str(error).splitlines()[0])
+def _export(graph: Any, key: str, stream: BinaryIO, name: str) -> str:
+    # The view is released first, also if writing fails: a buffer with views cannot be closed.
+    with graph.export_model() as exported, exported.getbuffer() as content:
+        stream.write(content)
+        stream.write(_digest(key, content))
+    return name
+
+
+def _digest(key: str, graph: Any) -> bytes:
+    digest = hashlib.sha256(key.encode())
+    digest.update(graph)
+    return digest.digest()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
@@ -13,12 +13,14 @@ from isogloss.wire.enums import Truncation
 
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
 from isogloss_server.models import layout, tokenizer_files
+from isogloss_server.models.cache_folder import CacheFolder, MappedFile
 from isogloss_server.models.interfaces import Tolerance
 from isogloss_server.models.layout import LoadedModel, TransformerLayout
 from isogloss_server.models.model_folder import ModelFolder
-from isogloss_server.models.openvino import architecture, graph, numpy_reference
+from isogloss_server.models.openvino import architecture, numpy_reference
+from isogloss_server.models.openvino import graph as encoder_graph
 from isogloss_server.models.openvino.architecture import Encoder
-from isogloss_server.models.openvino.graph_cache import DEVICE, Compiled, GraphCache
+from isogloss_server.models.openvino.graph_cache import DEVICE, Compiled, compiled
 from isogloss_server.models.openvino.model import Embeddings, OpenVinoModel
 from isogloss_server.models.pooling import DenseLayer, Head
 from isogloss_server.models.safetensors_file import Tensors
@@ -37,7 +39,6 @@ class Runtime:
 
     precision: Precision
     threads: int  # batches at a time, one thread each
-    graph_cache: Path | None  # folder for compiled graphs
 
 
 def load(folder: ModelFolder, runtime: Runtime) -> LoadedModel:
@@ -55,33 +56,30 @@ def load(folder: ModelFolder, runtime: Runtime) -> LoadedModel:
     layout.reject_pickled_weights(folder, plan.prefix)
     _require(folder, weights, others=("model-*.safetensors",))
     _require(folder, tokenizer_json, others=SLOW_TOKENIZER_FILES)
-    tensors = Tensors(folder.file(weights), encoder.names.prefixes)
     with ThreadPoolExecutor() as pool:  # in parallel: digests, tokenizer and compilation release the GIL
-        digests = {
-            name: pool.submit(folder.digest, name)
-            for name in (weights, tokenizer_json, *(f"{dense.prefix}model.safetensors" for dense in plan.dense))
-        }
         reading = pool.submit(_tokenizer, folder, plan, encoder)
-        compiling = pool.submit(
-            lambda: _compiled(encoder, tensors, precision, runtime, weights=digests[weights].result())
-        )
+        file = folder.map(weights)
+        tensors = Tensors(file.data, file.path, encoder.names.prefixes)
+        config = _config(precision, runtime.threads)
+        compiling = pool.submit(_compiled, folder.files.cache, encoder, tensors, config, weights=file.digest)
         head = _head(folder, plan, encoder)
         embeddings = _embeddings(encoder, tensors)
         tokenizer, difference = reading.result()
         probes = [(probe.text, probe.vector) for probe in folder.card.probes]
         probes = probes or _own_probes(encoder, tensors, embeddings, head, tokenizer)
-        compiled = compiling.result()
-    files = [digest.result() for digest in digests.values()]
-    space_id = layout.space_id(folder, plan, files, tokenizer.max_tokens, tokenizer=difference)
+        graph = compiling.result()
+    names = (weights, tokenizer_json, *(f"{dense.prefix}model.safetensors" for dense in plan.dense))
+    digests = list(map(folder.digest, names))
+    space_id = layout.space_id(folder, plan, digests, tokenizer.max_tokens, tokenizer=difference)
     return LoadedModel(
-        model=OpenVinoModel(compiled, embeddings, head, threads=runtime.threads),
+        model=OpenVinoModel(graph, embeddings, head, threads=runtime.threads),
         tokenizer=tokenizer,
         card=layout.card(folder, f"openvino-{precision}", space_id, tokenizer, head.dimensions(encoder.hidden)),
         prompts=layout.prompts(folder),
         probes=probes,
         tolerance=TOLERANCES[precision],
         batched=True,
-        release_pages=lambda: _release_pages(tensors, compiled),
+        release_pages=lambda: _release_pages(file.mapped, graph.memory),
     )
 
 
@@ -92,19 +90,20 @@ def _require(folder: ModelFolder, name: str, *, others: Sequence[str]) -> None:
         UnsupportedModelError: The file is missing, but there are others in its place that another runtime may read.
         ModelFilesError: There are none.
     """
-    path = folder.path / name
-    if not path.is_file() and any(other for pattern in others for other in path.parent.glob(pattern)):
-        raise UnsupportedModelError(
-            f"model folder {folder.path} has no file {name}, which the openvino backend requires"
-        )
-    folder.file(name)
+    if not folder.has(name):
+        path = folder.path / name
+        if any(other for pattern in others for other in path.parent.glob(pattern)):
+            raise UnsupportedModelError(
+                f"model folder {folder.path} has no file {name}, which the openvino backend requires"
+            )
+        raise ModelFilesError(f"model folder {folder.path} has no file {name}")
 
 
-def _release_pages(tensors: Tensors, compiled: Compiled) -> None:
+def _release_pages(*files: MappedFile | None) -> None:
     """Releases the mapped pages: after the first batch, only rows of word embeddings are read again."""
-    tensors.release_pages()
-    if compiled.memory is not None:
-        compiled.memory.release_pages()
+    for file in files:
+        if file is not None:
+            file.release_pages()
 
 
 def _resolved_precision(core: ov.Core, precision: Precision) -> str:
@@ -116,25 +115,34 @@ def _resolved_precision(core: ov.Core, precision: Precision) -> str:
     return precision
 
 
-def _compiled(encoder: Encoder, tensors: Tensors, precision: str, runtime: Runtime, *, weights: str) -> Compiled:
-    """Returns the compiled graph of the encoder; `weights` is the digest of its weights."""
-    config = {
+def _config(precision: str, threads: int) -> dict[str, Any]:
+    return {
         "INFERENCE_PRECISION_HINT": precision,
-        "NUM_STREAMS": runtime.threads,  # batches at a time; two with one thread each are faster than one with two
-        "INFERENCE_NUM_THREADS": runtime.threads,
+        "NUM_STREAMS": threads,  # batches at a time; two with one thread each are faster than one with two
+        "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # other processes may use the same cores
     }
-    builder = hashlib.sha256(Path(graph.__file__).read_bytes()).hexdigest()
-    cache = GraphCache(runtime.graph_cache)
-    return cache.compiled(
-        lambda: graph.build(encoder, tensors), config, weights=weights, encoder=repr(encoder), builder=builder
+
+
+def _compiled(
+    cache: CacheFolder | None, encoder: Encoder, tensors: Tensors, config: dict[str, Any], *, weights: str
+) -> Compiled:
+    """Returns the compiled graph of the encoder; `weights` is the digest of its weights."""
+    builder = hashlib.sha256(Path(encoder_graph.__file__).read_bytes()).hexdigest()
+    return compiled(
+        cache,
+        lambda: encoder_graph.build(encoder, tensors),
+        config,
+        weights=weights,
+        encoder=repr(encoder),
+        builder=builder,
     )
 
 
 def _tokenizer(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> tuple[TextTokenizer, str]:
     """Returns the effective tokenizer, and its difference from tokenizer.json; see tokenizer_files."""
-    file = folder.file(f"{plan.prefix}tokenizer.json")
-    effective, difference = tokenizer_files.read_effective(file.parent, plan.config, lower_case=plan.lower_case)
+    file = folder.path / plan.prefix / "tokenizer.json"
+    effective, difference = tokenizer_files.read_effective(folder, plan.prefix, plan.config, lower_case=plan.lower_case)
     limit = min(plan.max_tokens or encoder.max_tokens, encoder.max_tokens)
     tokenizer = TextTokenizer(effective, max_tokens=limit, special=True)
     if tokenizer.vocabulary_size > encoder.vocabulary:
@@ -157,7 +165,8 @@ def _head(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> Hea
     layers = []
     width = encoder.hidden * len(plan.poolings)
     for dense in plan.dense:
-        tensors = Tensors(folder.file(f"{dense.prefix}model.safetensors"))
+        file = folder.map(f"{dense.prefix}model.safetensors")
+        tensors = Tensors(file.data, file.path)
         weight = tensors.get("linear.weight", dense.outputs, width).whole()
         bias = tensors.get("linear.bias", dense.outputs).whole() if dense.bias else None
         layers.append(DenseLayer(weight, bias, tanh=dense.activation == "Tanh"))
