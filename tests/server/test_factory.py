@@ -13,7 +13,7 @@ from isogloss_server import factory
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.registry import ReadyModel
-from isogloss_server.errors import ModelFilesError, UnsupportedModelError
+from isogloss_server.errors import ModelFilesError, SettingsError, UnsupportedModelError
 from isogloss_server.models import model_folder
 from isogloss_server.models.interfaces import Urgency
 from isogloss_server.settings.declarations import Settings
@@ -93,3 +93,26 @@ def test_only_the_backend_of_the_setting_is_tried(path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mpnet"}))
     with pytest.raises(UnsupportedModelError, match="model_type 'mpnet'"):
         factory.load("m", str(path), SETTINGS.model_copy(update={"backend": "openvino"}), Executor(1), SystemClock())
+
+
+def test_a_device_that_openvino_does_not_use_is_left_to_the_other_backend(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another device than the CPU, no transformer is silently served on the CPU."""
+    used: list[str] = []
+    monkeypatch.setattr(factory, "_sentence_transformers", lambda _, settings: used.append(settings.device))
+    factory.read(model_folder.locate(str(path)), SETTINGS.model_copy(update={"device": "cuda:1"}))
+    assert used == ["cuda:1"]
+    with pytest.raises(SettingsError, match="device cuda requires the backend sentence-transformers"):
+        factory.read(
+            model_folder.locate(str(path)), SETTINGS.model_copy(update={"device": "cuda", "backend": "openvino"})
+        )
+
+
+def test_a_device_that_a_static_model_does_not_use_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A static model runs on the CPU; a warning says so if another device is set."""
+    bundled = model_folder.locate(model_folder.BUNDLED)
+    factory.read(bundled, SETTINGS)
+    assert "static models run on the CPU" not in caplog.text
+    factory.read(bundled, SETTINGS.model_copy(update={"device": "cuda"}))
+    assert "static models run on the CPU" in caplog.text

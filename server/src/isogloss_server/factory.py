@@ -20,6 +20,7 @@ from isogloss_server.engine.request import Limits, default_max_texts
 from isogloss_server.errors import (
     ModelFilesError,
     ProviderSetupError,
+    SettingsError,
     StartupError,
     UnsupportedModelError,
     first_line,
@@ -46,6 +47,7 @@ from isogloss_server.settings.sources import KEY_VARIABLES, provider_key
 from isogloss_server.system import usable_cores
 
 T = TypeVar("T")
+CPU = "cpu"  # the device that every runtime supports
 BATCHED_BULK_SLOTS = 256  # of a model with a batch queue: enough to fill it, and a bound of the memory they hold
 START_BACKOFF_S = 1.0
 READ_ATTEMPTS = 3  # of a folder whose files change while they are read
@@ -134,12 +136,22 @@ def read_unchanged(source: str, settings: Settings) -> LoadedModel:
 def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
     """Loads a folder's model in the runtime that supports it: static, else the one of the setting `backend`.
 
+    Only sentence-transformers uses the setting `device`, so with another device than the CPU, it is the runtime.
+
     Raises:
         StartupError: No runtime supports the model, or its files are missing or damaged.
+        SettingsError: The backend does not support the device.
     """
     if layout.module_names(folder) in static.MODULES:
+        if settings.device != CPU:
+            logs.warning("static models run on the CPU", device=settings.device, folder=folder.path)
         return static.load(folder)
-    if settings.backend == "sentence-transformers":
+    if settings.device != CPU and settings.backend == "openvino":
+        raise SettingsError(
+            f"device {settings.device} requires the backend sentence-transformers: openvino runs on the CPU; "
+            "set backend to auto or sentence-transformers"
+        )
+    if settings.backend == "sentence-transformers" or settings.device != CPU:
         return _sentence_transformers(folder, settings)
     try:
         return _openvino(folder, settings)
@@ -156,7 +168,7 @@ def _as_startup_error(source: str, work: Callable[[], T]) -> T:
     """Returns the result of `work`; turns unexpected exceptions of libraries into an error of one line."""
     try:
         return work()
-    except (StartupError, KeyboardInterrupt, SystemExit):
+    except (StartupError, SettingsError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of a library in Rust is not an Exception
         logs.internal_error(error, model=source)

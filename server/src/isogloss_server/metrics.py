@@ -4,6 +4,7 @@ import asyncio
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 
+from isogloss_server import system
 from isogloss_server.errors import ListenError
 
 REGISTRY = CollectorRegistry()
@@ -74,5 +75,6 @@ def serve(host: str, port: int) -> int:
     try:
         server, _ = start_http_server(port, addr=host, registry=REGISTRY)
     except OSError as error:
-        raise ListenError(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
+        where = system.address(host, port)
+        raise ListenError(f"cannot listen on {where} for metrics: {error.strerror}") from error
     return int(server.server_address[1])

@@ -190,3 +190,41 @@ def test_the_error_names_the_damaged_file(folder: Path, damage: str) -> None:
         load(folder)
     assert expected in str(raised.value)
     assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "config_sentence_transformers.json"])
+def test_the_limit_of_model2vec_is_that_of_its_configuration(folder: Path, name: str) -> None:
+    """`max_length` wins over the tokenizer's own limit, which the library replaces; another limit is another space."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    own = load(folder)
+    (folder / name).write_text('{"max_length": 2}')
+    assert load(folder).card == own.card
+    (folder / name).write_text('{"max_length": 3}')
+    three = load(folder)
+    assert three.card.max_tokens == 3
+    assert three.tokenizer.encode(["one two three one"], Truncation.END).batch.ids.tolist() == [1, 2, 3]
+    (folder / name).write_text('{"max_length": null}')
+    unlimited = load(folder)
+    assert unlimited.card.max_tokens == static.MAX_TOKENS
+    assert len({loaded.card.space_id for loaded in (own, three, unlimited)}) == 3
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "2.5", '"many"', "true"])
+def test_an_invalid_limit_is_an_error(folder: Path, limit: str) -> None:
+    """The error names the file and the value."""
+    (folder / "config.json").write_text(f'{{"max_length": {limit}}}')
+    with pytest.raises(ModelFilesError, match=r"config\.json: max_length must be an integer from 1"):
+        load(folder)
+
+
+def test_a_table_of_bfloat16_is_read(folder: Path) -> None:
+    """Numpy has no such type; its numbers are the upper halves of those in float32."""
+    table = np.arange(15, dtype=np.float32).reshape(5, 3)
+    header = json.dumps({"embedding.weight": {"dtype": "BF16", "shape": [5, 3], "data_offsets": [0, 30]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + table.view(np.uint16)[:, 1::2].tobytes()
+    (folder / "model.safetensors").write_bytes(content)
+    parts = load(folder)
+    batch = parts.tokenizer.encode(["two"], Truncation.END).batch
+    np.testing.assert_array_equal(parts.model.forward(batch), [[6, 7, 8]])

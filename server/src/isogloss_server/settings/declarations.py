@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     backend: Literal["auto", "openvino", "sentence-transformers"] = setting(
         "auto",
         "runtime of models that are not static; auto: openvino, or sentence-transformers (if installed) for "
-        "architectures that openvino does not support",
+        "architectures that openvino does not support, and for a device other than cpu",
         section="models",
         unit="BACKEND",
     )
