@@ -31,7 +31,7 @@ TEXTS = [
     "a\u200bb\ufeffc\u00a0d\u3000e",
     "ab" * 60,
 ]
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 
 
 def bert(folder: Path) -> Path:
@@ -187,6 +187,9 @@ PRECOMPILED = {"type": "Precompiled", "precompiled_charsmap": CHARACTERS_MAP}
 SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
 BERT_NORMALIZER = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
 BERT_NORMALIZER |= {"lowercase": True}
+PADDING = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0}
+PADDING |= {"pad_token": "[PAD]"}
+TRUNCATION = {"max_length": 100, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
 META = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 Case = tuple[Callable[[Path], Path], Change]
@@ -205,6 +208,8 @@ AGREE: dict[str, Case] = {
     "bert, fast class": (bert, config(tokenizer_class="BertTokenizerFast")),
     "bert, generic class": (bert, config(tokenizer_class="PreTrainedTokenizerFast")),
     "bert, lower case": (bert, lower_case),
+    "bert, padding and truncation": (bert, file(padding=PADDING, truncation=TRUNCATION)),
+    "xlm-roberta, padding and truncation": (xlm_roberta, file(padding=PADDING, truncation=TRUNCATION)),
     "xlm-roberta, a map of characters": (xlm_roberta, file(normalizer=PRECOMPILED)),
     "xlm-roberta, generic class, any pre-tokenizer": (
         lambda folder: xlm_roberta(folder, kind="PreTrainedTokenizerFast"),
@@ -229,6 +234,20 @@ DIFFER: dict[str, Case] = {
     "bert, no post-processor": (bert, file(post_processor=None)),
     "bert, other special tokens": (bert, config(cls_token="[MASK]", sep_token="[UNK]")),
     "bert, other special tokens in the old file": (bert, special_tokens_map),
+    "bert, extra special tokens in the old file": (
+        bert,
+        lambda folder: (folder / "special_tokens_map.json").write_text('{"additional_special_tokens": ["the", "of"]}'),
+    ),
+    "bert, tokens in the file of added tokens": (
+        bert,
+        lambda folder: (folder / "added_tokens.json").write_text('{"the": 60, "of": 61}'),
+    ),
+    "bert, extra special tokens with names": (bert, config(extra_special_tokens={"image_token": "the"})),
+    "bert, a special token with flags": (
+        bert,
+        config(mask_token={"__type": "AddedToken", "content": "the", "lstrip": True, "normalized": False}),
+    ),
+    "bert, a special token with a name of its own": (bert, config(image_token="the")),
     "bert, other pre-tokenizer": (bert, file(pre_tokenizer={"type": "WhitespaceSplit"})),
     "bert, other prefix": (bert, model(continuing_subword_prefix="@@")),
     "bert, short words": (bert, model(max_input_chars_per_word=10)),
@@ -326,6 +345,9 @@ def test_a_text_has_the_tokens_of_the_library(name: str, tmp_path: Path) -> None
     work(folder)
     tokenizer, difference = effective(folder)
     library = library_tokenizer(folder)
+    for backend in (library.backend_tokenizer, tokenizer):
+        backend.no_padding()
+        backend.no_truncation()
     for text in TEXTS:
         assert tokenizer.encode(text).ids == library(text)["input_ids"], text
     lower = bool(json.loads((folder / "sentence_bert_config.json").read_text())["do_lower_case"])
@@ -362,3 +384,9 @@ def test_a_tokenizer_that_is_not_reproduced_is_left_to_the_library(name: str, tm
     with pytest.raises(UnsupportedModelError) as raised:
         effective(folder)
     assert expected in str(raised.value)
+
+
+def test_the_space_of_real_weights_has_not_changed(minilm: Path) -> None:
+    """The files of all-MiniLM-L6-v2 agree, so its space is that of the first version."""
+    assert effective(minilm)[1] == ""
+    assert packed(minilm).card.space_id == "s1-c6878690f4a7aae0d4323d7af41564c0"

@@ -111,7 +111,7 @@ def _read_tokenizer(folder: ModelFolder, name: str) -> tuple[TextTokenizer, int 
 
 
 def _configured_limit(folder: ModelFolder, own: int) -> int:
-    """Returns `max_length`, which model2vec saves and which wins over the tokenizer's `own`; null is no limit."""
+    """Returns `max_length`, which model2vec saves, and which replaces the tokenizer's `own`; null: MAX_TOKENS."""
     for name in (f"{layout.module_prefix(folder, 0)}config.json", "config.json", layout.CONFIG):
         config = layout.optional_object(folder, name)
         if "max_length" in config:

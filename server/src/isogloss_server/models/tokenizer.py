@@ -19,8 +19,8 @@ from isogloss_server.errors import (
 from isogloss_server.models.interfaces import TokenBatch
 from isogloss_server.models.model_folder import ModelFile
 
-# Calls into the library get at most so many characters: of several texts together, and of one text for each token that
-# the model reads, which is eight times as many as in any language.
+# Limits of the characters in one call into the library: of several texts together, and of one text, for each token that
+# the model reads. In no language has a token that many characters on average.
 CALL_CHARACTERS = 1 << 16
 CHARACTERS_PER_TOKEN = 32
 # Up to here, one text at a time on the calling thread is as fast as the library's threads, and never waits for them.

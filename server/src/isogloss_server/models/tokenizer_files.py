@@ -90,9 +90,7 @@ def read_effective(
         raise UnsupportedModelError(
             f"{path}: unsupported tokenizer_class {name!r}; supported: {', '.join((*GENERIC[:1], *MODELS))}"
         )
-    tokenizer = read_tokenizer(folder.read(f"{prefix}tokenizer.json"))
-    if lower_case:
-        _add_lower_case(tokenizer)
+    tokenizer = _read(folder, prefix, lower_case=lower_case)
     found = _facts(tokenizer)
     declared = _declared_tokens(folder, prefix, settings, tokenizer)
     if name in MODELS:
@@ -111,15 +109,21 @@ def difference(effective: Tokenizer, folder: ModelFolder, prefix: str, *, lower_
     The id of a space includes it, since vectors of different tokenizers are not comparable.
 
     Args:
-        effective: The tokenizer that is used.
+        effective: The tokenizer that is used, without padding and truncation.
         folder: The folder, with a tokenizer.json.
         prefix: Path of the encoder's files in the folder.
         lower_case: True if sentence-transformers' own settings ask for lower case.
     """
+    return _difference(_facts(effective), _facts(_read(folder, prefix, lower_case=lower_case)))
+
+
+def _read(folder: ModelFolder, prefix: str, *, lower_case: bool) -> Tokenizer:
     tokenizer = read_tokenizer(folder.read(f"{prefix}tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     if lower_case:
         _add_lower_case(tokenizer)
-    return _difference(_facts(effective), _facts(tokenizer))
+    return tokenizer
 
 
 def _difference(used: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -208,6 +212,8 @@ def _settings(folder: ModelFolder, prefix: str) -> dict[str, Any]:
                 settings[key] = known + [token for token in value if token not in known]
             else:
                 settings[key] = value
+        if "additional_special_tokens" in settings:
+            settings.setdefault("extra_special_tokens", settings.pop("additional_special_tokens"))
     if isinstance(settings.get("extra_special_tokens"), dict):
         settings |= settings.pop("extra_special_tokens")
     return settings
