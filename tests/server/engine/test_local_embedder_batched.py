@@ -17,7 +17,8 @@ from isogloss_server.engine.registry import Registry
 from isogloss_server.errors import DrainingError
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Embedded, Model, Rows, TokenBatch, Urgency
-from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
+from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
+from tokenizers import Tokenizer
 
 from tests.support.gated_model import WATCHDOG_S, GatedModel
 from tests.support.in_process import ready
@@ -80,7 +81,7 @@ class GatedTokenizer(TextTokenizer):
 
 
 def gated_tokenizer(folder: Path) -> GatedTokenizer:
-    tokens = GatedTokenizer(read_tokenizer(folder / "tokenizer.json"), max_tokens=99)
+    tokens = GatedTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), max_tokens=99)
     tokens.reached, tokens.released = threading.Event(), threading.Event()
     return tokens
 

@@ -18,7 +18,8 @@ from isogloss_server.engine.request import EmbedRequest, SimilarityRequest, Text
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Embedder, Urgency
-from isogloss_server.models.tokenizer import TextTokenizer, Tokenized, read_tokenizer
+from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
+from tokenizers import Tokenizer
 
 from tests.support.in_process import CARD, CountingEmbedder, TruncationRecorder, ready_registry
 
@@ -169,7 +170,7 @@ class CountingTokenizer(TextTokenizer):
     """A tokenizer that counts how often it tokenizes each text."""
 
     def __init__(self, file: Path) -> None:
-        super().__init__(read_tokenizer(file), max_tokens=1000)
+        super().__init__(Tokenizer.from_file(str(file)), max_tokens=1000)
         self.counts: Counter[str] = Counter()
 
     def encode(self, texts: Sequence[str], truncation: Truncation) -> Tokenized:

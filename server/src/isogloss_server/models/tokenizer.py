@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from isogloss.wire.enums import Truncation
@@ -80,11 +79,12 @@ class TextTokenizer:
         row_errors: dict[int, DomainError] = {}
         ids: list[int] = []
         lengths: list[int] = []
-        for row, (tokens, characters) in enumerate(self._encode_ends(texts, truncation)):
+        encoded, read_characters = self._encode_ends(texts, truncation)
+        for row, tokens in enumerate(encoded):
             kept = tokens
-            is_cut = len(tokens) > room or characters < len(texts[row])
+            is_cut = len(tokens) > room or row in read_characters
             if not tokens or (is_cut and truncation is Truncation.ERROR):
-                row_errors[row] = self._row_error(len(tokens), characters, len(texts[row]))
+                row_errors[row] = self._row_error(len(tokens), read_characters.get(row), len(texts[row]))
                 lengths.append(0)
                 continue
             if is_cut:
@@ -124,28 +124,43 @@ class TextTokenizer:
             self._prompts[prompt] = self._encode_texts([prompt])[0]
         return self._prompts[prompt]
 
-    def _row_error(self, tokens: int, characters: int, all_characters: int) -> DomainError:
-        """Returns the error of a text of `all_characters`, of which `characters` were tokenized."""
-        limit = self.max_tokens - len(self._before) - len(self._after)
-        if tokens > limit:
-            tokens += len(self._before) + len(self._after)
-            counted = str(tokens) if characters == all_characters else f"at least {tokens}"
+    def _row_error(self, tokens: int, read_characters: int | None, characters: int) -> DomainError:
+        """Returns the error of a text; `read_characters` is None if all of them were tokenized."""
+        special = len(self._before) + len(self._after)
+        if tokens > self.max_tokens - special:
+            tokens += special
+            counted = str(tokens) if read_characters is None else f"at least {tokens}"
             message = f"the text has {counted} tokens; the limit of the model is {self.max_tokens}"
             return TextTooLongError(message, actual=tokens, limit=self.max_tokens)
-        if characters < all_characters:
+        if read_characters is not None:
             message = (
-                f"the text has {all_characters} characters, of which the model reads at most {characters}: "
+                f"the text has {characters} characters, of which the model reads at most {read_characters}: "
                 f"{CHARACTERS_PER_TOKEN} for each token of its limit"
             )
-            return TextTooLongError(message, actual=all_characters, limit=characters)
+            return TextTooLongError(message, actual=characters, limit=read_characters)
         return TextWithoutTokensError("the tokenizer removes all characters of the text")
 
-    def _encode_ends(self, texts: Sequence[str], truncation: Truncation) -> Iterator[tuple[list[int], int]]:
-        """Yields the tokens of each text, if not more than the model reads, and the number of tokenized characters."""
-        first = self._first_piece_characters
-        short = iter(self._encode_texts([text for text in texts if len(text) <= first]))
-        for text in texts:
-            yield (next(short), len(text)) if len(text) <= first else self._encode_end(text, truncation)
+    def _encode_ends(self, texts: Sequence[str], truncation: Truncation) -> tuple[list[list[int]], dict[int, int]]:
+        """Tokenizes texts, those that are too long only at the end that truncation keeps.
+
+        Returns:
+            The tokens of each text, and the number of tokenized characters of those that were not tokenized whole.
+        """
+        longest = self._first_piece_characters
+        if max(map(len, texts), default=0) <= longest:
+            return self._encode_texts(texts), {}
+        short = iter(self._encode_texts([text for text in texts if len(text) <= longest]))
+        encoded: list[list[int]] = []
+        read_characters: dict[int, int] = {}
+        for row, text in enumerate(texts):
+            if len(text) <= longest:
+                encoded.append(next(short))
+                continue
+            tokens, characters = self._encode_end(text, truncation)
+            encoded.append(tokens)
+            if characters < len(text):
+                read_characters[row] = characters
+        return encoded, read_characters
 
     def _encode_end(self, text: str, truncation: Truncation) -> tuple[list[int], int]:
         """Tokenizes a piece at one end of a long text that has more tokens than the limit, or else the whole text.
@@ -171,10 +186,13 @@ class TextTokenizer:
 
         Tokenizer.encode_batch_fast releases the interpreter, for a single text too; Tokenizer.encode never does.
         """
-        tokenize = partial(self._tokenizer.encode_batch_fast, add_special_tokens=False)
         if sum(map(len, texts)) <= FEW_CHARACTERS:
-            return [tokenize([text])[0].ids for text in texts]
-        return [encoding.ids for _, part in split(texts, CALL_CHARACTERS) for encoding in tokenize(part)]
+            return [self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids for text in texts]
+        calls = (
+            self._tokenizer.encode_batch_fast(part, add_special_tokens=False)
+            for _, part in split(texts, CALL_CHARACTERS)
+        )
+        return [encoding.ids for encodings in calls for encoding in encodings]
 
 
 def split(texts: Sequence[str], characters: int, *, each: int = 0) -> Iterator[tuple[int, list[str]]]:
