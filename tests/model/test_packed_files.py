@@ -1,5 +1,6 @@
 """The files of the openvino backend: cached graphs, and folders that are rejected."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -157,3 +158,96 @@ def test_a_processor_without_bf16(folder: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(StartupError, match="precision bf16 is not supported"):
         load(folder, "bf16")
     assert load(folder, "auto").card.backend == "openvino-f32"
+
+
+def test_a_graph_of_a_folder_that_others_can_write_is_not_read(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A graph with a valid digest is not trusted for that: who can write to the folder can write both."""
+    expected = vectors(folder, None)
+    other = shapes.write(tmp_path / "other", shapes.SMALL, seed=1)
+    cache = tmp_path / "cache"
+    vectors(folder, cache)
+    (genuine,) = cache.glob("*.graph")
+    vectors(other, tmp_path / "theirs")
+    (planted,) = (tmp_path / "theirs").glob("*.graph")
+    graph = planted.read_bytes()[:-32]
+    genuine.unlink()
+    genuine.write_bytes(graph + hashlib.sha256(genuine.stem.encode() + graph).digest())
+    cache.chmod(0o777)
+    np.testing.assert_array_equal(vectors(folder, cache), expected)
+    assert "cache folder not used" in caplog.text
+
+
+def test_a_graph_under_the_name_of_another_one_is_compiled_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A whole graph of another model counts as damaged: the digest covers the key too."""
+    expected = vectors(folder, tmp_path / "cache")
+    (genuine,) = (tmp_path / "cache").glob("*.graph")
+    vectors(shapes.write(tmp_path / "other", shapes.SMALL, seed=1), tmp_path / "theirs")
+    (other,) = (tmp_path / "theirs").glob("*.graph")
+    other.replace(genuine)
+    np.testing.assert_array_equal(vectors(folder, tmp_path / "cache"), expected)
+    assert "damaged" in caplog.text
+
+
+BERT = "config.json"
+ENCODER = "sentence_bert_config.json"
+POOLING = "1_Pooling/config.json"
+LIBRARY = "config_sentence_transformers.json"
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+SIZES += ("max_position_embeddings", "type_vocab_size")
+INVALID = [
+    *((BERT, size, value) for size in SIZES for value in (-1, 0, 10**12, 2.0, "2", True, None, [2], {})),
+    *((BERT, "layer_norm_eps", value) for value in (-1e-12, 0, 1, "1e-12", True, None, float("nan"), float("inf"))),
+    *((BERT, flag, value) for flag in ("is_decoder", "sinusoidal_pos_embds") for value in ("false", 0, [])),
+    *((ENCODER, "max_seq_length", value) for value in (-1, 0, 1.5, "128", True, [], float("nan"))),
+    *((ENCODER, "do_lower_case", value) for value in ("false", 1, [])),
+    *((POOLING, "pooling_mode_cls_token", value) for value in ("false", 1, [])),
+    *((POOLING, "pooling_mode", value) for value in (-1, [1], {"mean": True}, [["mean"]], True)),
+    *((POOLING, "include_prompt", value) for value in ("false", 0)),
+    *((LIBRARY, "prompts", value) for value in (["query: "], {"query": 5}, {"query": {"a": 1}}, "query: ")),
+    *((LIBRARY, "default_prompt_name", value) for value in ("missing", 5, ["query"])),
+    *(("2_Dense/config.json", "out_features", value) for value in (-1, 0, 1.5, "24", True, None)),
+    *(("2_Dense/config.json", "bias", value) for value in ("false", 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), INVALID)
+def test_an_invalid_setting_is_an_error_that_names_it(tmp_path: Path, name: str, field: str, value: object) -> None:
+    """A number out of its range, or a value of another type, is never served."""
+    folder = shapes.write(tmp_path / "model", dataclasses.replace(shapes.SMALL, dense=24))
+    file = folder / name
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | {field: value}))
+    words = {"max_seq_length": "length limit", "pooling_mode": "pooling", "default_prompt_name": "default_prompt_name"}
+    with pytest.raises(ModelFilesError, match=words.get(field, field)) as raised:
+        load(folder, "f32")
+    assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [-1, 129, 10**12, 1.0, "1", True, None])
+def test_an_invalid_padding_token_is_an_error(tmp_path: Path, value: object) -> None:
+    """Positions of XLM-RoBERTa start after the id of the padding token, which must leave some."""
+    folder = shapes.write(tmp_path / "model", dataclasses.replace(shapes.SMALL, model_type="xlm-roberta"))
+    file = folder / BERT
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": value}))
+    with pytest.raises(ModelFilesError, match="pad_token_id"):
+        load(folder, "f32")
+
+
+@pytest.mark.parametrize("value", [[float("nan")], [float("inf")], ["x"], [None]])
+def test_known_vectors_must_be_numbers(folder: Path, value: object) -> None:
+    """A known vector that is not finite would pass every comparison."""
+    (folder / "isogloss.json").write_text(json.dumps({"probes": [{"text": "a", "vector": value}]}))
+    with pytest.raises(ModelFilesError, match=r"probes\.0\.vector\.0"):
+        load(folder, "f32")
+
+
+@pytest.mark.parametrize("name", ["modules.json", "config.json", "isogloss.json", "tokenizer_config.json"])
+def test_deeply_nested_json_is_damage(folder: Path, name: str) -> None:
+    """JSON that is nested too deep is damage, not the end of the process."""
+    (folder / name).write_text("[" * 100_000)
+    with pytest.raises(ModelFilesError, match=f"{name} is damaged"):
+        load(folder, "f32")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +16,8 @@ from isogloss_server.engine.registry import ReadyModel
 from isogloss_server.errors import ModelFilesError, SettingsError, UnsupportedModelError
 from isogloss_server.models import model_folder
 from isogloss_server.models.interfaces import Urgency
+from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.model_folder import ModelFolder
 from isogloss_server.settings.declarations import Settings
 from safetensors.numpy import load_file, save_file
 
@@ -116,3 +118,56 @@ def test_a_device_that_a_static_model_does_not_use_is_logged(caplog: pytest.LogC
     assert "static models run on the CPU" not in caplog.text
     factory.read(bundled, SETTINGS.model_copy(update={"device": "cuda"}))
     assert "static models run on the CPU" in caplog.text
+
+
+def _write_another_seed(path: Path) -> None:
+    shapes.write(path, dataclasses.replace(shapes.SMALL, dense=24), seed=1)
+
+
+def _swap(path: Path) -> None:
+    shapes.write(path.with_name("other"), dataclasses.replace(shapes.SMALL, dense=24), seed=1)
+    path.rename(path.with_name("old"))
+    path.with_name("other").rename(path)
+
+
+def _add_a_prompt(path: Path) -> None:
+    (path / "config_sentence_transformers.json").write_text('{"prompts": {"query": "find: "}}')
+
+
+@pytest.mark.parametrize("change", [_write_another_seed, _swap, _add_a_prompt])
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_files_that_change_while_they_are_read_are_read_again(
+    path: Path, change: Callable[[Path], None], has_failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model is made of one version of its files: if one changes until all are read, all are read again."""
+    genuine, reads = factory.read, []
+
+    def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
+        loaded = genuine(folder, settings)
+        reads.append(loaded.card.space_id)
+        if len(reads) == 1:
+            change(path)
+            if has_failed:
+                raise ModelFilesError("half a file")
+        return loaded
+
+    monkeypatch.setattr(factory, "read", read)
+    loaded = factory.read_unchanged(str(path), SETTINGS)
+    assert len(reads) == 2
+    assert reads[1] == loaded.card.space_id == genuine(model_folder.locate(str(path)), SETTINGS).card.space_id
+    assert reads[0] != reads[1]
+
+
+def test_files_that_keep_changing_are_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the files that change, and what to do."""
+    genuine = factory.read
+
+    def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
+        loaded = genuine(folder, settings)
+        with (path / "config.json").open("a") as stream:
+            stream.write(" ")
+        return loaded
+
+    monkeypatch.setattr(factory, "read", read)
+    with pytest.raises(ModelFilesError, match=r"change while they are read: config\.json; start the server when"):
+        factory.read_unchanged(str(path), SETTINGS)
