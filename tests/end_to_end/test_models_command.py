@@ -12,6 +12,7 @@ import pytest
 from isogloss_server.models.catalog import KNOWN
 
 from tests.support.fake_hub import COMMIT, FakeHub
+from tests.support.panicking_tokenizer import change_normalizer
 from tests.support.server_process import ServerProcess
 
 SPACE_ID = re.compile(r"space id +s1-[0-9a-f]{32}")
@@ -144,6 +145,40 @@ def test_verify_reports_vectors_that_differ(command: Command, tmp_path: Path) ->
     assert status == 1
     assert "NOT within its precision" in out
     assert err == "isogloss-server: isogloss-static: its vectors differ from those of sentence-transformers\n"
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        "raise ImportError('no\\nlibrary')",
+        "class SentenceTransformer:\n def __init__(self, *a, **k): raise KeyError('no\\nlibrary')",
+        "class SentenceTransformer:\n __init__ = lambda self, *a, **k: None\n def encode(self, *a, **k): 1 / 0",
+        "class Panic(BaseException): pass\nraise Panic('no\\nlibrary')",
+    ],
+)
+def test_verify_reports_a_library_that_fails(command: Command, tmp_path: Path, library: str) -> None:
+    """An exception of sentence-transformers is one line and status 1, wherever it is raised."""
+    for name, text in {"sentence_transformers.py": library, "transformers/utils/logging.py": NO_BARS}.items():
+        (tmp_path / "other" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "other" / name).write_text(text)
+    command.environment["PYTHONPATH"] = str(tmp_path / "other")
+    status, out, err = command("verify", "isogloss-static")
+    assert (status, err.count("\n")) == (1, 1)
+    assert out.endswith(": passed the self-test\n")
+    assert re.match(
+        "isogloss-server: (sentence-transformers cannot run |cannot load model isogloss-static: Panic)", err
+    )
+
+
+@pytest.mark.parametrize("verb", ["show", "verify"])
+def test_a_tokenizer_that_panics_is_one_line(command: Command, static_folder: Path, verb: str) -> None:
+    """A library in Rust panics on files that it does not expect; the command ends as for other damage."""
+    change_normalizer(static_folder, {"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    status, _, err = command(verb, str(static_folder))
+    assert status == 1
+    assert err.splitlines()[-1].startswith(f"isogloss-server: {static_folder}/tokenizer.json is not a tokenizer")
+    assert "Traceback" not in err
+    assert "stack backtrace" not in err
 
 
 def test_verify_reports_damage(command: Command, static_folder: Path) -> None:

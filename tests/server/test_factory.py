@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from isogloss_server import factory
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.registry import ReadyModel
-from isogloss_server.errors import ModelFilesError, UnsupportedModelError
+from isogloss_server.errors import ModelFilesError, SettingsError, UnsupportedModelError
 from isogloss_server.models import model_folder
 from isogloss_server.models.interfaces import Urgency
 from isogloss_server.models.layout import LoadedModel
@@ -53,14 +54,17 @@ async def test_a_folder_is_loaded_and_embeds(ready: ReadyModel, priority: Priori
     np.testing.assert_array_equal(embedded.rows[1], alone.rows[0])
 
 
-def test_an_unexpected_exception_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [ValueError, BaseException])  # a panic of a library in Rust is not an Exception
+def test_an_unexpected_exception_is_one_line(
+    path: Path, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An unexpected exception of a library is an error with the model and the exception's type, in one line."""
 
-    def read(*_: object) -> None:
-        raise ValueError("first line\nsecond line")
+    def fail(*_: object) -> NoReturn:
+        raise kind("first\nsecond")
 
-    monkeypatch.setattr(factory, "read", read)
-    with pytest.raises(ModelFilesError, match=r"cannot load model .*: ValueError: first line$"):
+    monkeypatch.setattr(factory, "read", fail)
+    with pytest.raises(ModelFilesError, match=rf"^cannot load model .*: {kind.__name__}: first$"):
         factory.load("m", str(path), SETTINGS, Executor(1), SystemClock())
 
 
@@ -91,6 +95,29 @@ def test_only_the_backend_of_the_setting_is_tried(path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mpnet"}))
     with pytest.raises(UnsupportedModelError, match="model_type 'mpnet'"):
         factory.load("m", str(path), SETTINGS.model_copy(update={"backend": "openvino"}), Executor(1), SystemClock())
+
+
+def test_a_device_that_openvino_does_not_use_is_left_to_the_other_backend(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another device than the CPU, no transformer is silently served on the CPU."""
+    used: list[str] = []
+    monkeypatch.setattr(factory, "_sentence_transformers", lambda _, settings: used.append(settings.device))
+    factory.read(model_folder.locate(str(path)), SETTINGS.model_copy(update={"device": "cuda:1"}))
+    assert used == ["cuda:1"]
+    with pytest.raises(SettingsError, match="device cuda requires the backend sentence-transformers"):
+        factory.read(
+            model_folder.locate(str(path)), SETTINGS.model_copy(update={"device": "cuda", "backend": "openvino"})
+        )
+
+
+def test_a_device_that_a_static_model_does_not_use_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A static model runs on the CPU; a warning says so if another device is set."""
+    bundled = model_folder.locate(model_folder.BUNDLED)
+    factory.read(bundled, SETTINGS)
+    assert "static models run on the CPU" not in caplog.text
+    factory.read(bundled, SETTINGS.model_copy(update={"device": "cuda"}))
+    assert "static models run on the CPU" in caplog.text
 
 
 def _write_another_seed(path: Path) -> None:

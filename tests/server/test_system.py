@@ -1,10 +1,11 @@
-"""The number of cores that the process may use."""
+"""The number of cores that the process may use, and names of addresses."""
 
 import math
 import os
 from pathlib import Path
 
 import pytest
+from isogloss_server import system
 from isogloss_server.system import quota_cores, usable_cores
 
 
@@ -33,3 +34,11 @@ def test_the_lowest_quota_counts(files: dict[str, str], cores: float, tmp_path: 
 def test_cores_are_limited_by_the_affinity() -> None:
     """There is at least one core, and not more than in the process's affinity."""
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("::1", "[::1]:80"), ("::", "[::]:80"), ("127.0.0.1", "127.0.0.1:80"), ("host", "host:80")]
+)
+def test_an_ipv6_address_has_brackets(host: str, expected: str) -> None:
+    """The port cannot be taken for a part of the address."""
+    assert system.address(host, 80) == expected

@@ -68,12 +68,12 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     cache = _cache(settings, clock, partial(registry.report_degraded, "cache"))
     server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock)
     port = await server.start()
-    logs.debug("listening", address=f"{settings.host}:{port}")
+    logs.debug("listening", address=system.address(settings.host, port))
     try:
         if settings.metrics_port is not None:
             metrics.watch_tasks(asyncio.get_running_loop())
             metrics_port = metrics.serve(settings.host, settings.metrics_port, clock)
-            logs.info("serving metrics", url=f"http://{settings.host}:{metrics_port}/metrics")
+            logs.info("serving metrics", url=f"http://{system.address(settings.host, metrics_port)}/metrics")
         cache.start()
         loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
         if not await _finished_before(loading, signals.first):
@@ -84,7 +84,8 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         gc.freeze()  # loaded models stay: collections skip them
         with _port_file(settings.port_file, port):
             start_s = round(clock.monotonic_s() - began_s, 3)
-            logs.info("serving", address=f"{settings.host}:{port}", start_s=start_s, memory_mb=system.resident_mb())
+            address = system.address(settings.host, port)
+            logs.info("serving", address=address, start_s=start_s, memory_mb=system.resident_mb())
             await signals.first.wait()
             return await _drain(server, registry, settings, signals)
     finally:

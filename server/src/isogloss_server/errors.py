@@ -32,11 +32,14 @@ StartupError                   the server cannot start; the message is one line 
 """
 
 import copy
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from isogloss.wire.sizes import MAX_VIOLATIONS
+
+MAX_MESSAGE_CHARACTERS = 200  # of a library's message that is passed on
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,12 @@ class Violation:
 
     field: str
     description: str
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of the message of a library's error, shortened; without a message, its class."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[0], MAX_MESSAGE_CHARACTERS, placeholder=" ...")
 
 
 class DomainError(Exception):

@@ -26,6 +26,7 @@ from isogloss_server.errors import (
     SettingsError,
     StartupError,
     UnsupportedModelError,
+    first_line,
 )
 from isogloss_server.models import layout, model_folder, static
 from isogloss_server.models.interfaces import ModelCard
@@ -49,6 +50,7 @@ from isogloss_server.system import usable_cores
 
 T = TypeVar("T")
 BLOCK_TOKENS = BLOCK_CHARACTERS // 4  # of a block of characters, about
+CPU = "cpu"  # the device that every runtime supports
 BATCHED_BULK_SLOTS = 256  # of a model with a batch queue: enough to fill it, and a bound of the memory they hold
 START_BACKOFF_S = 1.0
 READ_ATTEMPTS = 3  # of a folder whose files change while they are read
@@ -153,12 +155,22 @@ def read_unchanged(source: str, settings: Settings) -> LoadedModel:
 def read(folder: ModelFolder, settings: Settings) -> LoadedModel:
     """Loads a folder's model in the runtime that supports it: static, else the one of the setting `backend`.
 
+    Only sentence-transformers uses the setting `device`, so with another device than the CPU, it is the runtime.
+
     Raises:
         StartupError: No runtime supports the model, or its files are missing or damaged.
+        SettingsError: The backend does not support the device.
     """
     if layout.module_names(folder) in static.MODULES:
+        if settings.device != CPU:
+            logs.warning("static models run on the CPU", device=settings.device, folder=folder.path)
         return static.load(folder)
-    if settings.backend == "sentence-transformers":
+    if settings.device != CPU and settings.backend == "openvino":
+        raise SettingsError(
+            f"device {settings.device} requires the backend sentence-transformers: openvino runs on the CPU; "
+            "set backend to auto or sentence-transformers"
+        )
+    if settings.backend == "sentence-transformers" or settings.device != CPU:
         return _sentence_transformers(folder, settings)
     try:
         return _openvino(folder, settings)
@@ -175,12 +187,16 @@ def _as_startup_error(source: str, work: Callable[[], T]) -> T:
     """Returns the result of `work`; turns unexpected exceptions of libraries into an error of one line."""
     try:
         return work()
-    except StartupError:
+    except (StartupError, SettingsError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of a library in Rust is not an Exception
         logs.internal_error(error, model=source)
-        first_line = str(error).partition("\n")[0]
-        raise ModelFilesError(f"cannot load model {source}: {type(error).__name__}: {first_line}") from error
+        raise unexpected_error(source, error) from error
+
+
+def unexpected_error(source: str, error: BaseException) -> ModelFilesError:
+    """Returns the error of one line for an exception that a library raised while it loaded or ran a model's files."""
+    return ModelFilesError(f"cannot load model {source}: {type(error).__name__}: {first_line(error)}")
 
 
 def inference_threads(settings: Settings) -> int:

@@ -10,6 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, make_wsgi_app
 
+from isogloss_server import system
 from isogloss_server.clock import Clock
 from isogloss_server.errors import ListenError
 
@@ -141,6 +142,7 @@ def serve(host: str, port: int, clock: Clock) -> int:
     try:
         server = MetricsServer(host, port, clock)
     except OSError as error:
-        raise ListenError(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
+        where = system.address(host, port)
+        raise ListenError(f"cannot listen on {where} for metrics: {error.strerror}") from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(server.server_port)

@@ -1,4 +1,4 @@
-"""The process's cores and memory, as the operating system reports them, and its standard streams."""
+"""The process's cores and memory, as the operating system reports them, its standard streams, and addresses."""
 
 import math
 import os
@@ -73,3 +73,8 @@ def _status(name: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def address(host: str, port: int) -> str:
+    """Returns HOST:PORT, as in URLs: with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

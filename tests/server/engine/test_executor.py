@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from isogloss_server.engine.executor import Executor, WatchedExecutor
+from isogloss_server.engine.executor import Executor, LibraryPanicError, WatchedExecutor
 from isogloss_server.engine.monitoring import ignore_report
 
 from tests.support.gated_model import WATCHDOG_S
@@ -67,6 +67,25 @@ async def test_an_error_of_work_is_raised_in_its_caller(make_executor: Callable[
     executor = make_executor()
     with pytest.raises(ZeroDivisionError):
         await executor.run(lambda: 1 / 0)
+    assert await executor.run(lambda: 5) == 5
+    executor.close()
+
+
+@KINDS
+@pytest.mark.parametrize("inline_size", [0, 1])
+@pytest.mark.parametrize("kind", [BaseException, SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
+async def test_work_never_raises_a_base_exception(
+    make_executor: Callable[[], Executor], kind: type[BaseException], inline_size: int
+) -> None:
+    """A panic of a library, or its attempt to exit, is an Exception in the caller, on every thread."""
+    executor = make_executor()
+
+    def work() -> None:
+        raise kind
+
+    with pytest.raises(LibraryPanicError) as raised:
+        await executor.run_if_large(1, inline_size, work)
+    assert type(raised.value.__cause__) is kind
     assert await executor.run(lambda: 5) == 5
     executor.close()
 

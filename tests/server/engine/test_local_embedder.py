@@ -1,5 +1,6 @@
 """LocalEmbedder without a batcher: prompts, blocks, and the self-test."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance, Urgency
+from isogloss_server.models.tokenizer import TextTokenizer
+from tokenizers import Tokenizer
 
 from tests.support.in_process import new_throughput
+from tests.support.recorded_calls import RecordedCalls
 
 
 def make_embedder(folder: Path, **prompts: str) -> LocalEmbedder:
@@ -54,6 +58,29 @@ async def test_blocks_do_not_change_the_result(static_folder: Path, monkeypatch:
     texts = ["one", "two", "!", "three three three", "!!"]
     failed = await model.embed(texts, InputType.QUERY, Truncation.END, Urgency())
     assert sorted(failed.row_errors) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("texts", "prompt", "is_inline"),
+    [
+        (["one"], "", True),
+        (["one"] * 300, "", True),
+        (["one"] * 400, "", False),
+        (["one"] * 100, "two " * 30, False),
+        (["one " * 300], "", False),
+    ],
+)
+async def test_only_few_characters_are_tokenized_on_the_event_loop(
+    static_folder: Path, texts: list[str], prompt: str, *, is_inline: bool
+) -> None:
+    """The characters of prompts count like those of texts."""
+    parts = static.load(model_folder.locate(str(static_folder)))
+    calls = RecordedCalls(Tokenizer.from_file(str(static_folder / "tokenizer.json")))
+    tokenizer = TextTokenizer(calls, max_tokens=1000)  # type: ignore[arg-type]
+    model = LocalEmbedder(parts.model, tokenizer, parts.card, {InputType.QUERY: prompt}, Executor(1), SystemClock())
+    calls.clear()
+    await model.embed(texts, InputType.QUERY, Truncation.END, Urgency())
+    assert {thread == threading.get_ident() for thread in calls.threads} == {is_inline}
 
 
 class DefectiveModel:

@@ -244,3 +244,11 @@ def _unused_address() -> str:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_a_user_without_a_home_is_told_to_set_the_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container whose user has no home folder, the error names the variable, and nothing counts as cached."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~no-such-user/.cache/huggingface/hub")
+    assert hub.cached(HubModel("owner/model", "main", "owner/model")) is None
+    assert "no home folder" in error_of("owner/model")
+    assert "HF_HOME" in error_of("owner/model")

@@ -11,8 +11,11 @@ from isogloss.wire.enums import InputType, Truncation
 from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.layout import LoadedModel
+from isogloss_server.models.tokenizer import TextTokenizer
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
+
+from tests.support.recorded_calls import RecordedCalls
 
 
 @pytest.fixture
@@ -108,28 +111,22 @@ LONG = {
 @pytest.mark.parametrize("kind", LONG)
 def test_a_long_text_is_truncated_as_if_it_had_been_tokenized_whole(kind: str, truncation: Truncation) -> None:
     """Only a piece of a long text is tokenized, and the tokens kept are those of the whole text."""
-    parts = static.load(model_folder.locate(model_folder.BUNDLED))
-    tokens = parts.tokenizer
-    tokens.max_tokens = 1000
-    tokens._max_piece_characters = 16_384
-    seen: list[int] = []
-    encoded = tokens._encode_texts
-    tokens._encode_texts = lambda texts: (seen.extend(map(len, texts)), encoded(texts))[1]  # type: ignore[method-assign]
+    tokenizer = Tokenizer.from_file(str(model_folder.locate(model_folder.BUNDLED).path / "tokenizer.json"))
+    calls = RecordedCalls(tokenizer)
+    tokens = TextTokenizer(calls, max_tokens=1000)  # type: ignore[arg-type]
     bounded = tokens.encode([LONG[kind]], truncation)
     if kind != "few tokens":
-        assert max(seen) <= 2 * 16_384
-    tokens._max_piece_characters = 10**9
-    whole = tokens.encode([LONG[kind]], truncation)
-    np.testing.assert_array_equal(bounded.batch.ids, whole.batch.ids)
-    assert bounded.truncated_rows == whole.truncated_rows
+        assert max(calls.characters) <= 2 * 16_384
+    whole = tokenizer.encode(LONG[kind], add_special_tokens=False).ids
+    kept = whole[:1000] if truncation is Truncation.END else whole[-1000:]
+    assert bounded.batch.ids.tolist() == kept
+    assert bounded.truncated_rows == ((0,) if len(whole) > 1000 else ())
 
 
 def test_the_error_of_a_long_text_has_a_lower_bound_of_its_tokens() -> None:
     """If only a piece of the text was tokenized, the error says that it has at least that many tokens."""
-    tokens = static.load(model_folder.locate(model_folder.BUNDLED)).tokenizer
-    tokens.max_tokens = 1000
-    tokens._max_piece_characters = 16_384
-    fault = tokens.encode(["7" * 40_000], Truncation.ERROR).row_errors[0]
+    tokenizer = Tokenizer.from_file(str(model_folder.locate(model_folder.BUNDLED).path / "tokenizer.json"))
+    fault = TextTokenizer(tokenizer, max_tokens=1000).encode(["7" * 40_000], Truncation.ERROR).row_errors[0]
     assert "at least" in fault.message
     assert int(fault.figures["actual"]) > 1000
 
@@ -193,3 +190,41 @@ def test_the_error_names_the_damaged_file(folder: Path, damage: str) -> None:
         load(folder)
     assert expected in str(raised.value)
     assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "config_sentence_transformers.json"])
+def test_the_limit_of_model2vec_is_that_of_its_configuration(folder: Path, name: str) -> None:
+    """`max_length` wins over the tokenizer's own limit, which the library replaces; another limit is another space."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    own = load(folder)
+    (folder / name).write_text('{"max_length": 2}')
+    assert load(folder).card == own.card
+    (folder / name).write_text('{"max_length": 3}')
+    three = load(folder)
+    assert three.card.max_tokens == 3
+    assert three.tokenizer.encode(["one two three one"], Truncation.END).batch.ids.tolist() == [1, 2, 3]
+    (folder / name).write_text('{"max_length": null}')
+    unlimited = load(folder)
+    assert unlimited.card.max_tokens == static.MAX_TOKENS
+    assert len({loaded.card.space_id for loaded in (own, three, unlimited)}) == 3
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "2.5", '"many"', "true"])
+def test_an_invalid_limit_is_an_error(folder: Path, limit: str) -> None:
+    """The error names the file and the value."""
+    (folder / "config.json").write_text(f'{{"max_length": {limit}}}')
+    with pytest.raises(ModelFilesError, match=r"config\.json: max_length must be an integer from 1"):
+        load(folder)
+
+
+def test_a_table_of_bfloat16_is_read(folder: Path) -> None:
+    """Numpy has no such type; its numbers are the upper halves of those in float32."""
+    table = np.arange(15, dtype=np.float32).reshape(5, 3)
+    header = json.dumps({"embedding.weight": {"dtype": "BF16", "shape": [5, 3], "data_offsets": [0, 30]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + table.view(np.uint16)[:, 1::2].tobytes()
+    (folder / "model.safetensors").write_bytes(content)
+    parts = load(folder)
+    batch = parts.tokenizer.encode(["two"], Truncation.END).batch
+    np.testing.assert_array_equal(parts.model.forward(batch), [[6, 7, 8]])

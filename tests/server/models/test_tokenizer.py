@@ -3,8 +3,10 @@
 import pytest
 from isogloss.wire.enums import Truncation
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.tokenizer import TextTokenizer
+from isogloss_server.models.tokenizer import CALL_CHARACTERS, CHARACTERS_PER_TOKEN, TextTokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from tests.support.recorded_calls import RecordedCalls
 
 WORDS = ["<s>", "</s>", "query", ":", "one", "two", "three", "four", "five", "a"]
 
@@ -80,3 +82,75 @@ def test_the_vocabulary_size_covers_the_highest_id() -> None:
     gaps = Tokenizer(models.WordLevel({"a": 0, "one": 7}))
     gaps.pre_tokenizer = pre_tokenizers.Whitespace()
     assert TextTokenizer(gaps, max_tokens=9).vocabulary_size == 8
+
+
+def recorded(*, max_tokens: int) -> tuple[TextTokenizer, RecordedCalls]:
+    """Returns a tokenizer for which any other word is one unknown token, however long."""
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="a"))
+    made.normalizer = normalizers.Replace("!", "")
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    calls = RecordedCalls(made)
+    tokens = TextTokenizer(calls, max_tokens=max_tokens)  # type: ignore[arg-type]
+    calls.clear()
+    return tokens, calls
+
+
+HUGE = "0123456789abcdef" * (1 << 18)  # 4 MiB without white space
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["one"], ["one two"] * 8, ["three " * 300], ["four"] * 5000, ["five " * 40_000], [HUGE], [HUGE, "one", HUGE]],
+)
+@pytest.mark.parametrize("truncation", Truncation)
+@pytest.mark.parametrize("prompt", ["", "query: "])
+def test_the_interpreter_is_released_at_every_size(texts: list[str], truncation: Truncation, prompt: str) -> None:
+    """Each call into the library is the one that releases the interpreter, and gets a bounded number of characters."""
+    tokens, calls = recorded(max_tokens=300)
+    tokens.encode_with_prompt(prompt, texts, truncation)
+    assert set(calls.names) == {"encode_batch_fast"}
+    assert max(calls.characters) <= 2 * CALL_CHARACTERS
+
+
+def test_few_characters_never_wait_for_the_threads_of_the_library() -> None:
+    """The library computes a list of texts on its threads, and a single text on the calling one."""
+    tokens, calls = recorded(max_tokens=300)
+    tokens.encode(["one two"] * 100, Truncation.END)
+    assert calls.characters == [len("one two")] * 100
+    calls.clear()
+    tokens.encode(["one two"] * 1000, Truncation.END)
+    assert calls.characters == [1000 * len("one two")]
+
+
+@pytest.mark.parametrize(("truncation", "kept"), [(Truncation.END, "one"), (Truncation.START, "two")])
+def test_a_text_of_few_tokens_is_read_up_to_a_number_of_characters(truncation: Truncation, kept: str) -> None:
+    """Of a text with hardly any tokens, a piece at the kept end is read, and its row is reported as truncated."""
+    tokens, _ = recorded(max_tokens=10)
+    tokenized = tokens.encode([f"one {HUGE} two"], truncation)
+    assert sorted(WORDS[number] for number in tokenized.batch.ids) == sorted([kept, "a"])
+    assert tokenized.truncated_rows == (0,)
+
+
+def test_the_error_of_a_text_of_few_tokens_counts_characters() -> None:
+    """Without truncation, a text that is too long to be read whole is an error with the limit in characters."""
+    tokens, _ = recorded(max_tokens=1 << 13)
+    error = tokens.encode([HUGE], Truncation.ERROR).row_errors[0]
+    limit = CHARACTERS_PER_TOKEN << 13
+    assert (error.reason, error.figures) == ("TEXT_TOO_LONG", {"actual": str(len(HUGE)), "limit": str(limit)})
+    assert f"has {len(HUGE)} characters, of which the model reads at most {limit}" in error.message
+
+
+@pytest.mark.parametrize("truncation", Truncation)
+def test_a_long_text_whose_read_characters_have_no_tokens_is_too_long(truncation: Truncation) -> None:
+    """The error does not state that the whole text has no tokens, since a part of it was never read."""
+    tokens, _ = recorded(max_tokens=10)
+    text = "!" * len(HUGE)
+    assert tokens.encode([text], truncation).row_errors[0].reason == "TEXT_TOO_LONG"
+
+
+def test_a_prompt_stays_within_the_tokens_of_its_text() -> None:
+    """A prompt with more tokens than the kept part of its text does not change the next text."""
+    tokens, _ = recorded(max_tokens=10)
+    batch = tokens.encode_with_prompt("query : " * 4, [HUGE, "three"], Truncation.START).batch
+    assert [WORDS[number] for number in batch.ids[-1:]] == ["three"]
+    assert [WORDS[number] for number in batch.ids[batch.lengths[0] :]] == ["query", ":"] * 4 + ["three"]

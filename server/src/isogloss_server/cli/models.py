@@ -10,12 +10,12 @@ from isogloss.wire.enums import Truncation
 
 from isogloss_server import factory
 from isogloss_server.engine import self_test
-from isogloss_server.errors import ModelFilesError, SettingsError
+from isogloss_server.errors import ModelFilesError, SettingsError, StartupError
 from isogloss_server.models import catalog, hub, layout, model_folder, parity, static
 from isogloss_server.models.catalog import KNOWN, KnownModel, is_hosted
 from isogloss_server.models.model_folder import BUNDLED, ModelFolder
 from isogloss_server.models.providers import catalog as provider_catalog
-from isogloss_server.settings.sources import load
+from isogloss_server.settings.sources import load, silence_libraries
 
 HEADINGS = ("name", "dimensions", "tokens", "languages", "licence", "on this disk")
 
@@ -33,12 +33,19 @@ def run(flags: Mapping[str, Any]) -> int:
         StartupError: A model is unavailable, or its files are damaged.
         SettingsError: A model is unknown, or a setting in the environment is invalid.
     """
-    sources = flags.get("model") or ()
-    for source in [sources] if isinstance(sources, str) else sources:
+    silence_libraries()
+    given = flags.get("model") or ()
+    sources = [given] if isinstance(given, str) else given
+    for source in sources:
         if is_hosted(source):
             hosted = provider_catalog.resolve(source)
             raise SettingsError(f"{source} runs at {hosted.address}; it has no files on this disk")
-    return VERBS[flags["models_verb"]](flags)
+    try:
+        return VERBS[flags["models_verb"]](flags)
+    except (StartupError, KeyboardInterrupt, SystemExit, BrokenPipeError):
+        raise
+    except BaseException as error:  # a library fails on the files, or panics, which is not an Exception
+        raise factory.unexpected_error(", ".join(sources), error) from error
 
 
 def list_models(flags: Mapping[str, Any]) -> int:

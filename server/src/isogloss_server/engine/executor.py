@@ -26,6 +26,26 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class LibraryPanicError(Exception):
+    """Work ended in an exception that is not an Exception; `__cause__` is that one."""
+
+
+def _checked(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Returns the result of `work(*args, **kwargs)`; each error is an Exception, which its caller can handle.
+
+    A panic of a library in Rust is a BaseException, and would pass by every handler, up to the event loop.
+
+    Raises:
+        LibraryPanicError: The work raised a BaseException.
+    """
+    try:
+        return work(*args, **kwargs)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise LibraryPanicError(type(error).__name__) from error
+
+
 class Executor:
     """A fixed number of threads; work waits in order for a free one.
 
@@ -44,14 +64,14 @@ class Executor:
         A cancelled caller stops waiting; work that has begun runs to its end, so pieces should be small.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: work(*args, **kwargs))
+        return await loop.run_in_executor(self._pool, lambda: _checked(work, *args, **kwargs))
 
     async def run_if_large(
         self, size: int, inline_size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Returns the result of `work`: on a thread if its size exceeds `inline_size`, an INLINE_ constant."""
         if size <= inline_size:
-            return work(*args, **kwargs)
+            return _checked(work, *args, **kwargs)
         return await self.run(work, *args, **kwargs)
 
     def close(self) -> None:
@@ -103,7 +123,7 @@ class WatchedExecutor(Executor):
             """Runs the work under the watchdog."""
             running = self._watchdog.begin(call)
             try:
-                return work(*args, **kwargs)
+                return _checked(work, *args, **kwargs)
             finally:
                 self._watchdog.end(running)
 

@@ -1,7 +1,7 @@
 """LocalEmbedder: the Embedder of every local model. Tokenizes, then submits to the batcher or infers at once."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,9 @@ from isogloss_server.engine.monitoring import FailureMonitor, Report, ignore_rep
 from isogloss_server.engine.self_test import F32_TOLERANCE, Probes, verify
 from isogloss_server.errors import DomainError
 from isogloss_server.models.interfaces import Embedded, Model, ModelCard, Rows, TokenBatch, Tolerance, Urgency
-from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
+from isogloss_server.models.tokenizer import CALL_CHARACTERS, TextTokenizer, Tokenized, split
 
-BLOCK_CHARACTERS = 1 << 16  # tokenized at a time: a cancelled call ends with its current block
+BLOCK_CHARACTERS = CALL_CHARACTERS  # tokenized at a time: a cancelled call ends with its current block
 
 
 class DirectRunner:
@@ -139,13 +139,14 @@ class LocalEmbedder:
         With a batcher, a block waits in the batch queue while the next one is tokenized. When the call ends, for any
         reason, its remaining texts are removed from the queue.
         """
-        prompt, characters = self._prompts.get(input_type, ""), sum(map(len, texts))
+        prompt = self._prompts.get(input_type, "")
+        characters = sum(map(len, texts)) + len(prompt) * len(texts)
         blocks: list[_Block] = []
         row_errors: dict[int, DomainError] = {}
         submitted: list[asyncio.Future[InferenceResult]] = []
         tokenized_texts = 0
         try:
-            for first, part in _split(texts):
+            for first, part in split(texts, BLOCK_CHARACTERS, each=len(prompt)):
                 block = await self._executor.run_if_large(
                     characters,
                     INLINE_CHARACTERS,
@@ -232,17 +233,6 @@ class LocalEmbedder:
 
     def _encode(self, texts: Sequence[str]) -> TokenBatch:
         return self._tokenizer.encode(texts, Truncation.END).batch
-
-
-def _split(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yields `texts` in blocks of about BLOCK_CHARACTERS, each with its first row; a longer text is its own block."""
-    first, characters = 0, 0
-    for row, text in enumerate(texts):
-        if row > first and characters + len(text) > BLOCK_CHARACTERS:
-            yield first, texts[first:row]
-            first, characters = row, 0
-        characters += len(text)
-    yield first, texts[first:]
 
 
 def _tokenization_s(blocks: Sequence[_Block]) -> float:

@@ -48,6 +48,7 @@ DENIED = "{hub} denied access to {model} (HTTP {status}): set HF_TOKEN to a toke
 BUSY = "{hub} returned HTTP {status} for {model}: retry later"
 DISK_FULL = "the disk of {cache} is full: free space, or set HF_HOME to a folder on another disk"
 UNWRITABLE = "cannot store {model} in {cache}: {cause}"
+HOMELESS = "the user of the process has no home folder for the cache of the hub's models: set HF_HOME to a folder"
 INTERRUPTED = "the download of {model} was interrupted: start it again; completely downloaded files are kept"
 UNREACHABLE = "{model} is not on this disk, and {hub} is unreachable: " + USE_LOCAL_FILES
 
@@ -58,6 +59,8 @@ for name in ("huggingface_hub", "httpx2"):  # one line for each request; errors 
 
 def cached(hub_model: HubModel) -> Path | None:
     """Returns the folder of a model that is known to be complete on this disk, or None; does not access the network."""
+    if not _has_cache():
+        return None
     try:
         get_cached_repo_tree(hub_model.hub_id, revision=hub_model.revision)
     except CachedRepoTreeNotFoundError:  # other programs download single files, and which are missing is unknown
@@ -65,6 +68,15 @@ def cached(hub_model: HubModel) -> Path | None:
     except HFValidationError:
         return None
     return _snapshot(hub_model)
+
+
+def _has_cache() -> bool:
+    """Returns False if the cache's folder depends on the home folder of a user that has none, as in some containers."""
+    try:
+        Path(constants.HF_HUB_CACHE).expanduser()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _snapshot(hub_model: HubModel) -> Path | None:
@@ -92,6 +104,8 @@ def download(hub_model: HubModel) -> Path:
         ModelFilesError: The hub is unreachable, does not have the model or denies access, the disk is full, or the
             model is not supported.
     """
+    if not _has_cache():
+        raise ModelFilesError(HOMELESS)
     try:
         missing_bytes = _missing_bytes(hub_model)
     except (OSError, ValueError, TRANSPORT_ERROR) as error:

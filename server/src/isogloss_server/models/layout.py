@@ -117,7 +117,7 @@ def transformer(folder: ModelFolder) -> TransformerLayout:
             "supports Transformer, Pooling, Dense (any number), Normalize (optional), in this order"
         )
     prefix = module_prefix(folder, 0)
-    settings = _settings(folder, prefix)
+    settings = input_settings(folder, prefix)
     plan = TransformerLayout(
         prefix=prefix,
         config=required_object(folder, f"{prefix}config.json"),
@@ -132,9 +132,20 @@ def transformer(folder: ModelFolder) -> TransformerLayout:
     return plan
 
 
-def space_id(folder: ModelFolder, plan: TransformerLayout, digests: Sequence[str], max_tokens: int) -> str:
-    """Returns the id of a transformer's space, the same for each runtime; `digests` are those of its files."""
+def space_id(
+    folder: ModelFolder, plan: TransformerLayout, digests: Sequence[str], max_tokens: int, *, tokenizer: str = ""
+) -> str:
+    """Returns the id of a transformer's space, the same for each runtime.
+
+    Args:
+        folder: The folder.
+        plan: Its layout.
+        digests: The digests of its files.
+        max_tokens: The limit of one text.
+        tokenizer: The difference of its effective tokenizer from tokenizer.json, if any; see tokenizer_files.
+    """
     return fingerprint(
+        **({"tokenizer": tokenizer} if tokenizer else {}),
         architecture="transformer",
         config={name: fact for name, fact in plan.config.items() if name not in CONFIG_KEYS_WITHOUT_EFFECT},
         files=digests,
@@ -241,7 +252,7 @@ def optional_object(folder: ModelFolder, name: str) -> Mapping[str, Any]:
     return required_object(folder, name) if folder.has(name) else {}
 
 
-def _settings(folder: ModelFolder, prefix: str) -> Mapping[str, Any]:
+def input_settings(folder: ModelFolder, prefix: str) -> Mapping[str, Any]:
     """Returns the settings of the encoder's inputs; older versions named their file after the architecture."""
     candidates = (optional_object(folder, f"{prefix}sentence_{name}_config.json") for name in SETTINGS_NAMES)
     return next(filter(None, candidates), {})

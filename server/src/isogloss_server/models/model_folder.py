@@ -358,10 +358,33 @@ def unknown_model(source: str) -> SettingsError:
 
 
 def local_folder(source: str) -> Path | None:
-    """Returns the bundled folder or an existing folder that a source names, or None."""
+    """Returns the bundled folder or an existing folder that a source names, or None.
+
+    Raises:
+        ModelFilesError: The folder is a repository of the hub's cache, without a revision that stands out.
+    """
     if source == BUNDLED:
         return Path(str(resources.files("isogloss_server") / "bundled"))
-    return Path(source).expanduser() if is_folder(source) else None
+    return _snapshot(Path(source).expanduser()) if is_folder(source) else None
+
+
+def _snapshot(path: Path) -> Path:
+    """Returns the revision in a repository of the hub's cache: that of main, else the only one; else `path`."""
+    snapshots = path / "snapshots"
+    if (path / MODULES_FILE).exists() or not snapshots.is_dir():
+        return path
+    try:
+        commits = sorted(folder.name for folder in snapshots.iterdir() if folder.is_dir())
+        main = path / "refs" / "main"
+        commit = main.read_text(encoding="ascii").strip() if main.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise ModelFilesError(f"cannot read {path}, a repository of the hub's cache: {error}") from error
+    if commit not in commits:
+        if len(commits) != 1:
+            found = f"has the revisions {', '.join(commits)}; name the folder of one" if commits else "has no revision"
+            raise ModelFilesError(f"{snapshots}, in a repository of the hub's cache, {found}")
+        commit = commits[0]
+    return snapshots / commit
 
 
 def is_folder(source: str) -> bool:
@@ -388,7 +411,8 @@ def open_folder(path: Path, hub_model: HubModel | None = None, cache: Path | Non
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelFilesError(f"{path / MODULES_FILE} is damaged: it must hold a list of modules")
     card = _card(files)
-    commit = path.name if hub_model else ""  # the name of a folder in the hub's cache
+    is_snapshot = hub_model is not None or path.parent.name == "snapshots"
+    commit = path.name if is_snapshot else ""  # the name of a folder in the hub's cache
     known = hub_model.known if hub_model else None
     return ModelFolder(path, card, tuple(modules), known, card.revision or commit, files=files)
 

@@ -2,13 +2,14 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 from isogloss.wire.enums import InputType, Truncation
 
+from isogloss_server.errors import ModelFilesError, first_line
 from isogloss_server.models.interfaces import Rows
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder
@@ -53,7 +54,26 @@ def is_available() -> bool:
 
 
 def compare(folder: ModelFolder, loaded: LoadedModel) -> Iterator[Comparison]:
-    """Yields one comparison for each distinct prompt, the empty one of input types without a prompt included."""
+    """Yields one comparison for each distinct prompt, the empty one of input types without a prompt included.
+
+    Raises:
+        ModelFilesError: sentence-transformers cannot load or run the folder.
+    """
+    texts = sentences()
+    prompts = dict.fromkeys(loaded.prompts.get(input_type, "") for input_type in InputType)
+    try:
+        theirs = _library_rows(folder, texts, prompts)
+    except Exception as error:  # the library raises exceptions of many packages
+        raise ModelFilesError(
+            f"sentence-transformers cannot run {folder.path}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    for prompt, rows in theirs.items():
+        batch = loaded.tokenizer.encode([prompt + text for text in texts], Truncation.END).batch
+        yield compare_rows(prompt, loaded.model.forward(batch), rows, loaded.card.backend)
+
+
+def _library_rows(folder: ModelFolder, texts: list[str], prompts: Iterable[str]) -> dict[str, Rows]:
+    """Returns the rows of sentence-transformers by prompt, float32 [n, d]."""
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     with folder.library_copy() as path:
         library = importlib.import_module(LIBRARY).SentenceTransformer(
@@ -63,13 +83,8 @@ def compare(folder: ModelFolder, loaded: LoadedModel) -> Iterator[Comparison]:
             local_files_only=True,
             model_kwargs={"dtype": "float32"},  # the default is the type in the files
         )
-    texts = sentences()
-    for prompt in dict.fromkeys(loaded.prompts.get(input_type, "") for input_type in InputType):
-        theirs = library.encode(texts, prompt=prompt, normalize_embeddings=False, show_progress_bar=False)
-        batch = loaded.tokenizer.encode([prompt + text for text in texts], Truncation.END).batch
-        yield compare_rows(
-            prompt, loaded.model.forward(batch), np.asarray(theirs, dtype=np.float32), loaded.card.backend
-        )
+    options = {"normalize_embeddings": False, "show_progress_bar": False}
+    return {prompt: np.asarray(library.encode(texts, prompt=prompt, **options), np.float32) for prompt in prompts}
 
 
 def compare_rows(prompt: str, ours: Rows, theirs: Rows, backend: str) -> Comparison:

@@ -5,7 +5,6 @@ the command that installs them.
 """
 
 import hashlib
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
@@ -16,8 +15,8 @@ from isogloss.wire.enums import Truncation
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
-from isogloss_server.models import layout
+from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError, first_line
+from isogloss_server.models import layout, tokenizer_files
 from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
 from isogloss_server.models.layout import LoadedModel
 from isogloss_server.models.model_folder import ModelFolder, fingerprint
@@ -51,7 +50,6 @@ PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"
 DEFAULT_MAX_TOKENS = 8192  # of one text, if neither the library nor the model has a limit
 PROBE_TEXTS = ("Good morning", "Buenos días, ¿dónde está la estación?", "おはようございます")
 SUPPORTED_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "modality"}
-MAX_MESSAGE_CHARACTERS = 200  # of a library's message that is passed on
 # The files that determine the vectors, in the folder of each module.
 FILES = ("config.json", "sentence_*_config.json", "model*.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -88,7 +86,7 @@ def load(folder: ModelFolder, device: str) -> LoadedModel:
                 f"model folder {folder.path}: unsupported tokenizer: it adds more than tokens around texts"
             )
     own = [(text, row.tolist()) for text, row in zip(PROBE_TEXTS, model.encode(PROBE_TEXTS), strict=True)]
-    space_id = library_space_id(folder, tokenizer, serialized)
+    space_id = library_space_id(folder, tokenizer, library_tokenizer, serialized)
     backend = BACKEND if model.precision == "f32" else f"{BACKEND}-{model.precision}"
     return LoadedModel(
         model=model,
@@ -128,7 +126,7 @@ class TorchModules:
             encoder = library[0].model
             self._missing = _missing_weights(encoder, path / prefix, options)
         except Exception as error:  # the library raises exceptions of many packages
-            cause = short(error).replace(str(path), str(shown))
+            cause = first_line(error).replace(str(path), str(shown))
             raise ModelFilesError(f"sentence-transformers cannot load {shown}: {cause}") from error
         library.truncate_dim = None  # the server truncates vectors itself
         self._library = library.eval()
@@ -190,7 +188,7 @@ class TorchModules:
         try:
             vectors = self._library.encode(list(texts), prompt="", normalize_embeddings=False, show_progress_bar=False)
         except Exception as error:  # the library raises exceptions of many packages
-            raise ModelFilesError(f"sentence-transformers cannot run {self._folder}: {short(error)}") from error
+            raise ModelFilesError(f"sentence-transformers cannot run {self._folder}: {first_line(error)}") from error
         rows: Rows = np.asarray(vectors, dtype=np.float32)
         if self._missing and not np.isfinite(rows).all():
             raise ModelFilesError(f"{self._folder} has no weights for {_listed(self._missing)}")
@@ -230,7 +228,7 @@ def dtype_for(device: str) -> torch.dtype:
         with torch.cuda.device(device):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise StartupError(f"device {device} is not available to torch: {short(error)}") from error
+        raise StartupError(f"device {device} is not available to torch: {first_line(error)}") from error
 
 
 def padded(batch: TokenBatch, padding_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -246,12 +244,6 @@ def padded(batch: TokenBatch, padding_id: int) -> tuple[NDArray[np.int64], NDArr
     ids = np.full(inside.shape, padding_id, dtype=np.int64)
     ids[inside] = batch.ids
     return ids, inside.astype(np.int64)
-
-
-def short(error: BaseException) -> str:
-    """Returns the first line of an exception's message, shortened."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return textwrap.shorten(lines[0], MAX_MESSAGE_CHARACTERS, placeholder=" ...")
 
 
 def _missing_weights(encoder: Any, path: Path, options: Mapping[str, Any]) -> list[str]:
@@ -316,14 +308,20 @@ def check_folder(folder: ModelFolder) -> None:
                 raise UnsupportedModelError(f"{where}: unsupported include_prompt false in the pooling")
 
 
-def library_space_id(folder: ModelFolder, tokenizer: TextTokenizer, serialized: str) -> str:
+def library_space_id(folder: ModelFolder, tokenizer: TextTokenizer, effective: Tokenizer, serialized: str) -> str:
     """Returns the id of a folder's space: the same as in the openvino backend, if that supports the model.
 
     Args:
         folder: The folder.
         tokenizer: Has the limit of one text.
-        serialized: The library's tokenizer as JSON, for folders without a tokenizer.json.
+        effective: The library's tokenizer.
+        serialized: The same as JSON, for folders without a tokenizer.json.
     """
+    prefix = layout.module_prefix(folder, 0)
+    difference = ""
+    if folder.has(f"{prefix}tokenizer.json"):
+        lower_case = bool(layout.input_settings(folder, prefix).get("do_lower_case"))
+        difference = tokenizer_files.difference(effective, folder, prefix, lower_case=lower_case)
     try:
         plan = layout.transformer(folder)
     except UnsupportedModelError:
@@ -332,14 +330,16 @@ def library_space_id(folder: ModelFolder, tokenizer: TextTokenizer, serialized: 
         files = [f"{plan.prefix}model.safetensors", f"{plan.prefix}tokenizer.json"]
         files += [f"{dense.prefix}model.safetensors" for dense in plan.dense]
         if all(map(folder.has, files)):
-            return layout.space_id(folder, plan, [folder.digest(name) for name in files], tokenizer.max_tokens)
-    digests = {name: folder.digest(name) for name in _files(folder)}
-    if not any(name.endswith("tokenizer.json") for name in digests):
-        digests["tokenizer"] = hashlib.sha256(serialized.encode()).hexdigest()
+            digests = [folder.digest(name) for name in files]
+            return layout.space_id(folder, plan, digests, tokenizer.max_tokens, tokenizer=difference)
+    by_name = {name: folder.digest(name) for name in _files(folder)}
+    if not any(name.endswith("tokenizer.json") for name in by_name):
+        by_name["tokenizer"] = hashlib.sha256(serialized.encode()).hexdigest()
     return fingerprint(
+        **({"tokenizer": difference} if difference else {}),
         architecture="sentence-transformers",
         modules=layout.module_names(folder),
-        files=digests,
+        files=by_name,
         max_tokens=tokenizer.max_tokens,
         prompts={input_type.value: prompt for input_type, prompt in layout.prompts(folder).items()},
     )

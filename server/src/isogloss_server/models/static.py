@@ -12,7 +12,7 @@ from isogloss_server.errors import ModelFilesError
 from isogloss_server.models import layout
 from isogloss_server.models.interfaces import Rows, TokenBatch, Tolerance
 from isogloss_server.models.layout import LoadedModel
-from isogloss_server.models.model_folder import ModelFile, ModelFolder, fingerprint
+from isogloss_server.models.model_folder import ModelFile, ModelFolder, fingerprint, integer
 from isogloss_server.models.safetensors_file import Tensors
 from isogloss_server.models.tokenizer import TextTokenizer, read_tokenizer
 
@@ -76,9 +76,9 @@ def load(folder: ModelFolder) -> LoadedModel:
     prefix, normalize = layout.module_prefix(folder, 0), names[-1] == "Normalize"
     weights, tokenizer_json = f"{prefix}model.safetensors", f"{prefix}tokenizer.json"
     with ThreadPoolExecutor(2) as pool:  # in parallel: digests, tokenizer and conversion release the GIL
-        reading = pool.submit(lambda: _read_tokenizer(folder.read(tokenizer_json)))
+        reading = pool.submit(_read_tokenizer, folder, tokenizer_json)
         table = _table(folder.read(weights))
-        tokenizer = reading.result()
+        tokenizer, limit = reading.result()
     if tokenizer.vocabulary_size > len(table):
         raise ModelFilesError(
             f"model folder {folder.path}: the tokenizer has {tokenizer.vocabulary_size} tokens, "
@@ -87,6 +87,7 @@ def load(folder: ModelFolder) -> LoadedModel:
     model = StaticModel(table, normalize=normalize)
     prompts = layout.prompts(folder)
     space_id = fingerprint(
+        **({"max_tokens": limit} if limit else {}),
         architecture="static",
         weights=folder.digest(weights),
         tokenizer=folder.digest(tokenizer_json),
@@ -101,10 +102,23 @@ def load(folder: ModelFolder) -> LoadedModel:
     )
 
 
-def _read_tokenizer(file: ModelFile) -> TextTokenizer:
-    tokenizer = read_tokenizer(file)
-    limit = (tokenizer.truncation or {}).get("max_length")
-    return TextTokenizer(tokenizer, max_tokens=int(limit or MAX_TOKENS))
+def _read_tokenizer(folder: ModelFolder, name: str) -> tuple[TextTokenizer, int | None]:
+    """Returns the tokenizer, and the limit of a text in tokens if a configuration changes that of the tokenizer."""
+    tokenizer = read_tokenizer(folder.read(name))
+    own = int((tokenizer.truncation or {}).get("max_length") or MAX_TOKENS)
+    limit = _configured_limit(folder, own)
+    return TextTokenizer(tokenizer, max_tokens=limit), None if limit == own else limit
+
+
+def _configured_limit(folder: ModelFolder, own: int) -> int:
+    """Returns `max_length`, which model2vec saves, and which replaces the tokenizer's `own`; null: MAX_TOKENS."""
+    for name in (f"{layout.module_prefix(folder, 0)}config.json", "config.json", layout.CONFIG):
+        config = layout.optional_object(folder, name)
+        if "max_length" in config:
+            if config["max_length"] is None:
+                return MAX_TOKENS
+            return min(integer(config, "max_length", folder.path / name), MAX_TOKENS)
+    return own
 
 
 def _table(file: ModelFile) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
 
+from isogloss_server import system
 from isogloss_server.clock import Clock
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
@@ -66,7 +67,7 @@ class Server:
         """
         host, port = self._settings.host, self._settings.port
         check_free(host, port)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = system.address(host, port)
         try:
             bound = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
@@ -109,8 +110,8 @@ def check_free(host: str, port: int) -> None:
             probe.bind(address)
             probe.listen(1)
     except UnicodeError as error:
-        raise ListenError(f"cannot listen on {host}:{port}: invalid host name") from error
+        raise ListenError(f"cannot listen on {system.address(host, port)}: invalid host name") from error
     except OSError as error:
         known = {errno.EADDRINUSE: "the port is in use", errno.EACCES: "the port needs more rights"}
         why = known.get(error.errno or 0, error.strerror)
-        raise ListenError(f"cannot listen on {host}:{port}: {why}") from error
+        raise ListenError(f"cannot listen on {system.address(host, port)}: {why}") from error

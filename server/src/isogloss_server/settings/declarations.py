@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     backend: Literal["auto", "openvino", "sentence-transformers"] = setting(
         "auto",
         "runtime of models that are not static; auto: openvino, or sentence-transformers (if installed) for "
-        "architectures that openvino does not support",
+        "architectures that openvino does not support, and for a device other than cpu",
         section="models",
         unit="BACKEND",
     )
@@ -194,7 +194,7 @@ class Settings(BaseSettings):
     )
     watchdog_s: FiniteFloat = setting(
         30.0,
-        "time after which a batch, or a piece of work on a worker thread, counts as stalled, in addition to eight times "
+        "time after which a batch, or a piece of work on a worker thread, counts as stalled, plus eight times "
         "what the measured speed predicts for a batch: its requests fail, and the model is DEGRADED, or NOT_SERVING "
         "if all threads are stalled, until the work ends",
         section="queue",

@@ -131,9 +131,12 @@ def provider_key(provider: str, settings: Settings) -> SecretStr | None:
     return SecretStr(key) if key else None
 
 
-def silence_grpc() -> None:
-    """Switches off the log of gRPC's core unless GRPC_VERBOSITY is set; call it before grpc is imported.
+def silence_libraries() -> None:
+    """Switches off what libraries write on stderr themselves; call it before they are imported.
 
-    The core's lines quote what peers send, line ends included: any peer could write lines into the log.
+    The lines of gRPC's core, off unless GRPC_VERBOSITY is set, quote what peers send, line ends included: any peer
+    could write lines into the log. Libraries in Rust print the stack of a panic if RUST_BACKTRACE is set, as in some
+    images; the log has the Python stack of the error.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ["RUST_BACKTRACE"] = "0"

@@ -1,7 +1,7 @@
 """Loads a folder in the sentence-transformers layout as a model that OpenVINO runs."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import openvino as ov
 from isogloss.wire.enums import Truncation
-from tokenizers import Tokenizer, normalizers
 
 from isogloss_server.errors import ModelFilesError, StartupError, UnsupportedModelError
-from isogloss_server.models import layout
+from isogloss_server.models import layout, tokenizer_files
 from isogloss_server.models.cache_folder import CacheFolder, MappedFile
 from isogloss_server.models.interfaces import Tolerance
 from isogloss_server.models.layout import LoadedModel, TransformerLayout
@@ -25,14 +24,8 @@ from isogloss_server.models.openvino.graph_cache import DEVICE, Compiled, compil
 from isogloss_server.models.openvino.model import Embeddings, OpenVinoModel
 from isogloss_server.models.pooling import DenseLayer, Head
 from isogloss_server.models.safetensors_file import Tensors
-from isogloss_server.models.tokenizer import TextTokenizer, read_tokenizer
+from isogloss_server.models.tokenizer import TextTokenizer
 
-# Settings of BERT's normalizer: name in tokenizer_config.json -> name in tokenizer.json.
-BERT_SETTINGS = {
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",
-    "tokenize_chinese_chars": "handle_chinese_chars",
-}
 SLOW_TOKENIZER_FILES = ("vocab.txt", "vocab.json", "*.model")  # which sentence-transformers can convert
 Precision = Literal["auto", "f32", "bf16"]
 # Known vectors are those of float32. With AVX-512, results do not depend on the batch at all.
@@ -71,12 +64,13 @@ def load(folder: ModelFolder, runtime: Runtime) -> LoadedModel:
         compiling = pool.submit(_compiled, folder.files.cache, encoder, tensors, config, weights=file.digest)
         head = _head(folder, plan, encoder)
         embeddings = _embeddings(encoder, tensors)
-        tokenizer = reading.result()
+        tokenizer, difference = reading.result()
         probes = [(probe.text, probe.vector) for probe in folder.card.probes]
         probes = probes or _own_probes(encoder, tensors, embeddings, head, tokenizer)
         graph = compiling.result()
     names = (weights, tokenizer_json, *(f"{dense.prefix}model.safetensors" for dense in plan.dense))
-    space_id = layout.space_id(folder, plan, list(map(folder.digest, names)), tokenizer.max_tokens)
+    digests = list(map(folder.digest, names))
+    space_id = layout.space_id(folder, plan, digests, tokenizer.max_tokens, tokenizer=difference)
     return LoadedModel(
         model=OpenVinoModel(graph, embeddings, head, threads=runtime.threads),
         tokenizer=tokenizer,
@@ -145,32 +139,17 @@ def _compiled(
     )
 
 
-def _tokenizer(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> TextTokenizer:
-    name = f"{plan.prefix}tokenizer.json"
-    library_tokenizer, file = read_tokenizer(folder.read(name)), folder.path / name
-    _check_normalizer(library_tokenizer, layout.optional_object(folder, f"{plan.prefix}tokenizer_config.json"), file)
-    if plan.lower_case:
-        own = [library_tokenizer.normalizer] if library_tokenizer.normalizer else []
-        library_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+def _tokenizer(folder: ModelFolder, plan: TransformerLayout, encoder: Encoder) -> tuple[TextTokenizer, str]:
+    """Returns the effective tokenizer, and its difference from tokenizer.json; see tokenizer_files."""
+    file = folder.path / plan.prefix / "tokenizer.json"
+    effective, difference = tokenizer_files.read_effective(folder, plan.prefix, plan.config, lower_case=plan.lower_case)
     limit = min(plan.max_tokens or encoder.max_tokens, encoder.max_tokens)
-    tokenizer = TextTokenizer(library_tokenizer, max_tokens=limit, special=True)
+    tokenizer = TextTokenizer(effective, max_tokens=limit, special=True)
     if tokenizer.vocabulary_size > encoder.vocabulary:
         raise ModelFilesError(
             f"{file} has {tokenizer.vocabulary_size} tokens, but the table of embeddings has {encoder.vocabulary} rows"
         )
-    return tokenizer
-
-
-def _check_normalizer(tokenizer: Tokenizer, config: Mapping[str, Any], file: Path) -> None:
-    """Rejects a folder whose tokenizer.json and tokenizer_config.json disagree: transformers would use the latter."""
-    if not isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
-        return
-    for name, setting in BERT_SETTINGS.items():
-        own = getattr(tokenizer.normalizer, setting)
-        if config.get(name, own) != own:
-            raise UnsupportedModelError(
-                f"{file} has {setting} {own}, but tokenizer_config.json has {name} {config[name]}"
-            )
+    return tokenizer, difference
 
 
 def _embeddings(encoder: Encoder, tensors: Tensors) -> Embeddings:
