@@ -7,6 +7,7 @@ Two load generators (drivers/soak.py) run at a time: one is terminated and resta
 and restarted. soak_report.py has the conditions for a pass.
 """
 
+import collections
 import json
 import random
 import signal
@@ -18,14 +19,16 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from isogloss import Client
 from isogloss_server.models.model_folder import BUNDLED
 
-from benchmarks import environments, models, soak_report
+from benchmarks import environments, models, soak_report, workloads
 from benchmarks.drivers.soak_calls import KNOWN_TEXTS
 from benchmarks.processes import RunningProcess, port_in, started
 from benchmarks.report import machine
@@ -37,6 +40,8 @@ SAMPLE_INTERVAL_S = 2.0
 LIFETIMES = ((20.0, signal.SIGKILL), (45.0, signal.SIGTERM))
 TERMINATION_LIMIT_S = 120.0  # for a load generator to finish its calls after SIGTERM
 PRELOAD_S = 10.0  # of load before the first sample, because first calls create lasting resources
+# Calls before that, with up to about the tokens of a full batch: OpenVINO keeps memory for each number of tokens.
+SIZING_CALLS, SIZING_CALLERS, SIZING_TEXTS, SIZING_LIMIT_S = 1_000, 4, 24, 300.0
 IDLE_S = 5.0  # without load, before the samples at rest
 TASKS_METRIC = "isogloss_tasks"
 
@@ -88,6 +93,15 @@ def known_vectors(address: str) -> dict[str, str]:
     with Client(address) as client:
         names = [model.name for model in client.models()]
         return {name: client.embed(KNOWN_TEXTS, model=name).vectors.tobytes().hex() for name in names}
+
+
+def visit_sizes(address: str, model: models.Model) -> None:
+    """Embeds requests of random sizes until batches of nearly all numbers of tokens have been computed."""
+    texts, sizes = workloads.texts(workloads.WORKLOADS["batch"], 4_000), random.Random(0)  # noqa: S311 - not for cryptography
+    requests = [sizes.sample(texts, sizes.randint(1, SIZING_TEXTS)) for _ in range(SIZING_CALLS)]
+    with Client(address) as client, ThreadPoolExecutor(SIZING_CALLERS) as callers:
+        embed = partial(client.embed, model=model.name, priority="interactive", timeout_s=SIZING_LIMIT_S)
+        collections.deque(callers.map(embed, requests), maxlen=0)
 
 
 class LoadSupervisor:
@@ -155,6 +169,7 @@ def run(model: models.Model, minutes: float) -> dict[str, Any]:
     with running_server(model) as server:
         address = server.running.address
         known = known_vectors(address)
+        visit_sizes(address, model)
         preload = LoadSupervisor(address, known, *LIFETIMES[0])
         time.sleep(PRELOAD_S)
         preload.stop()

@@ -12,6 +12,7 @@ from isogloss.wire.enums import Truncation
 from isogloss_server.models.interfaces import TokenBatch
 from isogloss_server.models.openvino import loader as packed
 from isogloss_server.models.openvino import numpy_reference
+from isogloss_server.models.openvino.model import LANES, pack
 from safetensors.numpy import load_file, save_file
 
 from tests.support import shapes, texts
@@ -150,6 +151,14 @@ def test_memory_stays_flat_over_ten_thousand_shapes(tmp_path: Path) -> None:
         if number in {999, 9_999}:
             after.append(anonymous_mb())
     assert after[1] - after[0] < 30
+
+
+def test_long_texts_have_few_shapes() -> None:
+    """Texts of up to 8,192 tokens have 160 shapes, because OpenVINO keeps memory for each."""
+    shapes_of = {length: pack(np.array([length])) for length in range(1, 8_193, 3)}
+    assert len({(len(packing.slots), packing.tokens.shape) for packing in shapes_of.values()}) == 64 + 3 * 32
+    assert all(len(packing.slots) - length < LANES for length, packing in shapes_of.items() if length <= 1_024)
+    assert all(len(packing.slots) < 1.04 * length for length, packing in shapes_of.items() if length > 1_024)
 
 
 def test_the_numpy_reference_is_independent_of_the_graph() -> None:

@@ -217,6 +217,7 @@ def _copy(cache: CacheFolder, source: BinaryIO, size: int) -> tuple[MappedFile, 
         digests: list[str] = []
 
         def write(copy: BinaryIO) -> str:
+            """Writes the copy and returns its name."""
             digests.append(_write(source, copy))
             return digests[0] + COPY
 
