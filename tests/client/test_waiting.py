@@ -1,6 +1,7 @@
 """Servers that are absent, starting, restarting or stopping: what waits, for how long, and what the error says."""
 
 import asyncio
+import contextlib
 import copy
 import pickle
 import sys
@@ -125,7 +126,7 @@ def test_the_first_connection_is_tried_for_less_than_two_seconds(monkeypatch: py
     monkeypatch.setattr("isogloss._base_client.time", SimpleNamespace(monotonic=lambda: now_s))
     call = RunningCall(ClientOptions(), 60.0, attempts=5, wait_for_ready=False)
     refused = UnavailableError("Connection refused")
-    with pytest.raises(UnavailableError):
+    with contextlib.suppress(UnavailableError):
         while True:
             now_s += call.retry_delay_s(refused, reached=False)
     assert 0.1 < now_s < 2
