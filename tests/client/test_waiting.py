@@ -236,6 +236,22 @@ def test_a_pushback_without_details_is_obeyed(pushback: str, retryable: bool, de
     assert (error.retryable, error.retry_after_s) == (retryable, delay_s)
 
 
+def test_a_call_that_is_cancelled_without_a_reason_is_repeated_and_explained() -> None:
+    """A bare CANCELLED, with which gRPC's core ends calls that the server never saw, is transient."""
+    attempts = []
+    cancel = failing(grpc.StatusCode.CANCELLED, "CANCELLED", [])
+
+    def embed(request: Any, context: Any) -> Any:
+        """Counts the attempts."""
+        attempts.append(request)
+        return cancel(request, context)
+
+    with lying_server(Embed=embed) as target:
+        error = failure(blocking, target, lambda client: client.embed(["a"]), attempts=3)
+    assert (error.code, error.retryable, len(attempts)) == ("CANCELLED", True, 3)
+    assert "without a reason" in error.message
+
+
 def test_closing_the_client_ends_the_wait_for_another_attempt(client: Client, server: FakeServer) -> None:
     """A call that waits to be repeated raises CallCancelledError when another thread closes the client."""
     server.fail_next("Embed", retry_after_s=30)
