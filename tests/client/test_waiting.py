@@ -1,6 +1,7 @@
 """Servers that are absent, starting, restarting or stopping: what waits, for how long, and what the error says."""
 
 import asyncio
+import contextlib
 import copy
 import pickle
 import sys
@@ -125,7 +126,7 @@ def test_the_first_connection_is_tried_for_less_than_two_seconds(monkeypatch: py
     monkeypatch.setattr("isogloss._base_client.time", SimpleNamespace(monotonic=lambda: now_s))
     call = RunningCall(ClientOptions(), 60.0, attempts=5, wait_for_ready=False)
     refused = UnavailableError("Connection refused")
-    with pytest.raises(UnavailableError):  # noqa: PT012 - the error ends the loop
+    with contextlib.suppress(UnavailableError):
         while True:
             now_s += call.retry_delay_s(refused, reached=False)
     assert 0.1 < now_s < 2
@@ -233,6 +234,22 @@ def test_a_pushback_without_details_is_obeyed(pushback: str, retryable: bool, de
     with lying_server(Embed=embed) as target:
         error = failure(blocking, target, lambda client: client.embed(["a"], timeout_s=5))
     assert (error.retryable, error.retry_after_s) == (retryable, delay_s)
+
+
+def test_a_call_that_is_cancelled_without_a_reason_is_repeated_and_explained() -> None:
+    """A bare CANCELLED, with which gRPC's core ends calls that the server never saw, is transient."""
+    attempts = []
+    cancel = failing(grpc.StatusCode.CANCELLED, "CANCELLED", [])
+
+    def embed(request: Any, context: Any) -> Any:
+        """Counts the attempts."""
+        attempts.append(request)
+        return cancel(request, context)
+
+    with lying_server(Embed=embed) as target:
+        error = failure(blocking, target, lambda client: client.embed(["a"]), attempts=3)
+    assert (error.code, error.retryable, len(attempts)) == ("CANCELLED", True, 3)
+    assert "without a reason" in error.message
 
 
 def test_closing_the_client_ends_the_wait_for_another_attempt(client: Client, server: FakeServer) -> None:

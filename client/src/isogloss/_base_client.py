@@ -109,6 +109,9 @@ class RunningCall:
         if error.code == "UNAVAILABLE" and not error.reason:
             lead = f"lost the connection to {self._target}" if reached else f"cannot connect to {self._target}"
             return error.replaced(f"{lead}: {connection_problem(error.message)}", request_id=self.request_id)
+        if error.code == "CANCELLED" and not error.reason:
+            message = f"{self._target} ended the call without a reason; it may be stopping, or have too many calls"
+            return error.replaced(message, request_id=self.request_id, retryable=True)
         return error.replaced(error.message, request_id=self.request_id)
 
     def _expired(self, *, reached: bool = True) -> DeadlineExceededError:

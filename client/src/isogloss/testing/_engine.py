@@ -137,10 +137,11 @@ def _details(error: IsoglossError) -> ErrorDetails:
 
 def abort(context: Any, error: IsoglossError, extra: tuple[Trailer, ...]) -> NoReturn:
     """Ends the call with `error`; the trailers are its details and `extra`."""
-    status = to_status(error)
     if error.code in RETRIED_CODES and not error.retryable:
+        status = to_status(error.replaced(error.message, retry_after_s=None))
         extra = (*extra, NO_RETRY, *trailers(status, None, math.inf))
     else:
+        status = to_status(error)
         remaining_s = context.time_remaining()
         extra = (*extra, *trailers(status, error.retry_after_s, math.inf if remaining_s is None else remaining_s))
     context.set_trailing_metadata(extra)
