@@ -1,12 +1,18 @@
-"""The cores that this process may use, and its memory, as the operating system reports them."""
+"""The cores, the memory and the connections of this process, as the operating system reports and changes them."""
 
+import contextlib
+import ctypes
 import math
 import os
+import socket
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 STATUS = Path("/proc/self/status")
+DESCRIPTORS = Path("/proc/self/fd")
 
 
 def usable_cores() -> int:
@@ -53,9 +59,55 @@ def anonymous_mb() -> int:
     return _status("RssAnon")
 
 
-def _status(name: str) -> int:
+def anonymous_bytes() -> int:
+    """Returns the anonymous memory of the process in bytes; 0 if unknown."""
+    return _status("RssAnon", 1024)
+
+
+def _status(name: str, unit: float = 1 / 1024) -> int:
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{name}:")), 0)
+    return next((int(int(line.split()[1]) * unit) for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def release_memory() -> None:
+    """Returns freed memory to the operating system, if the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def close_connections(peers: Collection[str]) -> int:
+    """Closes this process's connections to `peers`, addresses as gRPC writes them; returns the number of connections.
+
+    gRPC offers no way to end a call of a server from outside. Its sockets are found by the addresses of their peers.
+    """
+    addresses = set(map(_address, peers))
+    closed = 0
+    for name in os.listdir(DESCRIPTORS) if DESCRIPTORS.exists() else ():
+        with contextlib.suppress(OSError):  # closed meanwhile, or not a connection
+            duplicate = os.dup(int(name))  # refers to the same connection, even if gRPC closes its descriptor meanwhile
+            try:
+                closed += _close_if_to(addresses, duplicate)
+            finally:
+                os.close(duplicate)
+    return closed
+
+
+def _close_if_to(addresses: Collection[tuple[str, int]], descriptor: int) -> bool:
+    connection = socket.socket(fileno=descriptor)
+    try:
+        host, port = connection.getpeername()[:2]
+        if (str(host).removeprefix("::ffff:"), port) not in addresses:
+            return False
+        connection.shutdown(socket.SHUT_RDWR)
+        return True
+    finally:
+        connection.detach()
+
+
+def _address(peer: str) -> tuple[str, int]:
+    """Returns host and port of an address such as ipv4:127.0.0.1:80 or ipv6:%5B::1%5D:80."""
+    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
+    return host.strip("[]").removeprefix("::ffff:"), int(port) if port.isdigit() else 0

@@ -16,11 +16,11 @@ from isogloss.wire.enums import (
     Truncation,
 )
 from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize
-from isogloss.wire.sizes import matrix_bytes
+from isogloss.wire.sizes import embed_response_bytes, matrix_bytes
 
 from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
-from isogloss_server.engine.registry import Registry, ServedModel
+from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.engine.request import (
     AllPairs,
     EmbedRequest,
@@ -85,6 +85,13 @@ def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, from_stream
         deadline_s=deadline_s,
         from_stream=from_stream,
     )
+
+
+def max_response_bytes(request: pb.EmbedRequest, model: ReadyModel) -> int:
+    """Returns the maximum size of the response to an Embed that has no row errors, at most the model's limit."""
+    columns = request.dimensions or model.embedder.card.dimensions[0]
+    size = embed_response_bytes(len(request.texts), columns, ElementType.FLOAT32, allow_partial=False)
+    return min(size, model.limits.max_response_bytes)
 
 
 def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:

@@ -12,6 +12,7 @@ from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.rpc import codec
+from isogloss_server.rpc.call_memory import CallMemory
 from isogloss_server.rpc.interceptor import CallContext
 from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
 
@@ -20,14 +21,20 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Serves isogloss.v1. Its methods receive a CallContext; the interceptor turns their errors into statuses."""
 
     def __init__(
-        self, registry: Registry, pipeline: Pipeline, executor: Executor, clock: Clock, window: StreamWindow
+        self,
+        registry: Registry,
+        pipeline: Pipeline,
+        executor: Executor,
+        clock: Clock,
+        window: StreamWindow,
+        memory: CallMemory,
     ) -> None:
         self._registry = registry
         self._pipeline = pipeline
         self._executor = executor
         self._clock = clock
         self._started_s = clock.monotonic_s()
-        self.streams = EmbedStreams(self._embed, window, clock)
+        self.streams = EmbedStreams(self._embed, self._response_bytes, window, memory, clock)
 
     async def Embed(self, request: pb.EmbedRequest, context: CallContext) -> pb.EmbedResponse:  # type: ignore[override]
         """Embeds texts."""
@@ -47,6 +54,11 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         result = await self._pipeline.embed(codec.to_embed_request(request, deadline_s, from_stream=from_stream))
         call.tokens += result.embedded.total_tokens
         return codec.to_embed_response(result)
+
+    def _response_bytes(self, request: pb.EmbedRequest) -> int:
+        """Returns the maximum size of the response to an Embed; 0 if the request will be refused."""
+        model = self._registry.find(request.model)
+        return codec.max_response_bytes(request, model.ready) if model is not None and model.is_loaded else 0
 
     async def Similarity(  # type: ignore[override]
         self, request: pb.SimilarityRequest, context: CallContext
