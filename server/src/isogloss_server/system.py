@@ -5,7 +5,7 @@ import ctypes
 import math
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -13,6 +13,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 STATUS = Path("/proc/self/status")
 DESCRIPTORS = Path("/proc/self/fd")
+RELEASE_BYTES = 64 * 1024 * 1024  # growth of the process from which on the allocator is made to return memory,
+RELEASE_CHECKS, MAX_RELEASE_CHECKS = 8, 2400  # once in as many checks
 
 
 def usable_cores() -> int:
@@ -72,10 +74,39 @@ def _status(name: str, unit: float = 1 / 1024) -> int:
     return next((int(int(line.split()[1]) * unit) for line in lines if line.startswith(f"{name}:")), 0)
 
 
-def release_memory() -> None:
-    """Returns freed memory to the operating system, if the C library can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+class FreedMemory:
+    """Makes the allocator return freed memory to the operating system, when the process is larger than it was.
+
+    The allocator does not report what it could return, and an attempt costs milliseconds. So attempts become rare while
+    they return little.
+    """
+
+    def __init__(self, process_bytes: Callable[[], int] = anonymous_bytes) -> None:
+        """Takes `process_bytes`, which returns the memory of the process."""
+        self._process_bytes = process_bytes
+        self._lowest_bytes = process_bytes()
+        self._last_bytes = self._lowest_bytes  # after the last attempt
+        self._checks = 0  # since then
+        self._interval = RELEASE_CHECKS
+
+    def is_due(self) -> bool:
+        """Returns whether `release` should be called; call it about four times a second."""
+        size_bytes = self._process_bytes()
+        self._lowest_bytes = min(self._lowest_bytes, size_bytes)
+        self._checks += 1
+        if size_bytes - self._last_bytes >= RELEASE_BYTES:
+            self._interval = RELEASE_CHECKS
+        return self._checks >= self._interval and size_bytes - self._lowest_bytes >= RELEASE_BYTES
+
+    def release(self) -> None:
+        """Returns what the allocator can return."""
+        before_bytes = self._process_bytes()
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+        self._last_bytes = self._process_bytes()
+        helped = before_bytes - self._last_bytes >= RELEASE_BYTES // 8
+        self._interval = RELEASE_CHECKS if helped else min(2 * self._interval, MAX_RELEASE_CHECKS)
+        self._checks = 0
 
 
 def close_connections(peers: Collection[str]) -> int:
@@ -85,9 +116,9 @@ def close_connections(peers: Collection[str]) -> int:
     """
     addresses = set(map(_address, peers))
     closed = 0
-    for name in os.listdir(DESCRIPTORS) if DESCRIPTORS.exists() else ():
+    for descriptor in [*DESCRIPTORS.iterdir()] if DESCRIPTORS.exists() else []:
         with contextlib.suppress(OSError):  # closed meanwhile, or not a connection
-            duplicate = os.dup(int(name))  # refers to the same connection, even if gRPC closes its descriptor meanwhile
+            duplicate = os.dup(int(descriptor.name))  # stays this connection, even if gRPC closes its own descriptor
             try:
                 closed += _close_if_to(addresses, duplicate)
             finally:

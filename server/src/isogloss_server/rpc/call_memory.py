@@ -8,10 +8,9 @@ arrive most slowly are refused.
 
 import asyncio
 import math
-import sys
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from isogloss_server import logs, metrics, system
 from isogloss_server.clock import Clock
@@ -28,8 +27,6 @@ CHECK_S = 0.25
 SLOW_CHECKS = 4  # a request that has not arrived after as many checks is slow; a busy event loop delays both alike
 IDLE_BYTES = 4 * 1024 * 1024  # while calls hold less, the memory of the process is taken for that of the rest
 RETRY_S = 1.0
-RETURN_BYTES = 64 * 1024 * 1024  # growth of the process from which on the allocator is made to return memory,
-RETURN_CHECKS, MAX_RETURN_CHECKS = 8, 2400  # once in as many checks
 
 
 T = TypeVar("T")
@@ -57,21 +54,12 @@ class CallLimits:
         return max(1, self.max_bytes // 2 // self.max_message_bytes)
 
 
-@dataclass(slots=True, eq=False)
-class _Arrival:
-    """A request that is being received by a task; its first check is number `check`."""
+class Caller(Protocol):
+    """The caller of a call, as gRPC's context knows it."""
 
-    began_s: float
-    check: int
-    limit_s: float
-    task: "asyncio.Task[Any] | None"
-    error: DomainError | None = None
-
-    def end(self, error: DomainError) -> None:
-        """Ends the wait for the request with an error."""
-        if self.error is None and self.task is not None:
-            self.error = error
-            self.task.cancel()
+    def peer(self) -> str:
+        """Returns the address of the caller."""
+        ...
 
 
 class CallMemory:
@@ -85,14 +73,15 @@ class CallMemory:
         self._clock = clock
         self._process_bytes = process_bytes
         self._rest_bytes = 0  # memory of the process without calls, as of the last time when there were few
-        self._lowest_bytes = sys.maxsize  # memory of the process; `_size_bytes` now, `_returned_bytes` when last returned
-        self._size_bytes = self._returned_bytes = 0
-        self._returned_check, self._return_checks = 0, RETURN_CHECKS
         self._used = 0
         self._freed = asyncio.Event()
         self._checks = 0
-        self._arrivals: dict[_Arrival, None] = {}  # oldest first, likewise _unread
-        self._unread: dict[Hashable, tuple[float, Callable[[], str]]] = {}
+        # Requests that are being received: the task, and the time and the number of checks when it began. Oldest first,
+        # likewise _unread, the responses that are being sent. Requests of streams are apart: they may take any time.
+        self._arrivals: dict[asyncio.Task[Any], tuple[float, int]] = {}
+        self._stream_arrivals: dict[asyncio.Task[Any], tuple[float, int]] = {}
+        self._refusals: dict[asyncio.Task[Any], DomainError] = {}  # of tasks that are cancelled for being slow
+        self._unread: dict[Caller, float] = {}
         self._checking: asyncio.Task[None] | None = None
         metrics.CALL_BYTES.set_function(lambda: self._used)
 
@@ -127,25 +116,26 @@ class CallMemory:
             DeadlineExceededError: the request did not arrive in time.
             OverloadedError: it arrived slowly, and the memory for requests that arrive is full.
         """
-        limit_s = math.inf if in_stream else self._limits.request_timeout_s
-        arrival = _Arrival(self._clock.monotonic_s(), self._checks, limit_s, asyncio.current_task())
-        self._arrivals[arrival] = None
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a coroutine of grpc.aio has one
+        arrivals = self._stream_arrivals if in_stream else self._arrivals
+        arrivals[task] = self._clock.monotonic_s(), self._checks
         try:
             return await read()
         except asyncio.CancelledError:
-            if arrival.error is None or arrival.task is None or arrival.task.uncancel():
+            refusal = self._refusals.pop(task, None)
+            if refusal is None or task.uncancel():
                 raise
-            raise arrival.error from None
+            raise refusal from None
         finally:
-            del self._arrivals[arrival]
+            del arrivals[task]
 
-    def sending(self, key: Hashable, peer: Callable[[], str]) -> None:
-        """Starts the time limit of a response; `peer` returns the address of the caller until `sent`."""
-        self._unread[key] = self._clock.monotonic_s(), peer
+    def sending(self, caller: "Caller") -> None:
+        """Starts the time limit of a response."""
+        self._unread[caller] = self._clock.monotonic_s()
 
-    def sent(self, key: Hashable) -> None:
+    def sent(self, caller: "Caller") -> None:
         """Ends the time limit of a response, if it has begun."""
-        self._unread.pop(key, None)
+        self._unread.pop(caller, None)
 
     def start(self) -> None:
         """Checks the limits repeatedly from now on."""
@@ -157,36 +147,16 @@ class CallMemory:
             self._checking.cancel()
 
     async def _check_repeatedly(self) -> None:
+        run, freed = asyncio.get_running_loop().run_in_executor, system.FreedMemory(self._process_bytes)
         while True:
             await asyncio.sleep(CHECK_S)
             self.end_slow_requests()
             if addresses := self.slow_readers():
-                closed = await asyncio.get_running_loop().run_in_executor(None, system.close_connections, addresses)
+                closed = await run(None, system.close_connections, addresses)
                 metrics.CLOSED_CONNECTIONS.inc(closed)
                 logs.warning("connections closed, because responses were not read in time", connections=closed)
-            if self.returns_memory():
-                await asyncio.get_running_loop().run_in_executor(None, system.release_memory)
-                self.returned_memory()
-
-    def returns_memory(self) -> bool:
-        """Returns whether it is time to make the allocator return freed memory to the operating system.
-
-        The allocator does not report what it could return, and an attempt costs milliseconds. So attempts are made
-        while the process is larger than it was, and become rare while they return little.
-        """
-        self._size_bytes = self._process_bytes()
-        self._lowest_bytes = min(self._lowest_bytes, self._size_bytes)
-        if self._size_bytes - self._returned_bytes >= RETURN_BYTES:
-            self._return_checks = RETURN_CHECKS
-        is_due = self._checks - self._returned_check >= self._return_checks
-        return is_due and self._size_bytes - self._lowest_bytes >= RETURN_BYTES
-
-    def returned_memory(self) -> None:
-        """Measures the result of an attempt, after which the next one is due soon or late."""
-        size_bytes = self._process_bytes()
-        helped = self._size_bytes - size_bytes >= RETURN_BYTES // 8
-        self._return_checks = RETURN_CHECKS if helped else min(2 * self._return_checks, MAX_RETURN_CHECKS)
-        self._returned_bytes, self._returned_check = size_bytes, self._checks
+            if freed.is_due():
+                await run(None, freed.release)
 
     def end_slow_requests(self) -> None:
         """Ends the calls whose requests are late, and of the slow ones the oldest if the memory is full.
@@ -195,35 +165,43 @@ class CallMemory:
         """
         self._checks += 1
         process_bytes = self._process_bytes()
-        if self._used <= IDLE_BYTES and not self._arrivals:
+        arriving = len(self._arrivals) + len(self._stream_arrivals)
+        if self._used <= IDLE_BYTES and not arriving:
             self._rest_bytes = process_bytes
-        now_s, limits, ended = self._clock.monotonic_s(), self._limits, 0
-        excess = 0
-        if process_bytes - self._rest_bytes > limits.max_bytes:
-            excess = max(0, len(self._arrivals) - limits.max_slow_requests)
-        for arrival in self._arrivals:
-            if now_s - arrival.began_s >= arrival.limit_s:
-                arrival.end(DeadlineExceededError(f"the request did not arrive within {arrival.limit_s:g} s"))
-            elif ended < excess and self._checks - arrival.check > SLOW_CHECKS:
-                metrics.REFUSED_FOR_MEMORY.inc()
-                arrival.end(_overloaded("the memory for requests that arrive is full, and this one arrived slowly"))
-            elif arrival.limit_s < math.inf:
+        now_s, limit_s = self._clock.monotonic_s(), self._limits.request_timeout_s
+        for task, (began_s, _) in self._arrivals.items():
+            if now_s - began_s < limit_s:
                 break
-            else:
-                continue
-            ended += 1
+            self._refuse(task, DeadlineExceededError(f"the request did not arrive within {limit_s:g} s"))
+        if process_bytes - self._rest_bytes > self._limits.max_bytes:
+            self._refuse_slowest(arriving - self._limits.max_slow_requests)
+
+    def _refuse_slowest(self, excess: int) -> None:
+        """Ends `excess` calls whose requests are slow to arrive, those of streams last."""
+        for arrivals in (self._arrivals, self._stream_arrivals):
+            for task, (_, check) in arrivals.items():
+                if excess <= 0 or self._checks - check <= SLOW_CHECKS:
+                    break
+                metrics.REFUSED_FOR_MEMORY.inc()
+                self._refuse(task, _overloaded("the memory for requests is full, and this one arrives slowly"))
+                excess -= 1
+
+    def _refuse(self, task: "asyncio.Task[Any]", error: DomainError) -> None:
+        if task not in self._refusals:
+            self._refusals[task] = error
+            task.cancel()
 
     def slow_readers(self) -> set[str]:
         """Returns the addresses of callers that have not read a response in time; under pressure the time is short."""
         pressed = self._used >= PRESSED_SHARE * self._limits.max_bytes
         limit_s = min(self._limits.response_timeout_s, PRESSED_S if pressed else math.inf)
         now_s, slow = self._clock.monotonic_s(), set()
-        for began_s, peer in self._unread.values():
+        for caller, began_s in self._unread.items():
             if now_s - began_s < limit_s:
                 break
-            slow.add(peer())
+            slow.add(caller.peer())
         return slow
 
 
 def _overloaded(message: str, **figures: object) -> OverloadedError:
-    return OverloadedError(message, retry_after_s=RETRY_S, **figures)
+    return OverloadedError(message, field="", retry_after_s=RETRY_S, **figures)

@@ -7,10 +7,9 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
 from isogloss.wire.status import REQUEST_ID_TRAILER
 
 from isogloss_server import logs
@@ -23,13 +22,13 @@ from isogloss_server.rpc.call_memory import (
     SMALL_RESPONSE_BYTES,
     CallMemory,
 )
+from isogloss_server.rpc.codec import parse
 from isogloss_server.rpc.status import to_status
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_OTHER_REQUEST_BYTES = 64 * 1024  # of health checks and reflection, which name a service or a file
 ALWAYS_ANSWERED = frozenset({"Health"})  # also if the memory for calls is full; like all of grpc.health.v1
 
-T = TypeVar("T")
 GrpcContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
@@ -98,8 +97,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
             async def run(call: CallContext) -> bytes:
                 """Receives the request, runs the method, and serializes the response."""
-                request = await self._receive(call, max_bytes)
-                message = parse(read, request)
+                request = await self._memory.receive(context.read)
+                message = parse(read, self._received(request, call, max_bytes))
                 del request
                 response = await handler.unary_unary(message, call if own else context)
                 return self._serialized(write, response, call)
@@ -116,7 +115,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def run(call: CallContext) -> None:
                 """Writes the responses."""
                 if handler.unary_stream is not None:
-                    responses = handler.unary_stream(parse(read, await self._receive(call, max_bytes)), context)
+                    request = self._received(await self._memory.receive(context.read), call, max_bytes)
+                    responses = handler.unary_stream(parse(read, request), context)
                 else:
                     responses = handler.stream_stream(_parse_each(read, requests, max_bytes), context)
                 async for response in responses:
@@ -130,8 +130,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(stream, None, write)
         return grpc.stream_stream_rpc_method_handler(other_stream)
 
-    async def _receive(self, call: CallContext, max_bytes: int | None) -> bytes:
-        request = await self._memory.receive(call.grpc.read)
+    def _received(self, request: Any, call: CallContext, max_bytes: int | None) -> bytes:
+        """Returns a request that was received, after its memory is counted; `max_bytes` limits small services."""
         if request is grpc.aio.EOF:
             raise MalformedRequestError("the call ended without a request")
         size = REQUEST_COPIES * len(request)
@@ -147,7 +147,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if len(data) > SMALL_RESPONSE_BYTES:
             self._memory.check_room(size, held=call.held_bytes)
         self._hold(call, size)
-        self._memory.sending(call, call.grpc.peer)
+        self._memory.sending(call.grpc)
         return data
 
     def _hold(self, call: CallContext, size: int) -> None:
@@ -164,14 +164,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         identity = (REQUEST_ID_TRAILER, call.request_id)
         code = "INTERNAL"
         context.set_trailing_metadata((identity,))
-        context.add_done_callback(lambda _: self._ended(call))  # after the response is sent, or the call is cancelled
+        context.add_done_callback(lambda _: self._ended(call))  # type: ignore[arg-type]  # after the response is sent, or the call is cancelled
         try:
             if not always:
                 self._memory.check_room(CALL_BYTES)
             self._hold(call, CALL_BYTES)
             response = await handle(call)
             code = "OK"
-            return response
+            return response  # noqa: TRY300 - without an error, the code below does not run
         except BaseException as error:
             if is_shutdown(error):
                 code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
@@ -189,19 +189,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _ended(self, call: CallContext) -> None:
         self._memory.hold(-call.held_bytes)
-        self._memory.sent(call)
-
-
-def parse(read: Callable[[bytes], T], request: bytes) -> T:
-    """Returns the message in `request`. Parsed here, because grpc.aio would return UNKNOWN for malformed bytes.
-
-    Raises:
-        MalformedRequestError: the bytes are not a message of the contract.
-    """
-    try:
-        return read(request)
-    except DecodeError:
-        raise MalformedRequestError("the bytes of the request are not a message of the contract") from None
+        self._memory.sent(call.grpc)
 
 
 def to_domain_error(error: BaseException, call: CallContext) -> DomainError:

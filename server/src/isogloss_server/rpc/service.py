@@ -16,6 +16,8 @@ from isogloss_server.rpc.call_memory import CallMemory
 from isogloss_server.rpc.interceptor import CallContext
 from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
 
+INLINE_VECTOR_BYTES = 1 << 17  # of vectors that are decoded on the event loop
+
 
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Serves isogloss.v1. Its methods receive a CallContext; the interceptor turns their errors into statuses."""
@@ -65,11 +67,17 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     ) -> pb.SimilarityResponse:
         """Scores queries against candidates."""
         context.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
-        context.model = self._registry.get(request.model).name
-        result = await self._pipeline.similarity(codec.to_similarity_request(request, context.deadline_s))
+        model = self._registry.get(request.model)
+        context.model = model.name
+        run = self._executor.run_if_large
+        vector_bytes = codec.check_similarity_size(request, model.ready)
+        decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, request, context.deadline_s)
+        result = await self._pipeline.similarity(decoded)
         context.tokens = result.total_tokens
+        neighbors = len(result.compared.rows) if isinstance(result.compared, Rankings) else 0
         rankings = len(result.compared.counts) if isinstance(result.compared, Rankings) else 0
-        return await self._executor.run_if_large(rankings, INLINE_RANKINGS, codec.to_similarity_response, result)
+        size = max(rankings, neighbors * INLINE_RANKINGS // codec.BLOCK_NEIGHBORS)
+        return await run(size, INLINE_RANKINGS, codec.to_similarity_response, result)
 
     async def Health(self, request: pb.HealthRequest, context: CallContext) -> pb.HealthResponse:  # type: ignore[override]
         """Reports the health of the models."""

@@ -13,7 +13,8 @@ from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DeadlineExceededError, DomainError, DrainingError, DuplicateIdError
 from isogloss_server.rpc.call_memory import REQUEST_COPIES, RESPONSE_COPIES, CallMemory
-from isogloss_server.rpc.interceptor import CallContext, GrpcContext, is_shutdown, parse, release_frames, to_domain_error
+from isogloss_server.rpc.codec import parse
+from isogloss_server.rpc.interceptor import CallContext, GrpcContext, is_shutdown, release_frames, to_domain_error
 from isogloss_server.rpc.status import to_status
 
 
@@ -83,7 +84,6 @@ class EmbedStreams:
         if self._ending.is_set():
             raise DrainingError("the server is stopping; send the ids without a response to another server")
 
-
     async def _next(self, context: GrpcContext, ending: "asyncio.Future[Any]") -> bytes | None:
         """Returns the bytes of the next message; None after a half-close, or when the streams must end."""
         reading = asyncio.ensure_future(self._read(context))
@@ -104,9 +104,7 @@ class EmbedStreams:
 class _OpenStream:
     """In-flight requests of one stream."""
 
-    def __init__(
-        self, embed: Embed, window: StreamWindow, memory: CallMemory, clock: Clock, call: CallContext
-    ) -> None:
+    def __init__(self, embed: Embed, window: StreamWindow, memory: CallMemory, clock: Clock, call: CallContext) -> None:
         self._embed = embed
         self._window = window
         self._memory = memory
@@ -161,12 +159,12 @@ class _OpenStream:
             self._writer = asyncio.current_task()
             copies = RESPONSE_COPIES * response.ByteSize()
             self._memory.hold(copies)
-            self._memory.sending(self, self._call.grpc.peer)
+            self._memory.sending(self._call.grpc)
             try:
                 with contextlib.suppress(grpc.aio.BaseError):  # the caller disconnected, which ends the stream
                     await self._call.grpc.write(response)
             finally:
-                self._memory.sent(self)
+                self._memory.sent(self._call.grpc)
                 self._memory.hold(-copies)
                 self._writer = None
 
@@ -194,4 +192,3 @@ class _OpenStream:
             release_frames(error)
             return pb.EmbedStreamResponse(id=message.id, error=status.proto)
         return pb.EmbedStreamResponse(id=message.id, response=response)
-
