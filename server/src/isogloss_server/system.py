@@ -129,8 +129,10 @@ def close_connections(peers: Collection[str]) -> int:
 def _close_if_to(addresses: Collection[tuple[str, int]], descriptor: int) -> bool:
     connection = socket.socket(fileno=descriptor)
     try:
+        if connection.family not in {socket.AF_INET, socket.AF_INET6}:
+            return False
         host, port = connection.getpeername()[:2]
-        if (str(host).removeprefix("::ffff:"), port) not in addresses:
+        if (host.removeprefix("::ffff:"), port) not in addresses:
             return False
         connection.shutdown(socket.SHUT_RDWR)
         return True

@@ -147,16 +147,23 @@ class CallMemory:
             self._checking.cancel()
 
     async def _check_repeatedly(self) -> None:
-        run, freed = asyncio.get_running_loop().run_in_executor, system.FreedMemory(self._process_bytes)
+        freed = system.FreedMemory(self._process_bytes)
         while True:
             await asyncio.sleep(CHECK_S)
-            self.end_slow_requests()
-            if addresses := self.slow_readers():
-                closed = await run(None, system.close_connections, addresses)
-                metrics.CLOSED_CONNECTIONS.inc(closed)
-                logs.warning("connections closed, because responses were not read in time", connections=closed)
-            if freed.is_due():
-                await run(None, freed.release)
+            try:
+                self.end_slow_requests()
+                await self._close_slow_readers()
+                if freed.is_due():
+                    await asyncio.get_running_loop().run_in_executor(None, freed.release)
+            except Exception as error:  # noqa: BLE001 - the next check may succeed
+                logs.internal_error(error)
+
+    async def _close_slow_readers(self) -> None:
+        addresses = self.slow_readers()
+        if addresses:
+            closed = await asyncio.get_running_loop().run_in_executor(None, system.close_connections, addresses)
+            metrics.CLOSED_CONNECTIONS.inc(closed)
+            logs.warning("connections closed, because responses were not read in time", connections=closed)
 
     def end_slow_requests(self) -> None:
         """Ends the calls whose requests are late, and of the slow ones the oldest if the memory is full.

@@ -129,7 +129,7 @@ def _check_fields(request: bytes, submessages: Submessages) -> None:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Returns the number at a position, and the position after it; 0 and the end if the bytes are malformed."""
+    """Returns the number at a position, and the position after it; 0 and END_OF_REQUEST if the bytes are malformed."""
     number, shift = 0, 0
     while shift < MAX_VARINT_BITS:
         byte, at = data[at], at + 1
@@ -137,7 +137,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < MORE:
             return number, at
         shift += 7
-    return 0, len(data)
+    return 0, len(data) - len(END_OF_REQUEST)
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from isogloss_server.rpc.codec import parse
 from isogloss_server.rpc.status import to_status
 
 MAX_REQUEST_ID_CHARACTERS = 128
-MAX_OTHER_REQUEST_BYTES = 64 * 1024  # of health checks and reflection, which name a service or a file
+MAX_SMALL_REQUEST_BYTES = 64 * 1024  # of health checks and reflection, which name a model, a service or a file
 ALWAYS_ANSWERED = frozenset({"Health"})  # also if the memory for calls is full; like all of grpc.health.v1
 
 GrpcContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -89,7 +89,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         own = method.startswith(self._prefix)
         name = method.removeprefix(self._prefix)
         always = not own or name in ALWAYS_ANSWERED
-        max_bytes = None if own else MAX_OTHER_REQUEST_BYTES
+        max_bytes = MAX_SMALL_REQUEST_BYTES if always else None
         read, write = handler.request_deserializer, handler.response_serializer
 
         async def unary(_requests: Any, context: GrpcContext) -> bytes:
@@ -202,15 +202,16 @@ def to_domain_error(error: BaseException, call: CallContext) -> DomainError:
 
 
 def is_shutdown(error: BaseException) -> bool:
-    """Returns whether an exception ends the task or the process, and must be raised further.
+    """Returns whether an exception ends the task, the call or the process, and must be raised further.
 
-    All others become a status. Some libraries raise exceptions that are no Exception, such as the panics of pyo3, and
-    a CancelledError that nobody requested for this task is an error of the code that raised it.
+    gRPC raises its own after the call has ended. All others become a status. Some libraries raise exceptions that are no
+    Exception, such as the panics of pyo3, and a CancelledError that nobody requested for this task is an error of the
+    code that raised it.
     """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is None or task.cancelling() > 0
-    return isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit, grpc.aio.AbortError))
+    return isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit, grpc.aio.BaseError))
 
 
 def release_frames(error: BaseException) -> None:

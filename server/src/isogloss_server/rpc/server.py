@@ -14,7 +14,7 @@ from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.errors import ListenError
-from isogloss_server.rpc.call_memory import CALL_BYTES, CallLimits, CallMemory
+from isogloss_server.rpc.call_memory import CallLimits, CallMemory
 from isogloss_server.rpc.health import StandardHealth
 from isogloss_server.rpc.interceptor import CallInterceptor
 from isogloss_server.rpc.service import EmbeddingService
@@ -22,6 +22,9 @@ from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+# Calls that have arrived and have not begun, of each method: about 11 KiB each. Beyond it, gRPC cancels calls without a
+# reason; by default, beyond about 1,000.
+MAX_PENDING_CALLS = 1 << 15
 ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
 
 
@@ -37,9 +40,8 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
-        # Calls that the server has not begun: beyond as many as could be held, gRPC cancels them without a reason.
-        ("grpc.server.max_pending_requests", settings.max_call_bytes // CALL_BYTES),
-        ("grpc.server.max_pending_requests_hard_limit", settings.max_call_bytes // CALL_BYTES),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     ]
 
 
