@@ -204,9 +204,9 @@ def to_domain_error(error: BaseException, call: CallContext) -> DomainError:
 def is_shutdown(error: BaseException) -> bool:
     """Returns whether an exception ends the task, the call or the process, and must be raised further.
 
-    gRPC raises its own after the call has ended. All others become a status. Some libraries raise exceptions that are no
-    Exception, such as the panics of pyo3, and a CancelledError that nobody requested for this task is an error of the
-    code that raised it.
+    gRPC raises its own after the call has ended. All others become a status: some libraries raise exceptions that are
+    not an Exception, like the panics of pyo3, and a CancelledError that nobody requested for this task is an error of
+    the code that raised it.
     """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()

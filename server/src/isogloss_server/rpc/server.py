@@ -1,6 +1,7 @@
 """The grpc.aio server: options, services, port, stop."""
 
 import errno
+import logging
 import socket
 from typing import Any
 
@@ -25,6 +26,8 @@ SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_nam
 # Calls that have arrived and have not begun, of each method: about 11 KiB each. Beyond it, gRPC cancels calls without a
 # reason; by default, beyond about 1,000.
 MAX_PENDING_CALLS = 1 << 15
+NO_LIMIT_MS = 2**31 - 1
+GRPC_LOG = logging.getLogger("grpc._cython.cygrpc")
 ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
 
 
@@ -40,9 +43,16 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
+        ("grpc.max_connection_idle_ms", _milliseconds(settings.connection_idle_s)),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.connection_age_s)),
         ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     ]
+
+
+def _milliseconds(limit_s: float) -> int:
+    """Returns a time limit as gRPC counts it; 0 is none."""
+    return round(limit_s * 1e3) or NO_LIMIT_MS
 
 
 def max_message_bytes(settings: Settings) -> int:
@@ -64,6 +74,7 @@ class Server:
         )
         self._memory = CallMemory(limits, clock)
         interceptor = CallInterceptor(SERVICE, clock, self._memory, access_log=settings.access_log)
+        GRPC_LOG.addFilter(_is_problem)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
@@ -98,6 +109,11 @@ class Server:
         self._streams.end()
         await self._grpc.stop(grace_s)
         self._memory.stop()
+
+
+def _is_problem(record: logging.LogRecord) -> bool:
+    """Returns False for the line that grpc.aio logs, as an error, if a caller disconnects while it is answered."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core")
 
 
 def health_handler(service: EmbeddingService) -> "grpc.RpcMethodHandler[Any, Any]":

@@ -202,6 +202,23 @@ class Settings(BaseSettings):
         ge=1,
         le=10**6,
     )
+    connection_idle_s: FiniteFloat = setting(
+        900.0,
+        "time after which a connection without calls is closed; 0 = never",
+        section="limits",
+        unit="SECONDS",
+        ge=0,
+        le=7 * 86_400,
+    )
+    connection_age_s: FiniteFloat = setting(
+        3600.0,
+        "age after which a connection accepts no new calls; those in flight finish, and gRPC clients connect anew; "
+        "0 = no limit",
+        section="limits",
+        unit="SECONDS",
+        ge=0,
+        le=7 * 86_400,
+    )
 
     max_queue_tokens: int = setting(
         262_144,
