@@ -10,8 +10,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss_server import system
+from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
-from isogloss_server.rpc.call_memory import CALL_BYTES, PRESSED_S, SLOW_CHECKS, CallLimits, CallMemory
+from isogloss_server.rpc.call_memory import (
+    CALL_BYTES,
+    PRESSED_S,
+    SLOW_CHECKS,
+    SMALL_RESPONSE_BYTES,
+    CallLimits,
+    CallMemory,
+)
 
 from tests.server.rpc.test_overload import GatedEmbedder, overload_error
 from tests.support.in_process import CARD, CountingEmbedder, ready_registry, serving
@@ -95,18 +103,38 @@ async def test_calls_beyond_the_memory_are_refused_and_health_is_answered() -> N
         assert (await stub.Embed(pb.EmbedRequest(texts=["after"]))).embeddings.rows == 1
 
 
-async def test_a_large_response_beyond_the_memory_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("method", "request_message"),
+    [("Similarity", SIMILARITY_OF_A_MEGABYTE), ("Embed", pb.EmbedRequest(texts=["text"] * 5000, allow_partial=True))],
+)
+async def test_a_large_response_beyond_the_memory_is_refused_before_it_is_computed(
+    monkeypatch: pytest.MonkeyPatch, method: str, request_message: Any
+) -> None:
     """A large response is refused with OVERLOADED while others hold the memory, and sent when they are done."""
+    computed: list[str] = []
+
+    original = getattr(Pipeline, method.lower())
+
+    async def compute(pipeline: Pipeline, request: Any) -> Any:
+        computed.append(method)
+        return await original(pipeline, request)
+
     embedder = GatedEmbedder()
-    async with serving(ready_registry(embedder), max_call_bytes=2 * MIB + MIB // 2) as stub:
-        calls = [asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[f"text {i}"]))) for i in range(40)]
-        await embedder.wait_for_calls(40)
+    settings = {"max_call_bytes": 4 * MIB} if method == "Similarity" else {"max_call_bytes": MIB}
+    held = settings["max_call_bytes"] // CALL_BYTES - 20
+    async with serving(ready_registry(embedder), **settings) as stub:
+        calls = [asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[f"text {i}"]))) for i in range(held)]
+        await embedder.wait_for_calls(held)
+        monkeypatch.setattr(Pipeline, method.lower(), compute)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await stub.Similarity(SIMILARITY_OF_A_MEGABYTE)
+            await getattr(stub, method)(request_message)
         assert overload_error(raised.value)[0] == "OVERLOADED"
+        assert not computed
         embedder.open.set()
         await asyncio.gather(*calls)
-        assert len((await stub.Similarity(SIMILARITY_OF_A_MEGABYTE)).scores.data) == MIB
+        response = await getattr(stub, method)(request_message)
+    assert response.ByteSize() > SMALL_RESPONSE_BYTES
+    assert computed == [method]
 
 
 async def test_a_stream_reads_no_further_while_the_memory_is_half_full() -> None:

@@ -16,8 +16,10 @@ from isogloss_server import logs, metrics, system
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DeadlineExceededError, DomainError, OverloadedError
 
-CALL_BYTES = 16 * 1024  # of a call without its messages, in gRPC and here
+CALL_BYTES = 16 * 1024  # of a call in gRPC and here, with small messages
+SMALL_BYTES = 1024  # a message that is not counted apart
 REQUEST_COPIES = 3  # of a request: its bytes, the message, and the engine's texts or vectors
+RESULT_COPIES = 3  # of a response that is being computed: blocks, the whole, and the message
 RESPONSE_COPIES = 2  # of a response: its bytes, and gRPC's copy until the caller has read it
 SMALL_RESPONSE_BYTES = 64 * 1024  # a smaller response is never refused once it is computed
 STREAM_PART = 2  # streams wait while more than 1 / STREAM_PART of the memory is in use
@@ -62,6 +64,18 @@ class Caller(Protocol):
         ...
 
 
+class Holder(Protocol):
+    """A call that holds memory."""
+
+    held_bytes: int
+    reserved_bytes: int
+
+    @property
+    def grpc(self) -> Caller:
+        """The caller."""
+        ...
+
+
 class CallMemory:
     """Counts the memory of all calls, refuses what does not fit, and ends calls whose callers are too slow."""
 
@@ -85,10 +99,19 @@ class CallMemory:
         self._checking: asyncio.Task[None] | None = None
         metrics.CALL_BYTES.set_function(lambda: self._used)
 
-    @property
-    def used(self) -> int:
-        """Bytes that calls hold, as far as the server knows them."""
-        return self._used
+    def enter(self, call: Holder, *, always: bool) -> None:
+        """Counts a call; raises OverloadedError if it does not fit, unless it is `always` answered."""
+        used = self._used + CALL_BYTES
+        if used > self._limits.max_bytes and not always:
+            self.check_room(CALL_BYTES)
+        self._used = used
+        call.held_bytes = CALL_BYTES
+
+    def leave(self, call: Holder, _context: object = None) -> None:
+        """Counts a call that has ended no more; gRPC passes its context."""
+        self._used -= call.held_bytes
+        self._unread.pop(call.grpc, None)
+        self._freed.set()
 
     def check_room(self, size: int, *, held: int = 0) -> None:
         """Raises OverloadedError if a call that holds `held` bytes has no room for `size` more beside other calls."""
@@ -102,6 +125,19 @@ class CallMemory:
         self._used += size
         if size < 0:
             self._freed.set()
+
+    def reserve(self, call: Holder, response_bytes: int) -> None:
+        """Counts a response of at most `response_bytes` bytes before it is computed, unless it is small.
+
+        Raises:
+            OverloadedError: there is no room for it beside other calls.
+        """
+        if response_bytes > SMALL_RESPONSE_BYTES:
+            size = RESULT_COPIES * response_bytes
+            self.check_room(size, held=call.held_bytes)
+            call.reserved_bytes = size
+            call.held_bytes += size
+            self.hold(size)
 
     async def room_for_stream(self) -> None:
         """Returns when so much memory is free that a stream may read its next request."""

@@ -2,11 +2,12 @@
 
 import asyncio
 import math
-import secrets
+import random
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -16,9 +17,9 @@ from isogloss_server import logs
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DomainError, InternalError, MalformedRequestError, RequestTooLargeError
 from isogloss_server.rpc.call_memory import (
-    CALL_BYTES,
     REQUEST_COPIES,
     RESPONSE_COPIES,
+    SMALL_BYTES,
     SMALL_RESPONSE_BYTES,
     CallMemory,
 )
@@ -44,6 +45,7 @@ class CallContext:
         deadline_s: Moment of the clock at which the call expires.
         texts: Texts of the call so far, for its log line; likewise `tokens` and `model`.
         held_bytes: Memory that is counted for the call until it ends.
+        reserved_bytes: Part of it that is for the response, while that is computed.
     """
 
     grpc: GrpcContext
@@ -54,6 +56,7 @@ class CallContext:
     tokens: int = 0
     model: str = ""
     held_bytes: int = 0
+    reserved_bytes: int = 0
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -134,19 +137,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Returns a request that was received, after its memory is counted; `max_bytes` limits small services."""
         if request is grpc.aio.EOF:
             raise MalformedRequestError("the call ended without a request")
-        size = REQUEST_COPIES * len(request)
-        if max_bytes is None:
-            self._memory.check_room(size, held=call.held_bytes)
-        self._hold(call, size)
+        if len(request) > SMALL_BYTES:
+            size = REQUEST_COPIES * len(request)
+            if max_bytes is None:
+                self._memory.check_room(size, held=call.held_bytes)
+            self._hold(call, size)
         return _checked(request, max_bytes)
 
     def _serialized(self, write: Callable[[Any], bytes], response: Any, call: CallContext) -> bytes:
         """Returns the bytes of a response, whose caller has a limited time to read it."""
         data = write(response)
-        size = RESPONSE_COPIES * len(data)
-        if len(data) > SMALL_RESPONSE_BYTES:
-            self._memory.check_room(size, held=call.held_bytes)
-        self._hold(call, size)
+        if len(data) > SMALL_BYTES:
+            size = RESPONSE_COPIES * len(data) - call.reserved_bytes
+            if size > 0 and len(data) > SMALL_RESPONSE_BYTES:
+                self._memory.check_room(size, held=call.held_bytes)
+            self._hold(call, size)
         self._memory.sending(call.grpc)
         return data
 
@@ -164,11 +169,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         identity = (REQUEST_ID_TRAILER, call.request_id)
         code = "INTERNAL"
         context.set_trailing_metadata((identity,))
-        context.add_done_callback(lambda _: self._ended(call))  # type: ignore[arg-type]  # after the response is sent, or the call is cancelled
+        ended: Any = partial(self._memory.leave, call)  # after the response is sent, or the call is cancelled
+        context.add_done_callback(ended)
         try:
-            if not always:
-                self._memory.check_room(CALL_BYTES)
-            self._hold(call, CALL_BYTES)
+            self._memory.enter(call, always=always)
             response = await handle(call)
             code = "OK"
             return response  # noqa: TRY300 - without an error, the code below does not run
@@ -186,10 +190,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # handled error as well.
         trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
         return await context.abort(status.code, status.proto.message, (*trailers, identity))
-
-    def _ended(self, call: CallContext) -> None:
-        self._memory.hold(-call.held_bytes)
-        self._memory.sent(call.grpc)
 
 
 def to_domain_error(error: BaseException, call: CallContext) -> DomainError:
@@ -252,4 +252,4 @@ def _request_id(metadata: Any) -> str:
     """Returns the caller's id of the call if it can be logged, else a new one."""
     given = next((value for key, value in metadata or () if key == REQUEST_ID_TRAILER), "")
     valid = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
-    return given if valid and given.isascii() and given.isprintable() else secrets.token_hex(16)
+    return given if valid and given.isascii() and given.isprintable() else f"{random.getrandbits(128):032x}"

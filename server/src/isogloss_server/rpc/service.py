@@ -16,6 +16,7 @@ from isogloss_server.rpc.call_memory import CallMemory
 from isogloss_server.rpc.interceptor import CallContext
 from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
 
+UNRESERVED_TEXTS = 16  # of an Embed; its response is so small that it is counted only when it is computed
 INLINE_VECTOR_BYTES = 1 << 17  # of vectors that are decoded on the event loop
 
 
@@ -34,12 +35,15 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self._registry = registry
         self._pipeline = pipeline
         self._executor = executor
+        self._memory = memory
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self.streams = EmbedStreams(self._embed, self._response_bytes, window, memory, clock)
 
     async def Embed(self, request: pb.EmbedRequest, context: CallContext) -> pb.EmbedResponse:  # type: ignore[override]
         """Embeds texts."""
+        if len(request.texts) > UNRESERVED_TEXTS:
+            self._memory.reserve(context, self._response_bytes(request))
         return await self._embed(request, context, context.deadline_s, from_stream=False)
 
     async def EmbedStream(  # type: ignore[override]
@@ -72,6 +76,8 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         run = self._executor.run_if_large
         vector_bytes = codec.check_similarity_size(request, model.ready)
         decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, request, context.deadline_s)
+        limit = model.ready.limits.max_response_bytes  # beyond it, the pipeline refuses the request
+        self._memory.reserve(context, min(limit, codec.similarity_response_bytes(decoded)))
         result = await self._pipeline.similarity(decoded)
         context.tokens = result.total_tokens
         neighbors = len(result.compared.rows) if isinstance(result.compared, Rankings) else 0
