@@ -17,7 +17,7 @@ from isogloss_server.clock import Clock
 from isogloss_server.errors import DeadlineExceededError, DomainError, OverloadedError
 
 CALL_BYTES = 16 * 1024  # of a call in gRPC and here, with small messages
-SMALL_BYTES = 1024  # a message that is not counted apart
+SMALL_BYTES = 4096  # a message that is not counted apart
 REQUEST_COPIES = 3  # of a request: its bytes, the message, and the engine's texts or vectors
 RESULT_COPIES = 3  # of a response that is being computed: blocks, the whole, and the message
 RESPONSE_COPIES = 2  # of a response: its bytes, and gRPC's copy until the caller has read it
