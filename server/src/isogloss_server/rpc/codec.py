@@ -19,7 +19,7 @@ from isogloss.wire.enums import (
     Truncation,
 )
 from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize
-from isogloss.wire.sizes import embed_response_bytes, matrix_bytes, rankings_bytes, scores_bytes, utf8_bytes
+from isogloss.wire.sizes import embed_response_bytes, matrix_bytes, rankings_bytes, scores_bytes
 
 from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
@@ -208,24 +208,16 @@ def check_similarity_size(request: pb.SimilarityRequest, model: ReadyModel) -> i
     """Returns the bytes of the vectors of a Similarity, before they are decoded.
 
     Raises:
-        RequestTooLargeError: texts and vectors exceed the limit of the model.
+        RequestTooLargeError: the vectors exceed the limit of the model; the engine checks the texts too.
         SpaceMismatchError: vectors belong to another space.
     """
-    sizes = dict.fromkeys(("queries", "candidates"), 0)
-    vector_bytes = 0
-    for path in sizes:
-        items: pb.Items = getattr(request, path)
+    card, vector_bytes = model.embedder.card, 0
+    for path, items in (("queries", request.queries), ("candidates", request.candidates)):
         if items.WhichOneof("kind") == "vectors":
-            if items.vectors.space_id != model.embedder.card.space_id:
-                raise space_mismatch_error(items.vectors.space_id, model.embedder.card, f"{path}.vectors.space_id")
-            sizes[path] = matrix_bytes(items.vectors.vectors)
-            vector_bytes += sizes[path]
-        elif items.WhichOneof("kind") == "texts":
-            sizes[path] = utf8_bytes(items.texts.texts) if len(items.texts.texts) <= model.limits.max_texts else 0
-    largest = max(sizes, key=lambda path: sizes[path])
-    kind = getattr(request, largest).WhichOneof("kind")
-    path = f"{largest}.vectors" if kind == "vectors" else f"{largest}.texts.texts"
-    model.limits.check_request_bytes(sum(sizes.values()), path)
+            if items.vectors.space_id != card.space_id:
+                raise space_mismatch_error(items.vectors.space_id, card, f"{path}.vectors.space_id")
+            vector_bytes += matrix_bytes(items.vectors.vectors)
+            model.limits.check_request_bytes(vector_bytes, f"{path}.vectors")
     return vector_bytes
 
 
