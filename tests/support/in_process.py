@@ -96,7 +96,7 @@ def ready_registry(embedder: Embedder, clock: Clock | None = None, **limits: int
 async def stoppable_serving(
     registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
-    """Serves a registry on a free port; yields the stub, with its channel as `stub.channel`, and `Server.stop`."""
+    """Serves a registry on a free port; yields the stub, with `channel` and `address`, and `Server.stop`."""
     clock, executor = clock or SystemClock(), Executor(2)
     for model in registry.models:
         if model.is_loaded:
@@ -104,9 +104,10 @@ async def stoppable_serving(
     server = Server(Settings(port=0, **settings), registry, Pipeline(registry, executor, clock, cache), executor, clock)
     port = await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        address = f"127.0.0.1:{port}"
+        async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-            stub.channel = channel
+            stub.channel, stub.address = channel, address
             yield stub, server.stop
     finally:
         await server.stop(None)

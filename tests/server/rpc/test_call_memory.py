@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss_server import system
+from isogloss_server import metrics, system
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
 from isogloss_server.rpc.call_memory import (
@@ -20,6 +20,8 @@ from isogloss_server.rpc.call_memory import (
     CallLimits,
     CallMemory,
 )
+from isogloss_server.rpc.server import NO_LIMIT_MS, options
+from isogloss_server.settings.declarations import Settings
 
 from tests.server.rpc.test_overload import GatedEmbedder, overload_error
 from tests.support.in_process import CARD, CountingEmbedder, ready_registry, serving
@@ -307,3 +309,26 @@ async def test_thousands_of_calls_at_once_end_in_ok_or_with_a_delay(server: Serv
             return "OK"
 
         assert {*await asyncio.gather(*map(outcome, range(3000)))} <= {"OK", "OVERLOADED"}
+
+
+def test_zero_sets_no_limit_for_a_connection() -> None:
+    """The age and the idle time of a connection reach gRPC in milliseconds; 0 is no limit."""
+    unlimited = dict(options(Settings(connection_idle_s=0, connection_age_s=1.5)))
+    assert unlimited["grpc.max_connection_idle_ms"] == NO_LIMIT_MS
+    assert unlimited["grpc.max_connection_age_ms"] == 1500
+
+
+async def test_a_caller_that_disconnects_while_it_is_answered_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that closes before its response is read leaves no error in the log, and no memory counted."""
+    async with serving(ready_registry(CountingEmbedder())) as stub:
+        before = metrics.REGISTRY.get_sample_value("isogloss_call_bytes")
+        with RawCaller(stub.address) as caller:
+            caller.begin("Similarity")
+            caller.data(grpc_message(SIMILARITY_OF_A_MEGABYTE.SerializeToString()), flags=END_STREAM)
+            while (metrics.REGISTRY.get_sample_value("isogloss_call_bytes") or 0) < 2 * MIB:
+                await stub.Health(pb.HealthRequest())
+            caller.reset()
+            while metrics.REGISTRY.get_sample_value("isogloss_call_bytes") != before:
+                await stub.Health(pb.HealthRequest())
+                await asyncio.sleep(0)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
