@@ -72,8 +72,7 @@ class EmbedStreams:
         try:
             while (request := await self._next(call.grpc, ending)) is not None:
                 message = parse(pb.EmbedStreamRequest.FromString, request)
-                held = REQUEST_COPIES * len(request) + self._response_bytes(message.request)
-                await stream.accept(message, held)
+                await stream.accept(message, len(request), self._response_bytes(message.request))
             await stream.all_answered()
         except DomainError:
             await stream.abort()
@@ -116,19 +115,24 @@ class _OpenStream:
         self._writing = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None  # task that holds the lock
 
-    async def accept(self, message: pb.EmbedStreamRequest, size: int) -> None:
+    async def accept(self, message: pb.EmbedStreamRequest, request_bytes: int, response_bytes: int) -> None:
         """Starts to answer a request, and returns when the window has room for another one.
 
         Args:
             message: The request.
-            size: Bytes that the request and its response hold until the response is sent.
+            request_bytes: Size of the request.
+            response_bytes: Maximum size of its response.
         """
         if message.id in self._tasks:
             raise DuplicateIdError("the id belongs to a request that is still in flight", field="id", id=message.id)
+        size = request_bytes + response_bytes
+        held = REQUEST_COPIES * request_bytes + response_bytes
         self._unanswered_bytes += size
-        self._memory.hold(size)
+        self._memory.hold(held)
         task = self._tasks[message.id] = asyncio.create_task(self._answer(message))
-        task.add_done_callback(partial(self._finish, message.id, size))  # also if it is cancelled before it begins
+        task.add_done_callback(
+            partial(self._finish, message.id, size, held)
+        )  # also if it is cancelled before it begins
         while len(self._tasks) >= self._window.max_requests or self._unanswered_bytes >= self._window.max_bytes:
             self._answered.clear()
             await self._answered.wait()
@@ -168,9 +172,9 @@ class _OpenStream:
                 self._memory.hold(-copies)
                 self._writer = None
 
-    def _finish(self, number: int, size: int, _task: "asyncio.Task[None]") -> None:
+    def _finish(self, number: int, size: int, held: int, _task: "asyncio.Task[None]") -> None:
         self._unanswered_bytes -= size
-        self._memory.hold(-size)
+        self._memory.hold(-held)
         del self._tasks[number]
         self._answered.set()
 
