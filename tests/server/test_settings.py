@@ -3,6 +3,7 @@
 import argparse
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import get_args, get_origin
@@ -360,3 +361,16 @@ def test_a_config_file_can_be_a_pipe(tmp_path: Path) -> None:
     writer.start()
     assert load({"config": str(pipe)}).port == 7
     writer.join(60)
+
+
+def test_numpy_computes_on_the_calling_thread() -> None:
+    """A matrix product of the server starts no threads of OpenBLAS, which would compete with those of the executor."""
+    code = (
+        "from isogloss_server.settings.sources import configure_libraries; configure_libraries()\n"
+        "import numpy as np; from pathlib import Path\n"
+        "a = np.ones((2000, 2000)); a @ a\n"
+        "print(len(list(Path('/proc/self/task').iterdir())))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from isogloss.wire.enums import InputType, Metric, Priority, Truncation
 from isogloss_server.clock import SystemClock
+from isogloss_server.engine import pipeline as pipeline_module
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
@@ -265,17 +266,18 @@ async def test_comparisons_leave_a_thread_to_texts(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Comparison, "scores", scores)
     executor = Executor(4)
     pipeline = Pipeline(ready_registry(CountingEmbedder()), executor, SystemClock())
-    rows = np.ones((400, 4), np.float32)
+    rows = np.ones((2000, 4), np.float32)
     sides = [VectorSide(path, rows, CARD.space_id, rows.nbytes) for path in ("queries", "candidates")]
     request = SimilarityRequest(queries=sides[0], candidates=sides[1], metric=Metric.MANHATTAN)
     results = await asyncio.gather(*(pipeline.similarity(request) for _ in range(8)))
     executor.close()
-    assert {result.compared.shape for result in results} == {(400, 400)}
+    assert {result.compared.shape for result in results} == {(2000, 2000)}
     assert 1 <= most <= 2
 
 
-async def test_a_comparison_is_divided_by_time() -> None:
+async def test_a_comparison_is_divided_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are sized by the measured speed: a slow comparison has more of them, with the same scores."""
+    monkeypatch.setattr(pipeline_module, "COMPARISON_PRODUCTS", 1 << 20)
     rows = np.random.default_rng(0).standard_normal((1200, 4)).astype(np.float32)
     sides = [VectorSide(path, rows, CARD.space_id, rows.nbytes) for path in ("queries", "candidates")]
     request = SimilarityRequest(queries=sides[0], candidates=sides[1], metric=Metric.EUCLIDEAN)

@@ -15,7 +15,7 @@ from isogloss_server.models import catalog, hub, layout, model_folder, parity, s
 from isogloss_server.models.catalog import KNOWN, KnownModel, is_hosted
 from isogloss_server.models.model_folder import BUNDLED, ModelFolder
 from isogloss_server.models.providers import catalog as provider_catalog
-from isogloss_server.settings.sources import load, silence_libraries
+from isogloss_server.settings.sources import configure_libraries, load
 
 HEADINGS = ("name", "dimensions", "tokens", "languages", "licence", "on this disk")
 
@@ -33,7 +33,7 @@ def run(flags: Mapping[str, Any]) -> int:
         StartupError: A model is unavailable, or its files are damaged.
         SettingsError: A model is unknown, or a setting in the environment is invalid.
     """
-    silence_libraries()
+    configure_libraries()
     given = flags.get("model") or ()
     sources = [given] if isinstance(given, str) else given
     for source in sources:

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from isogloss_server import logs
 from isogloss_server.errors import StartupError
 from isogloss_server.settings.declarations import PREFIX, Settings
-from isogloss_server.settings.sources import load, silence_libraries, unknown_variables
+from isogloss_server.settings.sources import configure_libraries, load, unknown_variables
 
 EPILOG = """\
 Each setting is a flag, an environment variable, and a key of the TOML file of --config. A flag wins over the variable,
@@ -76,7 +76,7 @@ def run(flags: Mapping[str, Any]) -> int:
     logs.configure(settings.log_level, settings.log_format)
     for line in unknown_variables():
         logs.warning(line)
-    silence_libraries()
+    configure_libraries()
     # Imported here, so that invalid settings are reported before gRPC and numpy are loaded.
     import uvloop  # noqa: PLC0415
 

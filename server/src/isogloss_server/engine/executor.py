@@ -19,8 +19,8 @@ from isogloss_server.errors import ModelStalledError
 INLINE_NUMBERS = 1 << 17
 INLINE_CHARACTERS = 1 << 10
 INLINE_RANKINGS = 256
-# A block of a comparison until its speed is known: products of two numbers, less than 10 ms under every metric.
-COMPARISON_PRODUCTS = 1 << 22
+# The smallest block of a comparison, in products of two numbers: 2 ms of one core, so that the hand-over costs little.
+COMPARISON_PRODUCTS = 1 << 25
 
 P = ParamSpec("P")
 T = TypeVar("T")

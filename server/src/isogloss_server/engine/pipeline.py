@@ -223,11 +223,12 @@ class Pipeline:
         if products <= INLINE_NUMBERS:
             return [compute(slice(0, rows))]
         of_row, throughput = products / rows, self._comparisons.throughput
-        step = (throughput.cautious_rate * BLOCK_S or COMPARISON_PRODUCTS) / of_row
+        smallest = COMPARISON_PRODUCTS / of_row
+        step = throughput.cautious_rate * BLOCK_S / of_row
         parts: list[Part] = []
         first = 0
         while first < rows:
-            block = slice(first, min(rows, first + max(1, min(int(step), max_rows))))
+            block = slice(first, min(rows, first + max(1, min(round(max(step, smallest)), max_rows))))
             size = block.stop - first
             async with self._comparing:  # the executor keeps threads for texts
                 part, took_s = await self._executor.run(self._timed, compute, block)

@@ -131,12 +131,14 @@ def provider_key(provider: str, settings: Settings) -> SecretStr | None:
     return SecretStr(key) if key else None
 
 
-def silence_libraries() -> None:
-    """Switches off what libraries write on stderr themselves; call it before they are imported.
+def configure_libraries() -> None:
+    """Sets libraries' own variables: no output on stderr, no threads of BLAS; call it before they are imported.
 
     The lines of gRPC's core, off unless GRPC_VERBOSITY is set, quote what peers send, line ends included: any peer
     could write lines into the log. Libraries in Rust print the stack of a panic if RUST_BACKTRACE is set, as in some
-    images; the log has the Python stack of the error.
+    images; the log has the Python stack of the error. OpenBLAS would compute each block of a comparison on all cores, with
+    threads that wait actively: a cosine then takes four times as much CPU time. The executor's threads share the cores.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ["RUST_BACKTRACE"] = "0"
