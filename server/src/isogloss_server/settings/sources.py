@@ -136,8 +136,8 @@ def configure_libraries() -> None:
 
     The lines of gRPC's core, off unless GRPC_VERBOSITY is set, quote what peers send, line ends included: any peer
     could write lines into the log. Libraries in Rust print the stack of a panic if RUST_BACKTRACE is set, as in some
-    images; the log has the Python stack of the error. OpenBLAS would compute each block of a comparison on all cores, with
-    threads that wait actively: a cosine then takes four times as much CPU time. The executor's threads share the cores.
+    images; the log has the Python stack of the error. OpenBLAS would compute each block of a comparison on all cores,
+    with threads that wait actively: a cosine takes four times as much CPU time. The executor's threads share the cores.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
