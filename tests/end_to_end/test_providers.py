@@ -192,7 +192,9 @@ def test_a_rejection_by_the_provider_ends_the_start(source: str, key: str, word:
 def test_a_variable_that_breaks_connections_ends_the_start(variable: str, value: str) -> None:
     """An unusable proxy or certificate file is one line that names the variable."""
     with FakeProvider(key=KEY) as fake:
-        line = startup_error("--model", f"openai:all-MiniLM-L6-v2@{fake.address}/v1", env={**KEYS, variable: value})
+        line = startup_error(
+            "--model", f"openai:all-MiniLM-L6-v2@{fake.address}/v1", env={**KEYS, variable: value}, status=1
+        )
     assert variable in line
     assert "secret" not in line
 
