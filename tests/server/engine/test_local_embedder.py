@@ -77,7 +77,9 @@ async def test_only_few_characters_are_tokenized_on_the_event_loop(
     parts = static.load(model_folder.locate(str(static_folder)))
     calls = RecordedCalls(Tokenizer.from_file(str(static_folder / "tokenizer.json")))
     tokenizer = TextTokenizer(calls, max_tokens=1000)  # type: ignore[arg-type]
-    model = LocalEmbedder(parts.model, tokenizer, parts.card, {InputType.QUERY: prompt}, Executor(1), SystemClock())
+    prompts = {InputType.QUERY: prompt}
+    speed = new_throughput()
+    model = LocalEmbedder(parts.model, tokenizer, parts.card, prompts, Executor(1), SystemClock(), throughput=speed)
     calls.clear()
     await model.embed(texts, InputType.QUERY, Truncation.END, Urgency())
     assert {thread == threading.get_ident() for thread in calls.threads} == {is_inline}

@@ -79,7 +79,11 @@ class _Block:
 
 
 class LocalEmbedder:
-    """Tokenizes texts and runs inference of a local model."""
+    """Tokenizes texts and runs inference of a local model.
+
+    Attributes:
+        card: Description of the model.
+    """
 
     def __init__(
         self,
@@ -111,7 +115,7 @@ class LocalEmbedder:
         """
         self._model = model
         self._tokenizer = tokenizer
-        self._card = card
+        self.card = card
         self._prompts = prompts
         self._executor = executor
         self._clock = clock
@@ -119,11 +123,6 @@ class LocalEmbedder:
         self._batcher = batcher
         self._direct = DirectRunner(model, card.dimensions[0], FailureMonitor(report)) if batcher is None else None
         self._tolerance = tolerance
-
-    @property
-    def card(self) -> ModelCard:
-        """Description of the model."""
-        return self._card
 
     async def embed(
         self,
@@ -168,12 +167,12 @@ class LocalEmbedder:
                         submitted.append(self._batcher.submit(batch, urgency))
             if row_errors and not allow_partial:
                 return Embedded.failed(
-                    len(texts), self._card.dimensions[0], row_errors, tokenization_s=_tokenization_s(blocks)
+                    len(texts), self.card.dimensions[0], row_errors, tokenization_s=_tokenization_s(blocks)
                 )
             results = [block.result for block in blocks if block.result is not None]
             if submitted:
                 results = [await submitted[0]] if len(submitted) == 1 else await asyncio.gather(*submitted)
-            return _join(blocks, results, row_errors, self._card.dimensions[0])
+            return _join(blocks, results, row_errors, self.card.dimensions[0])
         finally:
             for future in submitted:  # no effect on those that are done
                 future.cancel()

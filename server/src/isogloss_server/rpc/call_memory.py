@@ -26,6 +26,7 @@ STREAM_PART = 2  # streams wait while more than 1 / STREAM_PART of the memory is
 PRESSED_SHARE = 0.75  # of the memory in use, from which on slow readers have PRESSED_S instead of their time limit
 PRESSED_S = 5.0
 CHECK_S = 0.25
+IDLE_CHECKS = 8  # without large calls, one check in so many is made
 SLOW_CHECKS = 4  # a request that has not arrived after as many checks is slow; a busy event loop delays both alike
 IDLE_BYTES = 4 * 1024 * 1024  # while calls hold less, the memory of the process is taken for that of the rest
 RETRY_S = 1.0
@@ -183,9 +184,12 @@ class CallMemory:
             self._checking.cancel()
 
     async def _check_repeatedly(self) -> None:
-        freed = system.FreedMemory(self._process_bytes)
+        freed, idle_checks = system.FreedMemory(self._process_bytes), 0
         while True:
             await asyncio.sleep(CHECK_S)
+            idle_checks = idle_checks + 1 if self._is_idle else 0
+            if idle_checks % IDLE_CHECKS > 1:
+                continue
             try:
                 self.end_slow_requests()
                 await self._close_slow_readers()
@@ -193,6 +197,10 @@ class CallMemory:
                     await asyncio.get_running_loop().run_in_executor(None, freed.release)
             except Exception as error:  # noqa: BLE001 - the next check may succeed
                 logs.internal_error(error)
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._used <= IDLE_BYTES and not (self._arrivals or self._stream_arrivals or self._unread)
 
     async def _close_slow_readers(self) -> None:
         addresses = self.slow_readers()

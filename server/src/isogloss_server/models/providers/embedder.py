@@ -78,7 +78,11 @@ class _RetryBudget:
 
 
 class ProviderEmbedder:
-    """Embeds texts by calls to a provider, within its rate limits and the caller's deadline."""
+    """Embeds texts by calls to a provider, within its rate limits and the caller's deadline.
+
+    Attributes:
+        card: Description of the model.
+    """
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class ProviderEmbedder:
         """
         self._name = name
         self._provider = provider
-        self._card = card
+        self.card = card
         self._limits = limits
         self._clock = clock
         self._on_health = on_health
@@ -124,11 +128,6 @@ class ProviderEmbedder:
         )
         self._reported = ""  # the last report: a reason, or an empty string
         self._closing: asyncio.Task[None] | None = None
-
-    @property
-    def card(self) -> ModelCard:
-        """The description of the model."""
-        return self._card
 
     async def embed(
         self,
@@ -179,7 +178,7 @@ class ProviderEmbedder:
 
     async def _probe(self) -> str:
         try:
-            await probe(self._provider, timeout_s=self._limits.timeout_s, columns=self._card.dimensions[0])
+            await probe(self._provider, timeout_s=self._limits.timeout_s, columns=self.card.dimensions[0])
         except ProviderCallError as error:
             return error.in_full
         return ""
@@ -273,7 +272,7 @@ class ProviderEmbedder:
         Raises:
             ProviderCallError: The call returned no vectors of these texts.
         """
-        columns = self._card.dimensions[0]
+        columns = self.card.dimensions[0]
         try:
             response = await call(self._provider, texts, options, timeout_s=timeout_s, columns=columns)
         except ProviderCallError as error:
