@@ -228,13 +228,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = "OK"
             return response  # noqa: TRY300 - without an error, the code below does not run
         except BaseException as error:
-            failure: BaseException = error
-            if is_shutdown(error):
-                if not (own and self._ending and isinstance(error, asyncio.CancelledError)):
-                    code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
-                    raise
-                failure = DrainingError("the server stopped before the call was finished; send it again")
-            status = to_status(to_domain_error(failure, call))
+            # The error is in no variable that outlives this block: gRPC keeps the frame.
+            if not is_shutdown(error):
+                status = to_status(to_domain_error(error, call))
+            elif own and self._ending and isinstance(error, asyncio.CancelledError):
+                status = to_status(DrainingError("the server stopped before the call was finished; send it again"))
+            else:
+                code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
+                raise
             code = status.code.name
             release_frames(error)
         finally:
