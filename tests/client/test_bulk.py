@@ -190,11 +190,11 @@ def test_a_chunk_that_is_ready_is_yielded_between_two_texts(
     """The blocking client looks for responses between two texts of a slow source, not only between two chunks."""
     arrived, read = threading.Event(), 0
 
-    def forward(call: Any, inbox: Any, outbox: Any) -> None:
+    def forward(call: Any, inbox: Any, *others: Any) -> None:
         """Reports the arrival of the first message."""
         inbox.put(next(call))
         arrived.set()
-        _forward(call, inbox, outbox)
+        _forward(call, inbox, *others)
 
     monkeypatch.setattr("isogloss.client._forward", forward)
 

@@ -12,11 +12,15 @@ from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.process_state import Held, Observer
 from tests.support.raw_http2 import (
+    END_HEADERS,
+    HEADERS,
     INITIAL_WINDOW_SIZE,
     PREFACE,
+    RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
     RawCaller,
+    call_headers,
     frame,
     grpc_message,
 )
@@ -148,3 +152,31 @@ def test_incomplete_messages_do_not_affect_other_calls(
         observer.check_answers()
         assert observer.health().queued_texts == 0
     observer.check_freed(before)
+
+
+def test_health_is_answered_while_callers_reset_their_calls(
+    server: ServerProcess, observer: Observer, before: Held
+) -> None:
+    """Health has an answer for each call while connections begin and reset thousands of calls."""
+    begin, reset = call_headers("Embed"), struct.pack(">I", 8)
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(RawCaller(server.address)) for _ in range(4)]
+        for first in range(1, 4000, 200):
+            burst = b"".join(
+                frame(HEADERS, begin, flags=END_HEADERS, stream=stream) + frame(RST_STREAM, reset, stream=stream)
+                for stream in range(first, first + 200, 2)
+            )
+            for caller in callers:
+                caller.send(burst)
+            assert observer.health().model
+    observer.check_freed(before)
+    observer.check_answers()
+
+
+def test_connections_beyond_the_limit_are_closed() -> None:
+    """The server closes connections beyond its limit, and those before it are served."""
+    with ServerProcess("--max-connections", "2") as server, stub_on(server) as stub:
+        assert stub.Health(pb.HealthRequest(), timeout=60).models
+        with RawCaller(server.address), RawCaller(server.address) as third:
+            third.read_to_end()
+            assert stub.Health(pb.HealthRequest(), timeout=60).models

@@ -120,9 +120,10 @@ async def stoppable_serving(
     server = Server(Settings(port=0, **settings), registry, Pipeline(registry, executor, clock, cache), executor, clock)
     port = await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        address = f"127.0.0.1:{port}"
+        async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-            stub.channel, stub.address = channel, f"127.0.0.1:{port}"
+            stub.channel, stub.address = channel, address
             yield stub, server.stop
     finally:
         await server.stop(None)

@@ -108,12 +108,16 @@ class Simulation:
         self._ids = itertools.count()
         self._slots: dict[Submission, tuple[Slot, Outcome]] = {}
 
-    def run(self, arrivals: Sequence[Arrival], *, admitted: frozenset[int] = frozenset()) -> list[Outcome]:
-        """Returns the outcome of each arrival; those with an index in `admitted` are not refused."""
+    def run(self, arrivals: Sequence[Arrival], *, admitted: int | None = None) -> list[Outcome]:
+        """Returns the outcome of each arrival.
+
+        With `admitted`, the index of one that is not refused, the simulation ends when that one is done or late.
+        """
         outcomes = [Outcome(arrival) for arrival in arrivals]
         for index, arrival in enumerate(arrivals):
-            self._schedule(arrival.at_s, lambda index=index: self._arrive(outcomes[index], forced=index in admitted))
-        while self._events:
+            self._schedule(arrival.at_s, lambda index=index: self._arrive(outcomes[index], forced=index == admitted))
+        last_s = math.inf if admitted is None else arrivals[admitted].deadline_s
+        while self._events and self._clock.now_s <= last_s and (admitted is None or outcomes[admitted].took_s is None):
             self._clock.now_s, _, event = heapq.heappop(self._events)
             event()
         return outcomes

@@ -87,7 +87,7 @@ class RunningCall:
         error = self._described(error, reached=reached)
         self._failures += 1
         self._attempts += error.reason not in STARTING_REASONS
-        if not (transient and self.repeats and self._attempts < self._max_attempts):
+        if error.is_final or not (transient and self.repeats and self._attempts < self._max_attempts):
             raise error
         delay_s = _backoff_s(self._failures) if error.retry_after_s is None else error.retry_after_s
         now_s = time.monotonic()

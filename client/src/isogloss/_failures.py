@@ -56,16 +56,17 @@ def from_rpc_error(failure: grpc.RpcError) -> IsoglossError:
     code = call.code().name
     details = read(parse(trailers.get(DETAILS_TRAILER, b"")))
     retryable = None
-    if details.retry_after_s is None and PUSHBACK_TRAILER in trailers:
-        # A pushback that is not a number of milliseconds means that a retry is pointless, whatever the code. Beside a
-        # delay, it means only that the delay exceeds the deadline of this call.
-        pushback = str(trailers[PUSHBACK_TRAILER])
-        if pushback.isdecimal():
+    pushback = str(trailers.get(PUSHBACK_TRAILER, ""))
+    # A pushback that is not a number of milliseconds forbids clients to repeat the call by themselves. Without a delay
+    # for the caller, a retry is pointless, whatever the code.
+    is_final = bool(pushback) and not pushback.isdecimal()
+    if details.retry_after_s is None and pushback:
+        if not is_final:
             details = replace(details, retry_after_s=int(pushback) / 1e3)
         else:
             retryable = False
     request_id = trailers.get(REQUEST_ID_TRAILER)
-    return _exception(code, call.details(), details, retryable=retryable, request_id=request_id)
+    return _exception(code, call.details(), details, retryable=retryable, is_final=is_final, request_id=request_id)
 
 
 def from_status(status: status_pb2.Status) -> IsoglossError:

@@ -64,6 +64,8 @@ class IsoglossError(Exception):
         violations: The invalid arguments, if the caller can correct them.
         retryable: True if the same call may succeed later. The client has used up its own retries by then.
         retry_after_s: Seconds to wait before a retry, as requested by the server; None if it requested no delay.
+        is_final: True if the server asks clients not to repeat the call by themselves, because the delay exceeds the
+            deadline, or because the server has repeated its own work already.
         request_id: Identifier of the call, also in the server's log if the call arrived there; None if no request was
             sent, such as for an invalid argument.
     """
@@ -80,6 +82,7 @@ class IsoglossError(Exception):
         violations: tuple[FieldViolation, ...] = (),
         retryable: bool | None = None,
         retry_after_s: float | None = None,
+        is_final: bool = False,
         request_id: str | None = None,
     ) -> None:
         message = printable(message)
@@ -91,6 +94,7 @@ class IsoglossError(Exception):
         self.violations = violations
         self.retryable = self.code in RETRYABLE_CODES if retryable is None else retryable
         self.retry_after_s = retry_after_s
+        self.is_final = is_final
         self.request_id = request_id
 
     def __str__(self) -> str:
@@ -110,7 +114,7 @@ class IsoglossError(Exception):
         return partial(type(self), **self._attributes()), (self.message,)
 
     def _attributes(self) -> dict[str, Any]:
-        names = ("code", "reason", "metadata", "violations", "retryable", "retry_after_s", "request_id")
+        names = ("code", "reason", "metadata", "violations", "retryable", "retry_after_s", "is_final", "request_id")
         return {name: getattr(self, name) for name in names}
 
 

@@ -281,7 +281,7 @@ class WorkerDiedError(UnavailableError):
 
 
 class OverloadedError(ExhaustedError):
-    """The queue is full, or the request cannot be processed before its deadline."""
+    """The queue or the memory for calls is full, or the request cannot be processed before its deadline."""
 
     reason = "OVERLOADED"
 

@@ -39,6 +39,15 @@ REFUSED_CALLS = Counter(
 QUEUE_TOKENS = Gauge(
     "isogloss_queue_tokens", "Estimated tokens of work that waits or is being computed.", ["model"], registry=REGISTRY
 )
+REFUSED_FOR_MEMORY = Counter(
+    "isogloss_refused_for_memory",
+    "Calls, and requests of streams, refused because all calls together held too much memory.",
+    registry=REGISTRY,
+)
+CALL_BYTES = Gauge("isogloss_call_bytes", "Memory that calls hold, as far as it is known, in bytes.", registry=REGISTRY)
+CLOSED_CONNECTIONS = Counter(
+    "isogloss_closed_connections", "Connections closed because a response was not read in time.", registry=REGISTRY
+)
 CACHE_ROWS = Counter(
     "isogloss_cache_rows",
     "Rows looked up in the cache. memory: hit; joined (an in-flight request for the same text); miss. shared: hit; "

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from isogloss_server.clock import Clock
+from isogloss_server.engine.backlog import Throughput
 from isogloss_server.engine.batcher import Batcher
 from isogloss_server.engine.monitoring import Report, ignore_report
 from isogloss_server.models.interfaces import Model
@@ -25,6 +26,7 @@ def make_batcher() -> Iterator[Callable[..., Batcher]]:
         threads: int = 1,
         tokens: int = 1000,
         report: Report = ignore_report,
+        throughput: Throughput | None = None,
     ) -> Batcher:
         made.append(
             Batcher(
@@ -34,7 +36,7 @@ def make_batcher() -> Iterator[Callable[..., Batcher]]:
                 max_batch_tokens=tokens,
                 clock=clock or ManualClock(),
                 watchdog_s=WATCHDOG_S,
-                throughput=new_throughput(),
+                throughput=throughput or new_throughput(),
                 report=report,
             )
         )

@@ -1,6 +1,7 @@
 """Batcher: order, priorities, deadlines, cancellation, failed batches, and the end."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 from isogloss.wire.enums import Priority
 from isogloss_server.engine.batch_queue import BULK_SHARE
 from isogloss_server.engine.batcher import Batcher, BatchError
-from isogloss_server.errors import DeadlineExceededError, DrainingError
+from isogloss_server.engine.monitoring import CHECKS
+from isogloss_server.errors import DeadlineExceededError, DrainingError, ModelStalledError
 from isogloss_server.models.interfaces import Rows, Urgency
 
-from tests.support.gated_model import GatedModel, batch_of, occupy, row_of
+from tests.support.gated_model import WATCHDOG_S, GatedModel, batch_of, occupy, row_of
+from tests.support.in_process import new_throughput
 from tests.support.manual_clock import ManualClock
 
 INTERACTIVE, BULK = Urgency(), Urgency(Priority.BULK)
@@ -279,3 +282,68 @@ def test_calls_of_a_closed_event_loop_are_discarded(make_batcher: Callable[..., 
     asyncio.run(leave())
     model.release(2)
     assert asyncio.run(submit()).rows.tolist() == [[2, 2, 4]]
+
+
+async def test_the_time_limit_of_a_batch_grows_with_its_tokens(make_batcher: Callable[..., Batcher]) -> None:
+    """A long text that is as slow as the measured speed predicts is not stalled; a short one is, after the limit."""
+    clock = ManualClock()
+    throughput = new_throughput()
+    throughput.record(200, 20.0)  # 10 tokens a second: 100 tokens may take 8 x 10 s beyond the limit
+    model = GatedModel(gated=True)
+    batcher = make_batcher(model, clock, throughput=throughput)
+    for tokens, seconds, stalls in ((100, WATCHDOG_S + 75, False), (1, WATCHDOG_S + 25, True)):
+        call = batcher.submit(batch_of([tokens] * tokens), INTERACTIVE)
+        await model.next_batch()
+        checks = len(clock.requested_sleeps_s)
+        for check in range(round(seconds / (WATCHDOG_S / CHECKS))):
+            clock.advance(WATCHDOG_S / CHECKS)
+            await clock.wait_for_sleeps(checks + check + 1)
+        await asyncio.sleep(0)
+        assert call.done() is stalls
+        model.release()
+        if stalls:
+            with pytest.raises(ModelStalledError) as raised:
+                await call
+            assert raised.value.retry_after_s == math.inf  # a retry would stall the next thread
+        else:
+            await call
+
+
+async def test_equal_texts_of_several_calls_are_computed_once(make_batcher: Callable[..., Batcher]) -> None:
+    """A text that is queued or being computed for another call is not computed again, whatever happens to that call."""
+    model = GatedModel(gated=True)
+    batcher = make_batcher(model, tokens=2)
+    first = batcher.submit(batch_of([1, 1], [2, 2]), INTERACTIVE)
+    await model.next_batch()
+    joined = [batcher.submit(batch_of([1, 1]), INTERACTIVE), batcher.submit(batch_of([2, 2]), INTERACTIVE)]
+    first.cancel()
+    await asyncio.sleep(0)
+    model.release(2)
+    assert [result.rows.tolist() for result in await asyncio.gather(*joined)] == [[[2, 1, 2]], [[2, 2, 4]]]
+    assert model.batches == [[[1, 1]], [[2, 2]]]
+
+
+async def test_a_text_that_no_call_waits_for_any_more_is_computed_for_the_next_one(
+    make_batcher: Callable[..., Batcher],
+) -> None:
+    """A call for a text whose only call was cancelled before its batch began receives its row."""
+    model = GatedModel(gated=True, change=out_of_memory_above(1))
+    batcher = make_batcher(model)
+    cancelled, kept = batcher.submit(batch_of([1]), INTERACTIVE), batcher.submit(batch_of([2]), INTERACTIVE)
+    await model.next_batch()
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    model.release(10)
+    assert (await kept).rows.tolist() == [[1, 2, 2]]
+    assert (await batcher.submit(batch_of([1]), INTERACTIVE)).rows.tolist() == [[1, 1, 1]]
+
+
+def out_of_memory_above(texts: int) -> Callable[[Rows], Rows]:
+    """Returns a change that raises MemoryError for batches of more texts."""
+
+    def change(rows: Rows) -> Rows:
+        if len(rows) > texts:
+            raise MemoryError
+        return rows
+
+    return change

@@ -1,6 +1,7 @@
 """Pipeline: partial results, priorities, truncation, tokenization, and both sides of a comparison."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isogloss.wire.enums import InputType, Priority, Truncation
+from isogloss.wire.enums import InputType, Metric, Priority, Truncation
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.local_embedder import LocalEmbedder
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.request import EmbedRequest, SimilarityRequest, TextSide, VectorSide
+from isogloss_server.engine.similarity import Comparison
 from isogloss_server.errors import EmptyTextError, TextWithoutTokensError, UnsupportedTruncationError
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Embedder, Urgency
@@ -22,6 +24,7 @@ from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
 from tokenizers import Tokenizer
 
 from tests.support.in_process import CARD, CountingEmbedder, TruncationRecorder, new_throughput, ready_registry
+from tests.support.manual_clock import ManualClock
 
 
 def make_pipeline(embedder: Embedder) -> Pipeline:
@@ -240,3 +243,67 @@ async def test_a_call_that_fails_by_a_row_error_counts_no_embedded_texts() -> No
     assert model.embedded_texts == 0
     await line.embed(EmbedRequest(texts=["a", "!!!"], allow_partial=True))
     assert model.embedded_texts == 1
+
+
+async def test_comparisons_leave_a_thread_to_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many comparisons wait, they use half of the threads, one block each at a time."""
+    blocks, most = 0, 0
+    lock = threading.Lock()
+    scored = Comparison.scores
+
+    def scores(self: Comparison, queries: Any) -> Any:
+        nonlocal blocks, most
+        with lock:
+            blocks += 1
+            most = max(most, blocks)
+        try:
+            return scored(self, queries)
+        finally:
+            with lock:
+                blocks -= 1
+
+    monkeypatch.setattr(Comparison, "scores", scores)
+    executor = Executor(4)
+    pipeline = Pipeline(ready_registry(CountingEmbedder()), executor, SystemClock())
+    rows = np.ones((400, 4), np.float32)
+    sides = [VectorSide(path, rows, CARD.space_id, rows.nbytes) for path in ("queries", "candidates")]
+    request = SimilarityRequest(queries=sides[0], candidates=sides[1], metric=Metric.MANHATTAN)
+    results = await asyncio.gather(*(pipeline.similarity(request) for _ in range(8)))
+    executor.close()
+    assert {result.compared.shape for result in results} == {(400, 400)}
+    assert 1 <= most <= 2
+
+
+async def test_a_comparison_is_divided_by_time() -> None:
+    """Blocks are sized by the measured speed: a slow comparison has more of them, with the same scores."""
+    rows = np.random.default_rng(0).standard_normal((1200, 4)).astype(np.float32)
+    sides = [VectorSide(path, rows, CARD.space_id, rows.nbytes) for path in ("queries", "candidates")]
+    request = SimilarityRequest(queries=sides[0], candidates=sides[1], metric=Metric.EUCLIDEAN)
+    results, counts = [], []
+    for block_s in (0.0001, 0.02):
+        clock = ManualClock()
+        executor = CountingExecutor(clock, block_s)
+        results.append(
+            (await Pipeline(ready_registry(CountingEmbedder()), executor, clock).similarity(request)).compared
+        )
+        counts.append(executor.blocks)
+        executor.close()
+    assert counts[0] < counts[1]
+    np.testing.assert_array_equal(*results)
+
+
+class CountingExecutor(Executor):
+    """Runs work at once; a block of a comparison takes `block_s` seconds of the clock."""
+
+    def __init__(self, clock: ManualClock, block_s: float) -> None:
+        super().__init__(1)
+        self.blocks = 0
+        self._clock = clock
+        self._block_s = block_s
+
+    async def run(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(work, "__name__", "") != "_timed":
+            return work(*args, **kwargs)
+        self.blocks += 1
+        result, _ = work(*args, **kwargs)
+        return result, self._block_s

@@ -3,14 +3,10 @@
 import asyncio
 import email.utils
 import itertools
-import json
 
-import grpc
 import pytest
-from isogloss._channel import service_config
-from isogloss.options import ClientOptions
+from isogloss import AsyncClient, ResourceExhaustedError
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss.v1 import embedding_pb2_grpc
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
@@ -105,14 +101,14 @@ async def test_calls_that_succeed_widen_the_budgets_concurrency(fake: FakeProvid
 
 
 async def test_a_client_does_not_multiply_the_servers_retries(fake: FakeProvider, clock: ManualClock) -> None:
-    """The client's own retries end with the server's, and it receives the time to wait."""
+    """The client's own retries end with the server's, and the caller receives the time to wait."""
     fake.always = Scripted(status=429)
-    options = [("grpc.service_config", json.dumps(service_config(ClientOptions(attempts=5))))]
-    async with remote(fake, LIGHT, clock) as m, grpc.aio.insecure_channel(m.stub.address, options=options) as channel:
-        stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-        told = await clock.run_until_done(failure(stub.Embed(ONE, timeout=60)))
-    assert (len(fake.requests), told.pushback_ms) == (6, -1)
-    assert told.retry_s == pytest.approx(2 * BACKOFFS_S[-1])
+    async with remote(fake, LIGHT, clock) as m, AsyncClient(m.stub.address) as client:
+        with pytest.raises(ResourceExhaustedError) as raised:
+            await clock.run_until_done(client.embed(["one"]))
+    assert len(fake.requests) == 6
+    assert (raised.value.is_final, raised.value.retryable) == (True, True)
+    assert raised.value.retry_after_s == pytest.approx(2 * BACKOFFS_S[-1])
 
 
 @pytest.mark.parametrize(("jitter", "expected_s"), [(0.0, 0.25), (0.999, 0.125)])

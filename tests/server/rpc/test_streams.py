@@ -238,3 +238,18 @@ async def test_a_caller_that_reads_no_responses_is_bounded() -> None:
                 await stub.Health(pb.HealthRequest())
         assert len(embedder.calls) < sent < 2000
         call.cancel()
+
+
+async def test_the_window_counts_responses_before_they_are_computed() -> None:
+    """A request whose response is as large as the window is answered before the next one begins."""
+    embedder = GatedEmbedder()
+    async with serving(ready_registry(embedder), stream_window_bytes=16 * 1024) as stub:
+        call = stub.EmbedStream()
+        await call.write(request(0, "wait 0", *["a"] * 500))  # 500 rows of 16 bytes and their counts
+        await call.write(request(1, "wait 1"))
+        assert await embedder.began.get() == "0"
+        await stub.Health(pb.HealthRequest())
+        assert embedder.began.empty()
+        embedder.gate("0").set()
+        assert await embedder.began.get() == "1"
+        call.cancel()

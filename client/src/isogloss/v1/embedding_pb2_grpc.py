@@ -13,8 +13,8 @@ class EmbeddingServiceStub(object):
     * INVALID_ARGUMENT, if the request breaks a rule or a limit. Limits are checked before any work.
     * NOT_FOUND, reason UNKNOWN_MODEL.
     * FAILED_PRECONDITION, reason SPACE_MISMATCH.
-    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, or if
-    the request cannot finish before its deadline.
+    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
+    request cannot finish before its deadline, or if all calls together hold too much memory.
     * UNAVAILABLE, reason NOT_READY, while the model loads.
     * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
     limit, except with models of a provider (default 60 s).
@@ -61,8 +61,8 @@ class EmbeddingServiceServicer(object):
     * INVALID_ARGUMENT, if the request breaks a rule or a limit. Limits are checked before any work.
     * NOT_FOUND, reason UNKNOWN_MODEL.
     * FAILED_PRECONDITION, reason SPACE_MISMATCH.
-    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, or if
-    the request cannot finish before its deadline.
+    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
+    request cannot finish before its deadline, or if all calls together hold too much memory.
     * UNAVAILABLE, reason NOT_READY, while the model loads.
     * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
     limit, except with models of a provider (default 60 s).
@@ -167,8 +167,8 @@ class EmbeddingService(object):
     * INVALID_ARGUMENT, if the request breaks a rule or a limit. Limits are checked before any work.
     * NOT_FOUND, reason UNKNOWN_MODEL.
     * FAILED_PRECONDITION, reason SPACE_MISMATCH.
-    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, or if
-    the request cannot finish before its deadline.
+    * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
+    request cannot finish before its deadline, or if all calls together hold too much memory.
     * UNAVAILABLE, reason NOT_READY, while the model loads.
     * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
     limit, except with models of a provider (default 60 s).

@@ -95,11 +95,15 @@ class Registry:
         Raises:
             UnknownModelError: no model of that name is served.
         """
-        model = self._models.get(name) if name else self.models[0]
+        model = self.find(name)
         if model is None:
             served = ", ".join(self._models)
             raise UnknownModelError(f"unknown model; served: {served}", field="model", served=served)
         return model
+
+    def find(self, name: str) -> ServedModel | None:
+        """Returns the model of that name, or the default if the name is empty; None if no model has the name."""
+        return self._models.get(name) if name else self.models[0]
 
     def state(self, model: ServedModel) -> State:
         """Returns the state that health services report for a model: NOT_SERVING while the server drains."""

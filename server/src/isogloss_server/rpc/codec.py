@@ -1,9 +1,12 @@
 """Converts protobuf messages to engine requests, and results to protobuf messages."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf import duration_pb2
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.wire.enums import (
     UNSPECIFIED,
@@ -16,11 +19,11 @@ from isogloss.wire.enums import (
     Truncation,
 )
 from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize
-from isogloss.wire.sizes import matrix_bytes
+from isogloss.wire.sizes import embed_response_bytes, matrix_bytes, rankings_bytes, scores_bytes
 
 from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
-from isogloss_server.engine.registry import Registry, ServedModel
+from isogloss_server.engine.registry import ReadyModel, Registry, ServedModel
 from isogloss_server.engine.request import (
     AllPairs,
     EmbedRequest,
@@ -29,13 +32,30 @@ from isogloss_server.engine.request import (
     SimilarityRequest,
     TextSide,
     VectorSide,
+    space_mismatch_error,
 )
 from isogloss_server.engine.similarity import Rankings
-from isogloss_server.errors import BadMatrixError, MissingFieldError, UnknownEnumError
+from isogloss_server.errors import (
+    BadMatrixError,
+    MalformedRequestError,
+    MissingFieldError,
+    TooManyTextsError,
+    UnknownEnumError,
+)
 from isogloss_server.models.interfaces import Rows
 from isogloss_server.rpc.status import to_row_status
 from isogloss_server.settings.declarations import HIGHEST_MAX_TEXTS
 
+UNCHECKED_BYTES = 64 * 1024  # a smaller request has too few fields to take long
+MAX_FIELDS = HIGHEST_MAX_TEXTS + 1000
+VARINT, LENGTH_DELIMITED = 0, 2  # kinds of fields: https://protobuf.dev/programming-guides/encoding/#structure
+FIXED_BYTES = {1: 8, 5: 4}
+MORE, MAX_VARINT_BITS = 0x80, 70  # a byte from MORE on continues a number, which has ten bytes at most
+END_OF_REQUEST = bytes(16)
+BLOCK_NEIGHBORS = 1 << 13  # converted at a time, in less than a millisecond
+
+T = TypeVar("T")
+Submessages: TypeAlias = "Mapping[int, Submessages]"
 E = TypeVar("E", bound=ContractEnum)
 D = TypeVar("D", bound=ContractEnum | None)
 
@@ -53,6 +73,78 @@ def read_enum(kind: type[E], number: int, path: str, *, default: D) -> E | D:
         known = ", ".join(map(str, (UNSPECIFIED, *(member.number for member in kind))))
         raise UnknownEnumError(f"unknown number {number}; known: {known}", field=path, actual=number, known=known)
     return member
+
+
+def parse(read: Callable[[bytes], T], request: bytes) -> T:
+    """Returns the message in `request`. Parsed here, because grpc.aio would return UNKNOWN for malformed bytes.
+
+    Args:
+        read: `FromString` of the message's class.
+        request: The bytes.
+
+    Raises:
+        MalformedRequestError: the bytes are not a message of the contract.
+        TooManyTextsError: they have more fields than any valid request.
+    """
+    if len(request) > UNCHECKED_BYTES:
+        descriptor: Descriptor = read.__self__.DESCRIPTOR  # type: ignore[attr-defined]  # of the class
+        _check_fields(request, _submessages(descriptor))
+    try:
+        return read(request)
+    except DecodeError:
+        raise MalformedRequestError("the bytes of the request are not a message of the contract") from None
+
+
+def _check_fields(request: bytes, submessages: Submessages) -> None:
+    """Raises TooManyTextsError if a message has more than MAX_FIELDS fields, nested ones included.
+
+    protobuf parses without releasing the interpreter, in a time that grows with the fields: 4 million empty texts in 8
+    MiB take half a second. Malformed bytes end the count, and are refused by the parser.
+    """
+    pending, fields = [(0, len(request), submessages)], 0
+    request += END_OF_REQUEST  # so that the last field of malformed bytes can be read as if it was whole
+    while pending:
+        at, end, submessages = pending.pop()
+        while at < end:
+            fields += 1
+            if fields > MAX_FIELDS:
+                message = f"more than {MAX_FIELDS} texts and other fields; no request may have so many"
+                raise TooManyTextsError(message, limit=HIGHEST_MAX_TEXTS)
+            key, at = request[at], at + 1
+            if key >= MORE:
+                key, at = _varint(request, at - 1)
+            kind = key & 7
+            if kind == LENGTH_DELIMITED:
+                size, at = request[at], at + 1
+                if size >= MORE:
+                    size, at = _varint(request, at - 1)
+                submessage = submessages.get(key >> 3)
+                if submessage is not None:
+                    pending.append((at, min(at + size, end), submessage))
+                at += size
+            elif kind == VARINT:
+                _, at = _varint(request, at)
+            else:
+                at += FIXED_BYTES.get(kind, 0)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Returns the number at a position, and the position after it; 0 and END_OF_REQUEST if the bytes are malformed."""
+    number, shift = 0, 0
+    while shift < MAX_VARINT_BITS:
+        byte, at = data[at], at + 1
+        number |= (byte & (MORE - 1)) << shift
+        if byte < MORE:
+            return number, at
+        shift += 7
+    return 0, len(data) - len(END_OF_REQUEST)
+
+
+@functools.cache
+def _submessages(descriptor: Descriptor) -> Submessages:
+    """Returns the nested messages of a message by the numbers of their fields."""
+    nested = [(field.number, field.message_type) for field in descriptor.fields if field.message_type is not None]
+    return {number: _submessages(kind) for number, kind in nested}
 
 
 def from_matrix(message: pb.Matrix, path: str) -> Rows:
@@ -87,6 +179,13 @@ def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, from_stream
     )
 
 
+def max_response_bytes(request: pb.EmbedRequest, model: ReadyModel) -> int:
+    """Returns the maximum size of the response to an Embed that has no row errors, at most the model's limit."""
+    columns = request.dimensions or model.embedder.card.dimensions[0]
+    size = embed_response_bytes(len(request.texts), columns, ElementType.FLOAT32, allow_partial=False)
+    return min(size, model.limits.max_response_bytes)
+
+
 def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
     """Returns the response to an Embed."""
     embedded = result.embedded
@@ -103,6 +202,23 @@ def to_embed_response(result: EmbedResult) -> pb.EmbedResponse:
     _write_timings(result.timings, response.timings)
     encode(result.matrix, response.embeddings)
     return response
+
+
+def check_similarity_size(request: pb.SimilarityRequest, model: ReadyModel) -> int:
+    """Returns the bytes of the vectors of a Similarity, before they are decoded.
+
+    Raises:
+        RequestTooLargeError: the vectors exceed the limit of the model; the engine checks the texts too.
+        SpaceMismatchError: vectors belong to another space.
+    """
+    card, vector_bytes = model.embedder.card, 0
+    for path, items in (("queries", request.queries), ("candidates", request.candidates)):
+        if items.WhichOneof("kind") == "vectors":
+            if items.vectors.space_id != card.space_id:
+                raise space_mismatch_error(items.vectors.space_id, card, f"{path}.vectors.space_id")
+            vector_bytes += matrix_bytes(items.vectors.vectors)
+            model.limits.check_request_bytes(vector_bytes, f"{path}.vectors")
+    return vector_bytes
 
 
 def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityRequest:
@@ -126,6 +242,14 @@ def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> S
     )
 
 
+def similarity_response_bytes(request: SimilarityRequest) -> int:
+    """Returns the maximum size of the response to a Similarity."""
+    queries, candidates = len(request.sides[0]), len(request.sides[-1])
+    if isinstance(request.shape, Nearest):
+        return rankings_bytes(queries, min(request.shape.k, candidates))
+    return scores_bytes(queries if isinstance(request.shape, Pairwise) else queries * candidates)
+
+
 def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
     """Returns the response to a Similarity."""
     response = pb.SimilarityResponse(
@@ -136,8 +260,7 @@ def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
     )
     _write_timings(result.timings, response.timings)
     if isinstance(result.compared, Rankings):
-        for rows, scores in result.compared.lists():
-            response.nearest.queries.add(rows=rows, scores=scores)
+        _write_rankings(result.compared, response.nearest)
     else:
         encode(quantize(result.compared, ElementType.FLOAT32), response.scores)
     return response
@@ -185,6 +308,18 @@ def to_model_info(model: ServedModel) -> pb.ModelInfo:
         truncations=[truncation.number for truncation in card.truncations],
         license=card.license,
     )
+
+
+def _write_rankings(rankings: Rankings, to: pb.NeighborLists) -> None:
+    """Fills the lists in blocks, between which other threads run: a conversion of numpy or protobuf holds them up."""
+    end = 0
+    for count in rankings.counts.tolist():
+        start, end = end, end + count
+        neighbors = to.queries.add()
+        for first in range(start, end, BLOCK_NEIGHBORS):
+            block = slice(first, min(first + BLOCK_NEIGHBORS, end))
+            neighbors.rows.extend(rankings.rows[block].tolist())
+            neighbors.scores.extend(rankings.scores[block].tolist())
 
 
 def _side(items: pb.Items, path: str) -> TextSide | VectorSide:

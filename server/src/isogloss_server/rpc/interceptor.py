@@ -3,31 +3,46 @@
 import asyncio
 import contextlib
 import math
-import secrets
+import random
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
 from isogloss.wire.status import REQUEST_ID_TRAILER
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
-from isogloss_server.errors import DomainError, DrainingError, InternalError, MalformedRequestError
+from isogloss_server.errors import (
+    DomainError,
+    DrainingError,
+    InternalError,
+    MalformedRequestError,
+    RequestTooLargeError,
+)
+from isogloss_server.rpc.call_memory import (
+    REQUEST_COPIES,
+    RESPONSE_COPIES,
+    SMALL_BYTES,
+    SMALL_RESPONSE_BYTES,
+    CallMemory,
+)
+from isogloss_server.rpc.codec import parse
 from isogloss_server.rpc.status import to_status
 
 MAX_REQUEST_ID_CHARACTERS = 128
+MAX_SMALL_REQUEST_BYTES = 64 * 1024  # of health checks and reflection, which name a model, a service or a file
+ALWAYS_ANSWERED = frozenset({"Health"})  # also if the memory for calls is full; like all of grpc.health.v1
 QUIET_S = 0.05  # without a new call, after which callers have noticed that the server is stopping
 
-T = TypeVar("T")
 GrpcContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class CallContext:
     """Context of one call of the EmbeddingService, which its methods receive instead of gRPC's context.
 
@@ -37,6 +52,8 @@ class CallContext:
         request_id: Id of the call, the caller's own if it sent a valid one.
         deadline_s: Moment of the clock at which the call expires.
         texts: Texts of the call so far, for its log line; likewise `tokens` and `model`.
+        held_bytes: Memory that is counted for the call until it ends.
+        reserved_bytes: Part of it that is for the response, while that is computed.
     """
 
     grpc: GrpcContext
@@ -46,14 +63,21 @@ class CallContext:
     texts: int = 0
     tokens: int = 0
     model: str = ""
+    held_bytes: int = 0
+    reserved_bytes: int = 0
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the methods of the EmbeddingService, and of the other services, whose calls are not logged."""
+    """Wraps the methods of the EmbeddingService, and of the other services, whose calls are not logged.
 
-    def __init__(self, service: str, clock: Clock, *, access_log: bool) -> None:
+    A unary method is served as one that receives a stream, of which it reads one request. On the wire both are the
+    same, but so a call is refused before its request is read, and the time that the request takes is limited.
+    """
+
+    def __init__(self, service: str, clock: Clock, memory: CallMemory, *, access_log: bool) -> None:
         self._prefix = f"/{service}/"
         self._clock = clock
+        self._memory = memory
         self._access_log = access_log
         self._wrapped: dict[str, Handler] = {}
         self._calls: set[asyncio.Task[Any]] = set()  # of all services
@@ -114,69 +138,103 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: Any, method: str) -> Handler:
         own = method.startswith(self._prefix)
         name = method.removeprefix(self._prefix)
-        read = handler.request_deserializer
+        always = not own or name in ALWAYS_ANSWERED
+        max_bytes = MAX_SMALL_REQUEST_BYTES if always else None
+        read, write = handler.request_deserializer, handler.response_serializer
 
-        async def unary(request: bytes, context: GrpcContext) -> Any:
+        async def unary(_requests: Any, context: GrpcContext) -> bytes:
             """Responds to one request."""
-            pending = [request]
-            del request  # grpc keeps this frame of a failed call until the garbage collector runs
 
-            def run(call: CallContext) -> Awaitable[Any]:
-                """Parses the request and starts its method."""
-                message = parse(read, pending.pop())
-                return handler.unary_unary(message, call if own else context)  # type: ignore[no-any-return]
+            async def run(call: CallContext) -> bytes:
+                """Receives the request, runs the method, and serializes the response."""
+                request = await self._memory.receive(context.read)
+                message = parse(read, self._received(request, call, max_bytes))
+                del request
+                response = await handler.unary_unary(message, call if own else context)
+                return self._serialized(write, response, call)
 
-            return await self._run(name, run, context)
+            return await self._run(name, run, context, always=always)  # type: ignore[no-any-return]
 
         async def stream(requests: Any, context: GrpcContext) -> None:
             """Serves a stream, whose handler reads and parses its messages."""
-            await self._run(name, lambda call: handler.stream_stream(requests, call), context)
+            await self._run(name, lambda call: handler.stream_stream(requests, call), context, always=False)
 
-        async def other_stream(requests: Any, context: GrpcContext) -> AsyncIterator[Any]:
-            """Yields the responses of another service's stream."""
-            try:
+        async def other_stream(requests: Any, context: GrpcContext) -> None:
+            """Serves another service's stream."""
+
+            async def run(call: CallContext) -> None:
+                """Writes the responses."""
                 if handler.unary_stream is not None:
-                    responses = handler.unary_stream(parse(read, requests), context)
+                    request = self._received(await self._memory.receive(context.read), call, max_bytes)
+                    responses = handler.unary_stream(parse(read, request), context)
                 else:
-                    responses = handler.stream_stream(_parse_each(read, requests, self._ended), context)
+                    responses = handler.stream_stream(_parse_each(read, requests, self._ended, max_bytes), context)
                 async for response in responses:
-                    yield response
-            except DomainError as error:
-                await context.abort(to_status(error).code, error.message)
+                    await context.write(write(response))
+
+            await self._run(name, run, context, always=True)
 
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(unary)
         if own:
-            return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
-        kind = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.unary_stream is None
-            else grpc.unary_stream_rpc_method_handler
-        )
-        return kind(other_stream, None, handler.response_serializer)
+            return grpc.stream_stream_rpc_method_handler(stream, None, write)
+        return grpc.stream_stream_rpc_method_handler(other_stream)
 
-    async def _run(self, method: str, handle: Callable[[CallContext], Awaitable[Any]], context: GrpcContext) -> Any:
+    def _received(self, request: Any, call: CallContext, max_bytes: int | None) -> bytes:
+        """Returns a request that was received, after its memory is counted; `max_bytes` limits small services."""
+        if request is grpc.aio.EOF:
+            raise MalformedRequestError("the call ended without a request")
+        if len(request) > SMALL_BYTES:
+            size = REQUEST_COPIES * len(request)
+            if max_bytes is None:
+                self._memory.check_room(size, held=call.held_bytes)
+            self._hold(call, size)
+        return _checked(request, max_bytes)
+
+    def _serialized(self, write: Callable[[Any], bytes], response: Any, call: CallContext) -> bytes:
+        """Returns the bytes of a response, whose caller has a limited time to read it."""
+        data = write(response)
+        if len(data) > SMALL_BYTES:
+            size = RESPONSE_COPIES * len(data) - call.reserved_bytes
+            if size > 0 and len(data) > SMALL_RESPONSE_BYTES:
+                self._memory.check_room(size, held=call.held_bytes)
+            self._hold(call, size)
+        self._memory.sending(call.grpc)
+        return data
+
+    def _hold(self, call: CallContext, size: int) -> None:
+        call.held_bytes += size
+        self._memory.hold(size)
+
+    async def _run(
+        self, method: str, handle: Callable[[CallContext], Awaitable[Any]], context: GrpcContext, *, always: bool
+    ) -> Any:
         began_s = self._clock.monotonic_s()
         remaining_s: float | None = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else began_s + remaining_s
         call = CallContext(context, method, _request_id(context.invocation_metadata()), deadline_s)
         identity = (REQUEST_ID_TRAILER, call.request_id)
-        code = "OK"
+        code = "INTERNAL"
         context.set_trailing_metadata((identity,))
+        ended: Any = partial(self._memory.leave, call)  # after the response is sent, or the call is cancelled
+        context.add_done_callback(ended)
         own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
         try:
             if own and task is not None:
                 self._check_accepting(task)
                 self._in_progress.add(task)
-            return await handle(call)
-        except asyncio.CancelledError:
-            if not (own and self._ending):
-                code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
-                raise
-            status = to_status(DrainingError("the server stopped before the call was finished; send it again"))
-            code = status.code.name
-        except Exception as error:  # noqa: BLE001 - every error is converted to a status
-            status = to_status(to_domain_error(error, call))
+            self._memory.enter(call, always=always)
+            response = await handle(call)
+            code = "OK"
+            return response  # noqa: TRY300 - without an error, the code below does not run
+        except BaseException as error:
+            failure: BaseException = error
+            if is_shutdown(error):
+                if not (own and self._ending and isinstance(error, asyncio.CancelledError)):
+                    code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
+                    raise
+                failure = DrainingError("the server stopped before the call was finished; send it again")
+            status = to_status(to_domain_error(failure, call))
             code = status.code.name
             release_frames(error)
         finally:
@@ -195,25 +253,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise DrainingError("the server is stopping; send the request to another one, or again later")
 
 
-def parse(read: Callable[[bytes], T], request: bytes) -> T:
-    """Returns the message in `request`. Parsed here, because grpc.aio would return UNKNOWN for malformed bytes.
-
-    Raises:
-        MalformedRequestError: the bytes are not a message of the contract.
-    """
-    try:
-        return read(request)
-    except DecodeError:
-        raise MalformedRequestError("the bytes of the request are not a message of the contract") from None
-
-
-def to_domain_error(error: Exception, call: CallContext) -> DomainError:
+def to_domain_error(error: BaseException, call: CallContext) -> DomainError:
     """Returns a DomainError as it is; any other error is logged under an id, and the caller receives only the id."""
     if isinstance(error, DomainError):
         return error
     fault_id = uuid.uuid4().hex
     logs.internal_error(error, fault_id=fault_id, request_id=call.request_id, method=call.method)
     return InternalError(f"internal error; see fault_id={fault_id} in the server log", id=fault_id)
+
+
+def is_shutdown(error: BaseException) -> bool:
+    """Returns whether an exception ends the task, the call or the process, and must be raised further.
+
+    gRPC raises its own after the call has ended. All others become a status: some libraries raise exceptions that are
+    not an Exception, like the panics of pyo3, and a CancelledError that nobody requested for this task is an error of
+    the code that raised it.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit, grpc.aio.BaseError))
 
 
 def release_frames(error: BaseException) -> None:
@@ -236,7 +295,10 @@ def release_frames(error: BaseException) -> None:
 
 
 async def _parse_each(
-    read: Callable[[bytes], Any], requests: AsyncIterator[bytes], ended: asyncio.Event
+    read: Callable[[bytes], Any],
+    requests: AsyncIterator[bytes],
+    ended: asyncio.Event,
+    max_bytes: int | None,
 ) -> AsyncIterator[Any]:
     """Yields the messages of a stream until its end, or until `ended` is set."""
 
@@ -255,13 +317,21 @@ async def _parse_each(
                 receiving.cancel()
             if request is None:
                 return
-            yield parse(read, request)
+            yield parse(read, _checked(request, max_bytes))
     finally:
         ending.cancel()
+
+
+def _checked(request: bytes, max_bytes: int | None) -> bytes:
+    """Returns the bytes of a request; raises RequestTooLargeError if they exceed a limit."""
+    if max_bytes is not None and len(request) > max_bytes:
+        message = f"{len(request)} bytes; the limit of a request to this service is {max_bytes}"
+        raise RequestTooLargeError(message, actual=len(request), limit=max_bytes)
+    return request
 
 
 def _request_id(metadata: Any) -> str:
     """Returns the caller's id of the call if it can be logged, else a new one."""
     given = next((value for key, value in metadata or () if key == REQUEST_ID_TRAILER), "")
     valid = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
-    return given if valid and given.isascii() and given.isprintable() else secrets.token_hex(16)
+    return given if valid and given.isascii() and given.isprintable() else f"{random.getrandbits(128):032x}"

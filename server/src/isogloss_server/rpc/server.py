@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import logging
 import socket
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -15,6 +17,7 @@ from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.errors import ListenError
+from isogloss_server.rpc.call_memory import CallLimits, CallMemory
 from isogloss_server.rpc.health import StandardHealth
 from isogloss_server.rpc.interceptor import CallInterceptor
 from isogloss_server.rpc.service import EmbeddingService
@@ -25,6 +28,11 @@ SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_nam
 CLOSE_S = 0.5  # time for the peers of idle connections to learn that the server closes them
 MAX_REFUSAL_S = 1.0  # time for callers to notice that the server is stopping, before connections are closed
 LAST_STATUS_S = 0.2  # time for the statuses of calls that are ended to arrive
+# Calls that have arrived and have not begun, of each method: about 11 KiB each. Beyond it, gRPC cancels calls without a
+# reason; by default, beyond about 1,000.
+MAX_PENDING_CALLS = 1 << 15
+NO_LIMIT_MS = 2**31 - 1
+GRPC_LOG = logging.getLogger("grpc._cython.cygrpc")
 ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
 
 
@@ -32,14 +40,29 @@ def options(settings: Settings) -> list[tuple[str, int]]:
     """Returns the channel arguments of the server."""
     return [
         ("grpc.so_reuseport", 0),  # otherwise a second server silently binds the same port
-        # A request of up to twice the limit is read, so that its error can name the reason and the limit.
-        ("grpc.max_receive_message_length", 2 * settings.max_request_bytes + ROOM_BYTES),
+        ("grpc.max_receive_message_length", max_message_bytes(settings)),
         ("grpc.max_send_message_length", settings.max_response_bytes + ROOM_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 60_000),  # closes connections whose peer has vanished
         ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", settings.max_connection_calls),
+        ("grpc.max_connection_idle_ms", _milliseconds(settings.connection_idle_s)),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.connection_age_s)),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     ]
+
+
+def _milliseconds(limit_s: float) -> int:
+    """Returns a time limit as gRPC counts it; 0 is none."""
+    return round(limit_s * 1e3) or NO_LIMIT_MS
+
+
+def max_message_bytes(settings: Settings) -> int:
+    """Returns the largest request that gRPC reads: twice the limit, so that the error can name the limit."""
+    return 2 * settings.max_request_bytes + ROOM_BYTES
 
 
 class Server:
@@ -48,14 +71,23 @@ class Server:
     def __init__(
         self, settings: Settings, registry: Registry, pipeline: Pipeline, executor: Executor, clock: Clock
     ) -> None:
-        self._calls = CallInterceptor(SERVICE, clock, access_log=settings.access_log)
+        limits = CallLimits(
+            max_bytes=settings.max_call_bytes,
+            max_message_bytes=max_message_bytes(settings),
+            request_timeout_s=settings.request_timeout_s,
+            response_timeout_s=settings.response_timeout_s,
+        )
+        self._memory = CallMemory(limits, clock)
+        self._calls = CallInterceptor(SERVICE, clock, self._memory, access_log=settings.access_log)
+        GRPC_LOG.addFilter(_is_problem)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[self._calls], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
         window = StreamWindow(settings.stream_window_requests, settings.stream_window_bytes)
-        service = EmbeddingService(registry, pipeline, executor, clock, window)
+        service = EmbeddingService(registry, pipeline, executor, clock, window, self._memory)
         self._streams = service.streams
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(service, self._grpc)
+        self._grpc.add_registered_method_handlers(SERVICE, {"Health": health_handler(service)})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
@@ -73,6 +105,7 @@ class Server:
         except RuntimeError as error:
             raise ListenError(f"cannot listen on {address}: {error}") from error
         await self._grpc.start()
+        self._memory.start()
         return bound
 
     async def stop(self, grace_s: float | None) -> None:
@@ -99,6 +132,21 @@ class Server:
         if not stopping.done():
             await self._grpc.stop(None)
         await stopping
+        self._memory.stop()
+
+
+def _is_problem(record: logging.LogRecord) -> bool:
+    """Returns False for the line that grpc.aio logs, as an error, if a caller disconnects while it is answered."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core")
+
+
+def health_handler(service: EmbeddingService) -> "grpc.RpcMethodHandler[Any, Any]":
+    """Returns the handler of Health, to be registered: registered methods do not wait behind the calls of others."""
+    return grpc.unary_unary_rpc_method_handler(
+        service.Health,
+        request_deserializer=embedding_pb2.HealthRequest.FromString,
+        response_serializer=embedding_pb2.HealthResponse.SerializeToString,
+    )
 
 
 def check_free(host: str, port: int) -> None:

@@ -12,25 +12,38 @@ from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.rpc import codec
+from isogloss_server.rpc.call_memory import CallMemory
 from isogloss_server.rpc.interceptor import CallContext
 from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
+
+UNRESERVED_TEXTS = 16  # of an Embed; its response is so small that it is counted only when it is computed
+INLINE_VECTOR_BYTES = 1 << 17  # of vectors that are decoded on the event loop
 
 
 class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     """Serves isogloss.v1. Its methods receive a CallContext; the interceptor turns their errors into statuses."""
 
     def __init__(
-        self, registry: Registry, pipeline: Pipeline, executor: Executor, clock: Clock, window: StreamWindow
+        self,
+        registry: Registry,
+        pipeline: Pipeline,
+        executor: Executor,
+        clock: Clock,
+        window: StreamWindow,
+        memory: CallMemory,
     ) -> None:
         self._registry = registry
         self._pipeline = pipeline
         self._executor = executor
+        self._memory = memory
         self._clock = clock
         self._started_s = clock.monotonic_s()
-        self.streams = EmbedStreams(self._embed, window, clock)
+        self.streams = EmbedStreams(self._embed, self._response_bytes, window, memory, clock)
 
     async def Embed(self, request: pb.EmbedRequest, context: CallContext) -> pb.EmbedResponse:  # type: ignore[override]
         """Embeds texts."""
+        if len(request.texts) > UNRESERVED_TEXTS:
+            self._memory.reserve(context, self._response_bytes(request))
         return await self._embed(request, context, context.deadline_s, from_stream=False)
 
     async def EmbedStream(  # type: ignore[override]
@@ -48,16 +61,29 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         call.tokens += result.embedded.total_tokens
         return codec.to_embed_response(result)
 
+    def _response_bytes(self, request: pb.EmbedRequest) -> int:
+        """Returns the maximum size of the response to an Embed; 0 if the request will be refused."""
+        model = self._registry.find(request.model)
+        return codec.max_response_bytes(request, model.ready) if model is not None and model.is_loaded else 0
+
     async def Similarity(  # type: ignore[override]
         self, request: pb.SimilarityRequest, context: CallContext
     ) -> pb.SimilarityResponse:
         """Scores queries against candidates."""
         context.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
-        context.model = self._registry.get(request.model).name
-        result = await self._pipeline.similarity(codec.to_similarity_request(request, context.deadline_s))
+        model = self._registry.get(request.model)
+        context.model = model.name
+        run = self._executor.run_if_large
+        vector_bytes = codec.check_similarity_size(request, model.ready)
+        decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, request, context.deadline_s)
+        limit = model.ready.limits.max_response_bytes  # beyond it, the pipeline refuses the request
+        self._memory.reserve(context, min(limit, codec.similarity_response_bytes(decoded)))
+        result = await self._pipeline.similarity(decoded)
         context.tokens = result.total_tokens
+        neighbors = len(result.compared.rows) if isinstance(result.compared, Rankings) else 0
         rankings = len(result.compared.counts) if isinstance(result.compared, Rankings) else 0
-        return await self._executor.run_if_large(rankings, INLINE_RANKINGS, codec.to_similarity_response, result)
+        size = max(rankings, neighbors * INLINE_RANKINGS // codec.BLOCK_NEIGHBORS)
+        return await run(size, INLINE_RANKINGS, codec.to_similarity_response, result)
 
     async def Health(self, request: pb.HealthRequest, context: CallContext) -> pb.HealthResponse:  # type: ignore[override]
         """Reports the health of the models."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -10,7 +12,9 @@ from isogloss.v1 import embedding_pb2 as pb
 
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DeadlineExceededError, DomainError, DrainingError, DuplicateIdError
-from isogloss_server.rpc.interceptor import CallContext, GrpcContext, parse, release_frames, to_domain_error
+from isogloss_server.rpc.call_memory import REQUEST_COPIES, RESPONSE_COPIES, CallMemory
+from isogloss_server.rpc.codec import parse
+from isogloss_server.rpc.interceptor import CallContext, GrpcContext, is_shutdown, release_frames, to_domain_error
 from isogloss_server.rpc.status import to_status
 
 
@@ -35,8 +39,18 @@ class StreamWindow:
 class EmbedStreams:
     """Serves all open streams, and ends them when the server stops accepting calls."""
 
-    def __init__(self, embed: Embed, window: StreamWindow, clock: Clock) -> None:
+    def __init__(
+        self,
+        embed: Embed,
+        response_bytes: Callable[[pb.EmbedRequest], int],
+        window: StreamWindow,
+        memory: CallMemory,
+        clock: Clock,
+    ) -> None:
+        """Takes `response_bytes`, which returns the maximum size of the response to a request."""
         self._embed = embed
+        self._response_bytes = response_bytes
+        self._memory = memory
         self._window = window
         self._clock = clock
         self._ending = asyncio.Event()
@@ -53,11 +67,12 @@ class EmbedStreams:
             MalformedRequestError: bytes were not a message.
             DrainingError: the server is stopping; all requests that were read are answered.
         """
-        stream = _OpenStream(self._embed, self._window, self._clock, call)
+        stream = _OpenStream(self._embed, self._window, self._memory, self._clock, call)
         ending = asyncio.ensure_future(self._ending.wait())
         try:
-            while (request := await _next(call.grpc, ending)) is not None:
-                await stream.accept(parse(pb.EmbedStreamRequest.FromString, request), len(request))
+            while (request := await self._next(call.grpc, ending)) is not None:
+                message = parse(pb.EmbedStreamRequest.FromString, request)
+                await stream.accept(message, len(request), self._response_bytes(message.request))
             await stream.all_answered()
         except DomainError:
             await stream.abort()
@@ -68,13 +83,30 @@ class EmbedStreams:
         if self._ending.is_set():
             raise DrainingError("the server is stopping; send the ids without a response to another server")
 
+    async def _next(self, context: GrpcContext, ending: "asyncio.Future[Any]") -> bytes | None:
+        """Returns the bytes of the next message; None after a half-close, or when the streams must end."""
+        reading = asyncio.ensure_future(self._read(context))
+        try:
+            await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return None
+            message: Any = reading.result()
+            return None if message is grpc.aio.EOF else message
+        finally:
+            reading.cancel()
+
+    async def _read(self, context: GrpcContext) -> Any:
+        await self._memory.room_for_stream()
+        return await self._memory.receive(context.read, in_stream=True)
+
 
 class _OpenStream:
     """In-flight requests of one stream."""
 
-    def __init__(self, embed: Embed, window: StreamWindow, clock: Clock, call: CallContext) -> None:
+    def __init__(self, embed: Embed, window: StreamWindow, memory: CallMemory, clock: Clock, call: CallContext) -> None:
         self._embed = embed
         self._window = window
+        self._memory = memory
         self._clock = clock
         self._call = call
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -83,12 +115,24 @@ class _OpenStream:
         self._writing = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None  # task that holds the lock
 
-    async def accept(self, message: pb.EmbedStreamRequest, size: int) -> None:
-        """Starts to answer a request, and returns when the window has room for another one."""
+    async def accept(self, message: pb.EmbedStreamRequest, request_bytes: int, response_bytes: int) -> None:
+        """Starts to answer a request, and returns when the window has room for another one.
+
+        Args:
+            message: The request.
+            request_bytes: Size of the request.
+            response_bytes: Maximum size of its response.
+        """
         if message.id in self._tasks:
             raise DuplicateIdError("the id belongs to a request that is still in flight", field="id", id=message.id)
+        size = request_bytes + response_bytes
+        held = REQUEST_COPIES * request_bytes + response_bytes
         self._unanswered_bytes += size
-        self._tasks[message.id] = asyncio.create_task(self._answer(message, size))
+        self._memory.hold(held)
+        task = self._tasks[message.id] = asyncio.create_task(self._answer(message))
+        task.add_done_callback(
+            partial(self._finish, message.id, size, held)
+        )  # also if it is cancelled before it begins
         while len(self._tasks) >= self._window.max_requests or self._unanswered_bytes >= self._window.max_bytes:
             self._answered.clear()
             await self._answered.wait()
@@ -112,22 +156,27 @@ class _OpenStream:
         for task in self._tasks.values():
             task.cancel()
 
-    async def _answer(self, message: pb.EmbedStreamRequest, size: int) -> None:
+    async def _answer(self, message: pb.EmbedStreamRequest) -> None:
         """Answers one request with its response or its own error; responses are written one at a time."""
-        try:
-            response = await self._response(message)
-            grown = max(0, response.ByteSize() - size)  # a response that waits to be written counts as well
-            size += grown
-            self._unanswered_bytes += grown
-            async with self._writing:
-                self._writer = asyncio.current_task()
+        response = await self._response(message)
+        async with self._writing:
+            self._writer = asyncio.current_task()
+            copies = RESPONSE_COPIES * response.ByteSize()
+            self._memory.hold(copies)
+            self._memory.sending(self._call.grpc)
+            try:
                 with contextlib.suppress(grpc.aio.BaseError):  # the caller disconnected, which ends the stream
                     await self._call.grpc.write(response)
+            finally:
+                self._memory.sent(self._call.grpc)
+                self._memory.hold(-copies)
                 self._writer = None
-        finally:
-            self._unanswered_bytes -= size
-            del self._tasks[message.id]
-            self._answered.set()
+
+    def _finish(self, number: int, size: int, held: int, _task: "asyncio.Task[None]") -> None:
+        self._unanswered_bytes -= size
+        self._memory.hold(-held)
+        del self._tasks[number]
+        self._answered.set()
 
     async def _response(self, message: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
         try:
@@ -140,21 +189,10 @@ class _OpenStream:
         except TimeoutError:
             expired = DeadlineExceededError("the timeout of the request has passed")
             return pb.EmbedStreamResponse(id=message.id, error=to_status(expired).proto)
-        except Exception as error:  # noqa: BLE001 - every error fails only its own request
+        except BaseException as error:
+            if is_shutdown(error):
+                raise
             status = to_status(to_domain_error(error, self._call))
             release_frames(error)
             return pb.EmbedStreamResponse(id=message.id, error=status.proto)
         return pb.EmbedStreamResponse(id=message.id, response=response)
-
-
-async def _next(context: GrpcContext, ending: "asyncio.Future[Any]") -> bytes | None:
-    """Returns the bytes of the next message; None after a half-close, or when the streams must end."""
-    reading = asyncio.ensure_future(context.read())
-    try:
-        await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
-        if ending.done():
-            return None
-        message: Any = reading.result()
-        return None if message is grpc.aio.EOF else message
-    finally:
-        reading.cancel()

@@ -174,6 +174,65 @@ class Settings(BaseSettings):
         ge=KIB,
         le=GIB,
     )
+    max_call_bytes: int = setting(
+        512 * MIB,
+        "memory for all calls together: requests, and responses until their callers have read them; beyond it, calls "
+        "are refused and streams are not read",
+        section="limits",
+        unit="BYTES",
+        ge=MIB,
+        le=TIB,
+    )
+    request_timeout_s: FiniteFloat = setting(
+        60.0,
+        "time that one request may take to arrive; after it the call fails",
+        section="limits",
+        unit="SECONDS",
+        ge=0.1,
+        le=86_400,
+    )
+    response_timeout_s: FiniteFloat = setting(
+        60.0,
+        "time that a caller may take to read a response; after it, or after 5 s while memory for calls is scarce, the "
+        "server closes the connection",
+        section="limits",
+        unit="SECONDS",
+        ge=0.1,
+        le=86_400,
+    )
+    max_connections: int = setting(
+        10_000,
+        "connections at the same time; the server closes further ones at once",
+        section="limits",
+        unit="CONNECTIONS",
+        ge=1,
+        le=10**6,
+    )
+    max_connection_calls: int = setting(
+        10_000,
+        "calls of one connection at the same time, streams included; gRPC clients hold back further ones",
+        section="limits",
+        unit="CALLS",
+        ge=1,
+        le=10**6,
+    )
+    connection_idle_s: FiniteFloat = setting(
+        900.0,
+        "time after which a connection without calls is closed; 0 = never",
+        section="limits",
+        unit="SECONDS",
+        ge=0,
+        le=7 * 86_400,
+    )
+    connection_age_s: FiniteFloat = setting(
+        3600.0,
+        "age after which a connection accepts no new calls; those in flight finish, and gRPC clients connect anew; "
+        "0 = no limit",
+        section="limits",
+        unit="SECONDS",
+        ge=0,
+        le=7 * 86_400,
+    )
 
     max_queue_s: FiniteFloat = setting(
         30.0,
