@@ -1,7 +1,7 @@
 """Calls of the `mixed` and `soak` workloads that cost a server much more than their caller, or that never end.
 
 Each function makes the calls of one kind within its time limit, and returns the number of calls by status code and
-reason. Its defaults are for `soak`, which makes many kinds at a time; `mixed` uses larger numbers.
+reason. The default numbers are those of `soak`, which measures small growth of memory; `mixed` uses larger ones.
 """
 
 import asyncio
@@ -28,9 +28,7 @@ CALL_LIMIT_S = 30.0  # deadline of each call here
 TEXT_CHARS = 4_000_000  # just under the default of max_request_bytes
 EMPTY_TEXTS = 4_000_000  # 8 MB on the wire, as much as gRPC reads with the default of max_request_bytes
 MATRIX_BYTES = 8_000_000  # twice the default of max_request_bytes
-NEIGHBORS = 1_800_000  # of one query; their rows and scores nearly fill a response of 16 MiB
-PAIRED_ROWS = 2_000  # of each side; their scores nearly fill a response of 16 MiB
-STREAM_REQUESTS, STREAM_TEXTS = 24, 1_000
+STREAM_REQUESTS = 24
 INITIAL_WINDOW_BYTES = 65_535  # RFC 9113, 6.9.2
 FRAME_BYTES = 16_384
 OPEN, ENDED, CLOSED = "OPEN", "ENDED", "CLOSED"  # outcomes of calls whose status is not read
@@ -71,9 +69,9 @@ async def wide_matrix(context: Context) -> Outcomes:
     return await _one(context, "Similarity", _wide_matrix(await _space_id(context)))
 
 
-async def many_neighbors(context: Context) -> Outcomes:
-    """Asks for millions of neighbours of one query."""
-    return await _one(context, "Similarity", _many_neighbors(await _space_id(context)))
+async def many_neighbors(context: Context, *, neighbors: int = 100_000) -> Outcomes:
+    """Asks for very many neighbours of one query, and for more than there are."""
+    return await _one(context, "Similarity", _many_neighbors(await _space_id(context), neighbors))
 
 
 async def burst(context: Context, *, calls: int = 200) -> Outcomes:
@@ -84,10 +82,9 @@ async def burst(context: Context, *, calls: int = 200) -> Outcomes:
     return Outcomes(await asyncio.gather(*(outcome(embed(message, timeout=CALL_LIMIT_S)) for message in messages)))
 
 
-async def unread_streams(context: Context, *, streams: int = 4, hold_s: float = 1.0) -> Outcomes:
+async def unread_streams(context: Context, *, streams: int = 4, texts: int = 100, hold_s: float = 1.0) -> Outcomes:
     """Opens streams and never reads their responses; cancels them at the end."""
-    texts = context.random.choices(context.texts, k=STREAM_TEXTS)
-    request = pb.EmbedRequest(texts=texts, model=context.models[1])
+    request = pb.EmbedRequest(texts=context.random.choices(context.texts, k=texts), model=context.models[1])
     method = context.raw("EmbedStream", "stream_stream")
     calls = [method(timeout=CALL_LIMIT_S) for _ in range(streams)]
 
@@ -106,9 +103,9 @@ async def unread_streams(context: Context, *, streams: int = 4, hold_s: float = 
     return outcomes
 
 
-async def unread_responses(context: Context, *, calls: int = 4, hold_s: float = 1.0) -> Outcomes:
-    """Asks for large responses on a connection that takes 64 KiB of them; closes it after `hold_s`."""
-    message = _all_pairs(await _space_id(context))
+async def unread_responses(context: Context, *, calls: int = 4, rows: int = 500, hold_s: float = 1.0) -> Outcomes:
+    """Asks for the scores of all pairs of `rows` on a connection that takes 64 KiB; closes it after `hold_s`."""
+    message = _all_pairs(await _space_id(context), rows)
     async with RawConnection.opened(context.address) as connection:
         requests = (connection.request(2 * n + 1, "Similarity", message) for n in range(calls))
         await _until(hold_s, *requests)
@@ -116,7 +113,7 @@ async def unread_responses(context: Context, *, calls: int = 4, hold_s: float = 
 
 
 async def unfinished_requests(
-    context: Context, *, calls: int = 10, sent_bytes: int = 1_000_000, hold_s: float = 1.0
+    context: Context, *, calls: int = 10, sent_bytes: int = 200_000, hold_s: float = 1.0
 ) -> Outcomes:
     """Begins requests of 8 MB on one connection and sends a part of each; closes it after `hold_s`."""
     part = bytes(sent_bytes)
@@ -231,10 +228,13 @@ def settings_of(payload: bytes) -> dict[int, int]:
 
 async def _until(hold_s: float, *requests: Awaitable[None]) -> None:
     """Sends requests until `hold_s` have passed."""
-    sending = asyncio.gather(*requests)
-    await asyncio.sleep(hold_s)
-    sending.cancel()
-    await asyncio.gather(sending, return_exceptions=True)
+    sending = [asyncio.ensure_future(request) for request in requests]
+    try:
+        await asyncio.sleep(hold_s)
+    finally:
+        for request in sending:
+            request.cancel()
+        await asyncio.wait(sending)
 
 
 async def _space_id(context: Context) -> str:
@@ -263,15 +263,15 @@ def _wide_matrix(space_id: str) -> bytes:
 
 
 @functools.cache
-def _many_neighbors(space_id: str) -> bytes:
-    candidates = side(np.linspace(0, 1, NEIGHBORS)[:, None], "float16", space_id)
-    nearest, query = pb.Nearest(k=2 * NEIGHBORS), side(np.ones((1, 1)), "float16", space_id)
+def _many_neighbors(space_id: str, neighbors: int) -> bytes:
+    candidates = side(np.linspace(0, 1, neighbors)[:, None], "float16", space_id)
+    nearest, query = pb.Nearest(k=2 * neighbors), side(np.ones((1, 1)), "float16", space_id)
     return pb.SimilarityRequest(queries=query, candidates=candidates, nearest=nearest).SerializeToString()
 
 
 @functools.cache
-def _all_pairs(space_id: str) -> bytes:
-    return pb.SimilarityRequest(queries=side(np.ones((PAIRED_ROWS, 1)), "int8", space_id)).SerializeToString()
+def _all_pairs(space_id: str, rows: int) -> bytes:
+    return pb.SimilarityRequest(queries=side(np.ones((rows, 1)), "int8", space_id)).SerializeToString()
 
 
 def side(rows: NDArray[Any], element_type: str, space_id: str) -> pb.Items:

@@ -46,16 +46,17 @@ OPTIONS: Any = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
-# Seconds between two calls of a kind, and its sizes.
+# Seconds between two calls of a kind, and its numbers. The responses of `many_neighbors` and `unread_responses` are
+# nearly as large as the default of max_response_bytes.
 HOSTILE: Mapping[str, tuple[float, Callable[[Context], Awaitable[Outcomes]]]] = {
     "hex_digits": (1.0, hostile.hex_digits),
     "unknown_token": (1.0, hostile.unknown_token),
     "empty_strings": (1.0, hostile.empty_strings),
     "wide_matrix": (1.0, hostile.wide_matrix),
-    "many_neighbors": (1.0, hostile.many_neighbors),
+    "many_neighbors": (1.0, partial(hostile.many_neighbors, neighbors=1_800_000)),
     "burst": (5.0, partial(hostile.burst, calls=2_000)),
-    "unread_streams": (2.0, partial(hostile.unread_streams, streams=40, hold_s=4.0)),
-    "unread_responses": (2.0, partial(hostile.unread_responses, calls=40, hold_s=8.0)),
+    "unread_streams": (2.0, partial(hostile.unread_streams, streams=40, texts=1_000, hold_s=4.0)),
+    "unread_responses": (2.0, partial(hostile.unread_responses, calls=40, rows=2_000, hold_s=8.0)),
     "unfinished_requests": (2.0, partial(hostile.unfinished_requests, calls=200, sent_bytes=2_000_000, hold_s=8.0)),
 }
 
@@ -140,13 +141,14 @@ async def _until_stopped(callers: Mapping[str, tuple[float, Callable[[], Awaitab
             outcomes[kind].update(result)
             await asyncio.sleep(pause_s)
 
-    repeating = asyncio.gather(*(repeat(kind, *caller) for kind, caller in callers.items()))
     stopping = asyncio.create_task(stopped.wait())
-    await asyncio.wait({repeating, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if repeating.done():
-        repeating.result()  # raises
-    repeating.cancel()
-    await asyncio.gather(repeating, return_exceptions=True)
+    repeating = [asyncio.create_task(repeat(kind, *caller)) for kind, caller in callers.items()]
+    ended, _ = await asyncio.wait({stopping, *repeating}, return_when=asyncio.FIRST_COMPLETED)
+    for task in ended:
+        task.result()  # raises the error of a caller
+    for task in repeating:
+        task.cancel()
+    await asyncio.wait(repeating)
     return {kind: +counts for kind, counts in outcomes.items()}
 
 

@@ -33,7 +33,7 @@ REPORT_INTERVAL_S = 1.0
 class Kind:
     """A kind of call: its relative frequency, the function that makes it, and the status codes that it may return."""
 
-    weight: int
+    weight: float
     make: Callable[[calls.Context], Awaitable[str | hostile.Outcomes | None]]
     codes: frozenset[str] = frozenset({"OK"})
 
@@ -75,15 +75,15 @@ KINDS = (
     Kind(1, faults.oversized, _codes("RESOURCE_EXHAUSTED")),
     Kind(3, faults.unknown_method, _codes("UNIMPLEMENTED")),
     Kind(1, faults.same_id, _codes("INVALID_ARGUMENT")),
-    Kind(1, hostile.hex_digits, LARGE),
-    Kind(1, hostile.unknown_token, LARGE),
-    Kind(1, hostile.empty_strings, _codes("INVALID_ARGUMENT")),
-    Kind(1, hostile.wide_matrix, _codes("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")),
-    Kind(1, hostile.many_neighbors, LARGE),
-    Kind(1, hostile.burst, LARGE),
-    Kind(1, hostile.unread_streams, UNREAD),
-    Kind(1, hostile.unread_responses, UNREAD),
-    Kind(1, hostile.unfinished_requests, UNREAD),
+    Kind(0.2, hostile.hex_digits, LARGE),
+    Kind(0.2, hostile.unknown_token, LARGE),
+    Kind(0.2, hostile.empty_strings, _codes("INVALID_ARGUMENT")),
+    Kind(0.2, hostile.wide_matrix, _codes("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")),
+    Kind(0.2, hostile.many_neighbors, LARGE),
+    Kind(0.2, hostile.burst, LARGE),
+    Kind(0.2, hostile.unread_streams, UNREAD),
+    Kind(0.2, hostile.unread_responses, UNREAD),
+    Kind(0.2, hostile.unfinished_requests, UNREAD),
 )
 
 
