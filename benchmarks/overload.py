@@ -9,7 +9,6 @@ a round. drivers/overload.py generates the load on another core.
 import json
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,6 @@ FACTOR = 10
 SECONDS = 10.0
 WARM_SECONDS = 3.0
 FLAGS = ("--cache-bytes", "0", "--no-access-log")  # texts repeat, and the cache would serve them
-MEMORY_INTERVAL_S = 0.2
 
 
 @contextmanager
@@ -46,24 +44,6 @@ def _phase(server: RunningProcess, pinning: Pinning, name: str, seconds: float, 
     return figures
 
 
-@contextmanager
-def _peak_memory(server: RunningProcess) -> Iterator[list[float]]:
-    """Samples the resident memory during the block; yields a list whose only element is the maximum in MB."""
-    peak_mb, ended = [0.0], threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(MEMORY_INTERVAL_S):
-            peak_mb[0] = max(peak_mb[0], server.resident_bytes() / 1024**2)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
-        yield peak_mb
-    finally:
-        ended.set()
-        sampler.join()
-
-
 def measure(model: models.Model, pinning: Pinning) -> dict[str, float]:
     """Returns the figures of one round."""
     with _server(model, pinning) as server:
@@ -71,7 +51,7 @@ def measure(model: models.Model, pinning: Pinning) -> dict[str, float]:
         quiet = _phase(server, pinning, "quiet", SECONDS)["interactive"]
         best = _phase(server, pinning, "capacity", SECONDS)
         before_mb = server.resident_bytes() / 1024**2
-        with _peak_memory(server) as peak_mb:
+        with server.peak_memory() as peak_mb:
             over = _phase(server, pinning, "overload", SECONDS, FACTOR * best["calls_per_s"])
         beside = _phase(server, pinning, "beside-bulk", SECONDS)
     outcomes = over["outcomes"]
@@ -90,7 +70,7 @@ def measure(model: models.Model, pinning: Pinning) -> dict[str, float]:
         "health_p99_ms": over["health"]["p99_ms"],
         "health_max_ms": over["health"]["max_ms"],
         "memory_before_mb": before_mb,
-        "memory_greatest_mb": peak_mb[0],
+        "memory_greatest_mb": peak_mb["resident"],
         "quiet_p50_ms": quiet["p50_ms"],
         "quiet_p99_ms": quiet["p99_ms"],
         "beside_bulk_p50_ms": beside["interactive"]["p50_ms"],

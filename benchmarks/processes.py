@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 15.0
 POLL_INTERVAL_S = 0.002
+MEMORY_INTERVAL_S = 0.2
 
 
 class StartError(Exception):
@@ -57,6 +59,27 @@ class RunningProcess:
             return int(memory.rss - memory.shared)
 
         return int(self._total(anonymous))
+
+    def memory_mb(self) -> dict[str, float]:
+        """Returns the resident and the anonymous memory."""
+        return {"resident": self.resident_bytes() / 1024**2, "anonymous": self.anonymous_bytes() / 1024**2}
+
+    @contextmanager
+    def peak_memory(self) -> "Iterator[dict[str, float]]":
+        """Samples the memory during the block; yields the greatest values of memory_mb."""
+        peak_mb, ended = self.memory_mb(), threading.Event()
+
+        def sample() -> None:
+            while not ended.wait(MEMORY_INTERVAL_S):
+                peak_mb.update({kind: max(peak_mb[kind], mb) for kind, mb in self.memory_mb().items()})
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        try:
+            yield peak_mb
+        finally:
+            ended.set()
+            sampler.join()
 
     def threads(self) -> int:
         """Returns the number of threads of the process and its descendants."""

@@ -20,6 +20,7 @@ import grpc
 import uvloop
 from isogloss import AsyncClient, Client
 
+from benchmarks.drivers import hostile
 from benchmarks.drivers import soak_calls as calls
 from benchmarks.drivers import soak_faults as faults
 
@@ -32,8 +33,8 @@ REPORT_INTERVAL_S = 1.0
 class Kind:
     """A kind of call: its relative frequency, the function that makes it, and the status codes that it may return."""
 
-    weight: int
-    make: Callable[[calls.Context], Awaitable[str | None]]
+    weight: float
+    make: Callable[[calls.Context], Awaitable[str | hostile.Outcomes | None]]
     codes: frozenset[str] = frozenset({"OK"})
 
 
@@ -44,6 +45,9 @@ def _codes(*names: str) -> frozenset[str]:
 CANCELLED = _codes("OK", "CANCELLED")
 # The server refuses a call at once if it cannot finish before the deadline.
 LATE = _codes("OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+# Others may use the time and the memory that the server has for all callers.
+LARGE = _codes("OK", "RESOURCE_EXHAUSTED")
+UNREAD = _codes(hostile.OPEN, hostile.ENDED, hostile.CLOSED)
 KINDS = (
     Kind(30, calls.interactive),
     Kind(10, calls.batch),
@@ -71,6 +75,15 @@ KINDS = (
     Kind(1, faults.oversized, _codes("RESOURCE_EXHAUSTED")),
     Kind(3, faults.unknown_method, _codes("UNIMPLEMENTED")),
     Kind(1, faults.same_id, _codes("INVALID_ARGUMENT")),
+    Kind(0.2, hostile.hex_digits, LARGE),
+    Kind(0.2, hostile.unknown_token, LARGE),
+    Kind(0.2, hostile.empty_strings, _codes("INVALID_ARGUMENT")),
+    Kind(0.2, hostile.wide_matrix, _codes("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")),
+    Kind(0.2, hostile.many_neighbors, LARGE),
+    Kind(0.2, hostile.burst, LARGE),
+    Kind(0.2, hostile.unread_streams, UNREAD),
+    Kind(0.2, hostile.unread_responses, UNREAD),
+    Kind(0.2, hostile.unfinished_requests, UNREAD),
 )
 
 
@@ -83,15 +96,17 @@ class Counters:
         self._unexpected: list[str] = []
 
     async def call(self, kind: Kind) -> None:
-        """Makes a call and counts its status code."""
+        """Makes a call, or several of a hostile kind, and counts the status codes."""
         name, message = getattr(kind.make, "__name__", ""), ""
         try:
-            code = await kind.make(self._context) or "OK"
+            result = await kind.make(self._context) or "OK"
         except Exception as error:  # noqa: BLE001 - the code of any error is an outcome
-            code, message = faults.code_of(error), str(error)[:300]
-        self._outcomes[f"{name} {code}"] += 1
-        if code not in kind.codes:
-            self._unexpected.append(f"{name} {code}: {message}")
+            result, message = faults.code_of(error), str(error)[:300]
+        outcomes = result if isinstance(result, collections.Counter) else collections.Counter([result])
+        for outcome, count in outcomes.items():
+            self._outcomes[f"{name} {outcome}"] += count
+            if outcome.split()[0] not in kind.codes:
+                self._unexpected.append(f"{name} {outcome}: {message}")
 
     def report(self) -> None:
         """Prints the counters and resets them."""
@@ -132,7 +147,7 @@ async def load(context: calls.Context) -> None:
 async def main(address: str, seed: str, *known: str) -> None:
     """Connects the clients and loads the server."""
     known_hex = dict(argument.rsplit("=", 1) for argument in known)
-    options: Any = [("grpc.max_send_message_length", -1)]
+    options: Any = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     with Client(address) as blocking:
         async with AsyncClient(address) as client, grpc.aio.insecure_channel(address, options=options) as channel:
             context = calls.Context(
