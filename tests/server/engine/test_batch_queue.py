@@ -8,17 +8,26 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from isogloss_server.engine.batch_queue import BatchQueue, QueuedText, Submission
+from isogloss.wire.enums import Priority
+from isogloss_server.engine.batch_queue import BatchQueue, BatchScheduler, QueuedText, Submission
 from isogloss_server.models.interfaces import TokenBatch, Urgency
+
+from tests.support.in_process import new_throughput
 
 ids = itertools.count()
 
 
-def put(queue: BatchQueue, *lengths: int, deadline_s: float = 1e9, texts: list[list[int]] | None = None) -> Submission:
+def put(
+    queue: BatchQueue,
+    *lengths: int,
+    deadline_s: float = 1e9,
+    texts: list[list[int]] | None = None,
+    call: Any = None,
+) -> Submission:
     """Enqueues texts of these lengths, which all differ, or the `texts` given as tokens."""
     texts = texts or [[next(ids) for _ in range(length)] for length in lengths]
     future: Any = None  # the queue does not use it
-    submission = Submission(len(texts), 1, Urgency(deadline_s=deadline_s), future)
+    submission = Submission(len(texts), 1, Urgency(deadline_s=deadline_s, progress=call), future)
     tokens = [token for text in texts for token in text]
     queue.put(submission, TokenBatch(np.array(tokens, np.int32), np.array([len(text) for text in texts])))
     return submission
@@ -44,7 +53,7 @@ def test_a_batch_has_texts_of_similar_length() -> None:
 
 def test_calls_share_the_model_equally() -> None:
     """Texts of one length are taken from each call in turn, in the order of each call's texts."""
-    queue = BatchQueue(12)
+    queue = BatchQueue(3)
     first, second = put(queue, 3, 3, 3, 3), put(queue, 3, 3)
     taken = [owner for _ in range(6) for owner in owners_of(queue.take(3, 0)[0])]
     assert taken == [(first, 0), (second, 0), (first, 1), (second, 1), (first, 2), (first, 3)]
@@ -204,3 +213,33 @@ def test_a_dropped_call_leaves_shared_texts_to_the_others() -> None:
     assert queue.texts == 1
     queue.drop(second)
     assert (queue.texts, queue.tokens, queue._by_ids, queue._lengths) == (0, 0, {}, [])
+
+
+def test_a_call_of_several_submissions_has_the_share_of_one_call() -> None:
+    """A long call, whose blocks are submitted one by one, does not get a share for each block."""
+    queue = BatchQueue(10)
+    call: Any = object()
+    blocks = [put(queue, *[10] * 20, call=call) for _ in range(5)]
+    other = put(queue, *[10] * 20)
+    taken = [owner for _ in range(20) for owner in owners_of(queue.take(10, 0)[0])]
+    assert sum(submission is other for submission, _ in taken) == 10
+    assert {submission for submission, _ in taken} == {blocks[0], other}
+    assert queue.large_calls == 2
+    for submission in (*blocks, other):
+        queue.drop(submission)
+    assert (queue.large_calls, queue._calls) == (0, {})
+
+
+def test_batches_are_small_while_short_calls_arrive_beside_a_large_one() -> None:
+    """A large call alone has full batches; beside a short call, its batches take 25 ms at the measured speed."""
+    throughput = new_throughput()
+    throughput.record(10_000, 1.0)
+    scheduler = BatchScheduler(1024, throughput)
+    future: Any = None
+    for row, (tokens, texts) in enumerate(((100, 100), (10, 1))):
+        batch = TokenBatch(np.arange(row, row + tokens * texts, dtype=np.int32), np.full(texts, tokens))
+        scheduler.put(Submission(texts, 1, Urgency(), future), batch, Priority.INTERACTIVE, 0.0)
+        if not row:
+            assert sum(lengths_of(scheduler.take(0.0, 0)[0])) == 1000
+    assert sum(lengths_of(scheduler.take(0.5, 0)[0])) <= 256
+    assert sum(lengths_of(scheduler.take(2.0, 0)[0])) == 1000

@@ -26,6 +26,8 @@ BULK_SHARE = 8  # while both priorities wait, one batch in BULK_SHARE is of BULK
 # a third of its speed; smaller batches cost more than they gain.
 RECENTLY_S = 1.0
 BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
+# While calls with few tokens arrive beside large ones, INTERACTIVE batches are small as well.
+MIXED_PIECE_S, MIXED_PIECE_TOKENS, SHORT_TOKENS = 0.025, 256, 128
 SHARED_TOKENS = 512  # below this, splitting a batch over two threads costs more than it gains
 WINDOW_BATCHES = 4  # from which a batch takes texts of similar length
 TOKEN_BYTES = 4  # of an id, int32
@@ -76,6 +78,11 @@ class Submission:
         self.due = 0.0  # virtual time at which its next waiting text is due
         self.queue: BatchQueue
 
+    @property
+    def call(self) -> object:
+        """Identifies the call; a long one has several submissions."""
+        return self if self.progress is None else self.progress
+
 
 class QueuedText:
     """A text that is queued or computed, and the (submission, row) of each call that waits for it.
@@ -103,18 +110,30 @@ class QueuedText:
         return not all(submission.dropped for submission, _ in self.owners)
 
 
+@dataclass(slots=True)
+class _Call:
+    """Submissions of one call with queued texts, its tokens so far, and the virtual time when they are due."""
+
+    submissions: int = 0
+    tokens: int = 0
+    due: float = 0.0
+
+
 class BatchQueue:
     """Queued texts of one priority. Not thread-safe.
 
-    The texts that are due first, `window_tokens` tokens of them, form a window; a batch has the first of them and those
-    of similar length. So texts of rare lengths are not delayed by a long queue.
+    The texts that are due first, as many tokens as WINDOW_BATCHES batches have, form a window; a batch has the first of
+    them and those of similar length. So texts of rare lengths are not delayed by a long queue.
     """
 
-    def __init__(self, window_tokens: int) -> None:
-        """Takes the tokens of the window; a multiple of those of a batch."""
+    def __init__(self, max_batch_tokens: int) -> None:
+        """Takes the tokens of a batch; a call with more is large."""
         self.texts = 0
         self.tokens = 0
-        self._window_tokens = window_tokens
+        self.large_calls = 0
+        self._max_batch_tokens = max_batch_tokens
+        self._window_tokens = WINDOW_BATCHES * max_batch_tokens
+        self._calls: dict[object, _Call] = {}
         self._tokens_in_window = 0
         self._submissions: dict[Submission, None] = {}  # with queued texts
         # Heaps; the numbers make equal times comparable. Texts that have left the queue are skipped when they are due.
@@ -147,10 +166,30 @@ class BatchQueue:
         submission.texts = len(submission.waiting)
         if submission.texts:
             self._submissions[submission] = None
-            submission.due = self._virtual_time
+            submission.due = self._begin(submission.call, len(batch.ids))
             self._schedule(submission)
             if submission.deadline_s < math.inf:
                 heappush(self._deadlines, (submission.deadline_s, next(self._numbers), ref(submission)))
+
+    def _begin(self, call: object, tokens: int) -> float:
+        """Adds a submission to its call; returns the virtual time when its texts begin."""
+        state = self._calls.setdefault(call, _Call())
+        begin = max(self._virtual_time, state.due)
+        self.large_calls += state.tokens <= self._max_batch_tokens < state.tokens + tokens
+        state.submissions += 1
+        state.tokens += tokens
+        state.due = begin + tokens
+        return begin
+
+    def _end(self, submission: Submission) -> None:
+        """Removes a submission without queued texts."""
+        if submission in self._submissions:
+            del self._submissions[submission]
+            state = self._calls[submission.call]
+            state.submissions -= 1
+            if not state.submissions:
+                del self._calls[submission.call]
+                self.large_calls -= state.tokens > self._max_batch_tokens
 
     def drop(self, submission: Submission) -> None:
         """Removes the queued texts of a submission, except those that other submissions wait for."""
@@ -170,7 +209,7 @@ class BatchQueue:
         submission.waiting.clear()
         submission.in_window.clear()
         submission.texts = 0
-        self._submissions.pop(submission, None)
+        self._end(submission)
 
     def drop_all(self) -> list[Submission]:
         """Removes all texts; returns their submissions."""
@@ -197,7 +236,7 @@ class BatchQueue:
         while self._window and not taken:
             due, _, first = heappop(self._window)
             if not first.out:
-                calls = len(self._submissions)
+                calls = len(self._calls)
                 self._virtual_time = max(self._virtual_time, due - first.length)
                 same_length = self._by_length[first.length]
                 del same_length[first]
@@ -280,7 +319,7 @@ class BatchQueue:
             submission.texts -= 1
             submission.in_window.discard(entry)
             if not submission.texts:
-                self._submissions.pop(submission, None)
+                self._end(submission)
         return entry
 
     def _take_out(self, entry: QueuedText) -> None:
@@ -302,8 +341,8 @@ class BatchScheduler:
         """Takes the tokens of a batch, and the measured speed, which sizes batches of BULK."""
         self._max_batch_tokens = max_batch_tokens
         self._throughput = throughput
-        self.queues = {priority: BatchQueue(WINDOW_BATCHES * max_batch_tokens) for priority in Priority}
-        self._last_interactive_s = -math.inf
+        self.queues = {priority: BatchQueue(max_batch_tokens) for priority in Priority}
+        self._last_interactive_s = self._last_short_s = -math.inf
         self._passed_over = 0  # batches of INTERACTIVE since the last of BULK, while both waited
 
     @property
@@ -321,6 +360,8 @@ class BatchScheduler:
         self.queues[priority].put(submission, batch)
         if priority is Priority.INTERACTIVE:
             self._last_interactive_s = now_s
+            if len(batch.ids) <= SHORT_TOKENS:
+                self._last_short_s = now_s
         return 1 + len(batch.ids) // min(SHARED_TOKENS, self._max_batch_tokens)
 
     def take(self, now_s: float, idle_threads: int) -> tuple[list[QueuedText], list[Submission]]:
@@ -335,6 +376,8 @@ class BatchScheduler:
             share = min(share, max(BULK_PIECE_TOKENS, round(LONGEST_TURN_S * self._throughput.rate)))
         if queue is bulk and now_s - self._last_interactive_s < RECENTLY_S:
             share = max(BULK_PIECE_TOKENS, round(BULK_PIECE_S * self._throughput.rate))
+        elif queue.large_calls and now_s - self._last_short_s < RECENTLY_S:
+            share = min(share, max(MIXED_PIECE_TOKENS, round(MIXED_PIECE_S * self._throughput.rate)))
         return queue.take(min(self._max_batch_tokens, share), now_s)
 
     def drop_all(self) -> list[Submission]:

@@ -24,6 +24,7 @@ RESPONSE_COPIES = 2  # of a response: its bytes, and gRPC's copy until the calle
 SMALL_RESPONSE_BYTES = 64 * 1024  # a smaller response is never refused once it is computed
 STREAM_PART = 2  # streams wait while more than 1 / STREAM_PART of the memory is in use
 PRESSED_SHARE = 0.75  # of the memory in use, from which on slow readers have PRESSED_S instead of their time limit
+LARGE_SHARE = 0.9  # of the memory for large messages; the rest is for calls with small ones
 PRESSED_S = 5.0
 CHECK_S = 0.25
 IDLE_CHECKS = 8  # without large calls, one check in so many is made
@@ -117,7 +118,8 @@ class CallMemory:
     def check_room(self, size: int, *, held: int = 0) -> None:
         """Raises OverloadedError if a call that holds `held` bytes has no room for `size` more beside other calls."""
         others = self._used - held
-        if others > 0 and self._used + size > self._limits.max_bytes:
+        share = 1.0 if size <= CALL_BYTES else LARGE_SHARE
+        if others > 0 and self._used + size > share * self._limits.max_bytes:
             metrics.REFUSED_FOR_MEMORY.inc()
             raise _overloaded("the memory for calls is full", used_bytes=self._used, limit=self._limits.max_bytes)
 
