@@ -212,11 +212,11 @@ class Pipeline:
                 len(queries), products, comparison.max_queries, lambda block: nearest(queries[block])
             )
             return Rankings.joined(rankings)
-        return np.concatenate(
-            await self._in_blocks(
-                len(queries), products, comparison.max_queries, lambda block: comparison.scores(queries[block])
-            )
+        scores = await self._in_blocks(
+            len(queries), products, comparison.max_queries, lambda block: comparison.scores(queries[block])
         )
+        size = len(queries) * len(candidates)
+        return await self._executor.run_if_large(size, INLINE_NUMBERS, lambda: np.concatenate(scores))
 
     async def _in_blocks(self, rows: int, products: int, max_rows: int, compute: Callable[[slice], Part]) -> list[Part]:
         """Returns the results of `compute` for blocks of `rows` rows, each sized to take BLOCK_S."""

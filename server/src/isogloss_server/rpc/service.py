@@ -7,7 +7,7 @@ from isogloss.v1 import embedding_pb2_grpc
 
 from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
-from isogloss_server.engine.executor import INLINE_RANKINGS, Executor
+from isogloss_server.engine.executor import INLINE_NUMBERS, INLINE_RANKINGS, Executor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.similarity import Rankings
@@ -80,8 +80,9 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self._memory.reserve(context, min(limit, codec.similarity_response_bytes(decoded)))
         result = await self._pipeline.similarity(decoded)
         context.tokens = result.total_tokens
-        neighbors = len(result.compared.rows) if isinstance(result.compared, Rankings) else 0
-        rankings = len(result.compared.counts) if isinstance(result.compared, Rankings) else 0
+        if not isinstance(result.compared, Rankings):
+            return await run(result.compared.size, INLINE_NUMBERS, codec.to_similarity_response, result)
+        neighbors, rankings = len(result.compared.rows), len(result.compared.counts)
         size = max(rankings, neighbors * INLINE_RANKINGS // codec.BLOCK_NEIGHBORS)
         return await run(size, INLINE_RANKINGS, codec.to_similarity_response, result)
 
