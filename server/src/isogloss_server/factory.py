@@ -109,7 +109,7 @@ def load(
         embedder.close()
         raise
     loaded.release_pages()
-    limits = admission_limits(settings, bulk_slots=BATCHED_BULK_SLOTS if batcher else 1)
+    limits = admission_limits(settings, bulk_slots=BATCHED_BULK_SLOTS if batcher else settings.worker_threads)
     admission = Admission(name, loaded.card, limits, clock, backlog, executor.comparisons)
     return ReadyModel(embedder, request_limits(settings, loaded.card), admission)
 
