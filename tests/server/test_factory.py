@@ -124,19 +124,19 @@ def test_a_device_that_a_static_model_does_not_use_is_logged(caplog: pytest.LogC
 
 
 async def test_a_static_model_computes_bulk_requests_on_all_threads() -> None:
-    """As many BULK requests as the executor has threads have a slot; a further one waits."""
+    """A BULK request for each thread of the executor has a slot, and one that follows; a further one waits."""
     workers = Executor(2)
     settings = SETTINGS.model_copy(update={"worker_threads": 2})
     model = factory.load("m", model_folder.BUNDLED, settings, workers, SystemClock())
     request = EmbedRequest(texts=("a",), priority=Priority.BULK, element_type=ElementType.FLOAT32)
     async with AsyncExitStack() as slots:
-        for _ in range(2):
+        for _ in range(3):
             await slots.enter_async_context(model.admission.admit(request))
-        third = asyncio.ensure_future(model.admission.admit(request).__aenter__())
+        fourth = asyncio.ensure_future(model.admission.admit(request).__aenter__())
         for _ in range(10):
             await asyncio.sleep(0)
-        assert not third.done()
-    model.admission.leave(await third)
+        assert not fourth.done()
+    model.admission.leave(await fourth)
     model.embedder.close()
     workers.close()
 
