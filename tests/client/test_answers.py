@@ -152,9 +152,9 @@ def test_an_invalid_response_to_embed_is_refused(arguments: dict[str, Any], chan
 
 
 @pytest.mark.parametrize(("arguments", "change"), [pytest.param(*case[1:], id=case[0]) for case in EMBED])
-def test_an_invalid_response_of_a_stream_is_refused(arguments: dict[str, Any], change: Change) -> None:
+def test_an_invalid_response_to_embed_many_is_refused(arguments: dict[str, Any], change: Change) -> None:
     """The responses of embed_many are checked like those of embed."""
-    with lying_server(**altered("EmbedStream", change)) as target:
+    with lying_server(**altered("Embed", change)) as target:
         found = [many(target, TEXTS, **arguments) for many in (blocking, asynchronous)]
     check_refused([error for _, error in found])
     assert [chunks for chunks, _ in found] == [[], []]
@@ -181,9 +181,7 @@ def test_numbers_beyond_float16_are_infinite_without_normalization() -> None:
 def test_vectors_of_another_space_than_requested_are_refused(method: str) -> None:
     """A server that ignores space_id raises SpaceMismatchError, which names both spaces."""
     change = setting("space_id", "other")
-    with lying_server(
-        **(altered("Embed", change) | {"EmbedStream": altered("EmbedStream", change)["EmbedStream"]})
-    ) as t:
+    with lying_server(**altered("Embed", change)) as t:
         if method == "embed":
             errors = calls(t, "embed", TEXTS, space_id=SPACE)
         else:
@@ -213,29 +211,11 @@ def test_parts_of_one_call_that_differ_are_not_joined(change: Change) -> None:
 def test_chunks_of_one_call_have_the_same_dimensions() -> None:
     """embed_many refuses a chunk with other dimensions than the first."""
     received = count(1)
-    changed = altered("EmbedStream", lambda r: numbers([[1.0, 0.0]], "f4")(r) if next(received) % 2 == 0 else None)
+    changed = altered("Embed", lambda r: numbers([[1.0, 0.0]], "f4")(r) if next(received) % 2 == 0 else None)
     with lying_server(**changed) as target:
-        found = [many(target, ["a", "b"], chunk_texts=1) for many in (blocking, asynchronous)]
+        found = [many(target, ["a", "b"], chunk_texts=1, window_chunks=1) for many in (blocking, asynchronous)]
     check_refused([error for _, error in found])
     assert [len(chunks) for chunks, _ in found] == [1, 1]
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [pb.EmbedStreamResponse(), pb.EmbedStreamResponse(error={"message": "fine"})],
-    ids=["nothing", "an error with the status OK"],
-)
-def test_a_stream_response_without_a_result_is_refused(answer: Any) -> None:
-    """A message of a stream has a response, or an error with a status other than OK."""
-
-    def embed_stream(requests: Any, _context: Any) -> Any:
-        """Answers each message without a result."""
-        for message in requests:
-            answer.id = message.id
-            yield answer
-
-    with lying_server(EmbedStream=embed_stream) as target:
-        check_refused([many(target, TEXTS)[1] for many in (blocking, asynchronous)])
 
 
 def scores(array: Any, **fields: Any) -> Change:

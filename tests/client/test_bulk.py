@@ -1,22 +1,21 @@
-"""embed_many of both clients: any number of texts in order, with streams that fail and are replaced."""
+"""embed_many of both clients: any number of texts in order, with requests that fail and are repeated."""
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
 from isogloss import AsyncClient, Client, UnavailableError
 from isogloss._bulk import BulkTiming
-from isogloss.client import _forward
+from isogloss.client import _CallsInFlight
 from isogloss.testing import FakeServer, Received
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.bulk import Found, Many, asynchronous, blocking, check_rows, check_whole, numbered
-from tests.support.fake import SPACE, messages, methods, received, set_limits
-from tests.support.lying_server import embed_response, lying_server
+from tests.support.fake import SPACE, fake_server, messages, methods, received, set_limits
 
 
 def sizes(found: Found) -> list[int]:
@@ -30,12 +29,11 @@ def test_chunks_are_yielded_in_the_order_of_the_texts(many: Many, server: FakeSe
 
     def open_gate(_received: Received) -> None:
         """Releases the first request when the whole window has arrived."""
-        if len(received(server, "EmbedStream")) == 4:
+        if len(received(server, "Embed")) == 4:
             gate.open()
 
     server.on_request = open_gate
     check_whole(many(numbered(80), chunk_texts=10, window_chunks=4), numbered(80))
-    assert server.streams == 1
 
 
 def test_requests_carry_every_argument_and_a_timeout(many: Many, server: FakeServer) -> None:
@@ -43,13 +41,13 @@ def test_requests_carry_every_argument_and_a_timeout(many: Many, server: FakeSer
     arguments = {"model": "default", "input_type": "query", "truncation": "start", "space_id": SPACE}
     chunks, error = many(numbered(4), chunk_texts=2, dimensions=8, normalize=False, allow_partial=True, **arguments)
     assert error is None
-    for message in messages(server, "EmbedStream"):
-        request = message.request
+    for request in messages(server, "Embed"):
         assert (request.priority, request.input_type, request.truncation) == (pb.PRIORITY_BULK, 2, pb.TRUNCATION_START)
         assert (request.model, request.dimensions, request.space_id) == ("default", 8, SPACE)
         assert request.allow_partial
         assert not request.normalize
-        assert message.timeout.ToSeconds() in (60, 120)  # the second waits for the first
+    timeouts_s = [request.timeout_s or 0 for request in received(server, "Embed")]
+    assert 0 < min(timeouts_s) <= max(timeouts_s) < 121  # of the second, which may share the server with the first
     assert chunks[0].embeddings.dimensions == 8
 
 
@@ -60,7 +58,7 @@ def test_an_absent_truncation_stays_absent_in_requests(
     """A request has the truncation of the caller, or none."""
     _, error = many(numbered(4), chunk_texts=2, **arguments)
     assert error is None
-    assert [message.request.truncation for message in messages(server, "EmbedStream")] == [sent] * 2
+    assert [request.truncation for request in messages(server, "Embed")] == [sent] * 2
 
 
 @pytest.mark.parametrize("limits", [{"max_texts": 3}, {"max_response_bytes": 3 * 84}])
@@ -99,8 +97,8 @@ def test_reading_ahead_is_bounded_by_the_window(many: Many) -> None:
     assert max(ahead) <= 3 * 5
 
 
-def test_an_empty_source_opens_no_stream(many: Many, server: FakeServer) -> None:
-    """An empty source yields nothing, and opens no stream."""
+def test_an_empty_source_sends_no_texts(many: Many, server: FakeServer) -> None:
+    """An empty source yields nothing, and no text is sent."""
     assert many(iter(())) == ([], None)
     assert methods(server) == ["ListModels"]
 
@@ -110,8 +108,7 @@ def test_transient_refusals_are_sent_again(many: Many, server: FakeServer) -> No
     for code, delay_s, times in [("UNAVAILABLE", None, 2), ("RESOURCE_EXHAUSTED", 0.001, 3)]:
         server.fail_next("Embed", code=code, reason="", retry_after_s=delay_s, times=times)
     check_whole(many(numbered(40), chunk_texts=5), numbered(40))
-    assert server.streams == 1
-    assert methods(server).count("EmbedStream") == 8 + 5
+    assert methods(server).count("Embed") == 8 + 5
 
 
 def test_row_errors_count_from_the_start_of_the_chunk(many: Many, server: FakeServer) -> None:
@@ -121,45 +118,36 @@ def test_row_errors_count_from_the_start_of_the_chunk(many: Many, server: FakeSe
     assert [[row.row for row in chunk.embeddings.row_errors] for chunk in chunks] == [[], [1]]
 
 
-def test_a_stream_that_ends_is_replaced_without_losing_vectors(many: Many, server: FakeServer) -> None:
-    """Streams that end early for any reason lose, repeat and exchange no vectors."""
+def test_lost_calls_are_repeated_without_losing_vectors(many: Many, server: FakeServer) -> None:
+    """Calls that end early for any transient reason lose, repeat and exchange no vectors."""
     ends = [(2, "UNAVAILABLE", ""), (0, "UNAVAILABLE", "DRAINING"), (0, "CANCELLED", "")]
-    for after, code, reason in [*ends, (3, "UNAVAILABLE", "DRAINING"), (1, "INTERNAL", "")]:
-        server.fail_next("EmbedStream", code=code, reason=reason, after=after)
+    for after, code, reason in [*ends, (3, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"), (1, "INTERNAL", "")]:
+        server.fail_next("Embed", code=code, reason=reason, after=after)
     check_whole(many(numbered(60), chunk_texts=3), numbered(60))
-    assert server.streams == 6
+    assert methods(server).count("Embed") == 20 + 5
+
+
+def test_requests_after_the_first_response_require_its_space(many: Many, server: FakeServer) -> None:
+    """The server itself refuses later requests if its space has changed."""
+    check_whole(many(numbered(30), chunk_texts=5, window_chunks=1), numbered(30))
+    assert [request.space_id for request in messages(server, "Embed")] == ["", *[SPACE] * 5]
 
 
 @pytest.mark.parametrize("client", [blocking, asynchronous])
-def test_a_stream_that_ends_with_ok_too_early_is_replaced(client: Any) -> None:
-    """Requests that a stream ended without answering are sent again on another stream."""
-    streams = []
-
-    def embed_stream(requests: Iterator[Any], _context: Any) -> Iterator[Any]:
-        """Answers two requests, and ends with OK although more are sent."""
-        streams.append(requests)
-        for message in islice(requests, 2):
-            yield pb.EmbedStreamResponse(id=message.id, response=embed_response(message.request.texts))
-
-    with lying_server(EmbedStream=embed_stream) as target:
-        check_whole(client(target, numbered(12), chunk_texts=3), numbered(12))
-    assert len(streams) >= 2
-
-
-def test_old_streams_are_replaced(many: Many, server: FakeServer) -> None:
-    """A stream beyond its maximum age is half-closed and replaced; vectors are neither lost nor repeated."""
-    found = many(numbered(60), chunk_texts=3, window_chunks=4, timing=BulkTiming(max_stream_age_s=0.0))
-    check_whole(found, numbered(60))
-    assert server.streams > 5
-    assert methods(server).count("EmbedStream") == 20
+def test_calls_are_balanced_over_all_addresses(client: Any) -> None:
+    """Each call goes to the next server, so that all servers work for one embed_many."""
+    with fake_server() as one, fake_server() as other:
+        target = f"ipv4:{one.target},{other.target}"
+        check_whole(client(target, numbered(400), chunk_texts=4), numbered(400))
+        assert min(methods(server).count("Embed") for server in (one, other)) > 10
 
 
 def test_an_exhausted_retry_budget_raises_unavailable_error(many: Many, server: FakeServer) -> None:
     """patience_s without a response raises UnavailableError, after the chunks that were answered."""
-    server.fail_next("EmbedStream", reason="", after=1, times=1000)
+    server.fail_next("Embed", reason="", after=1, times=1000)
     moments = count(step=5)
     timing = BulkTiming(clock=lambda: next(moments), first_delay_s=0.001, max_delay_s=0.001)
-    chunks, error = many(numbered(20), chunk_texts=10, timing=timing)
+    chunks, error = many(numbered(20), chunk_texts=10, window_chunks=1, timing=timing)
     assert isinstance(error, UnavailableError)
     assert "60 s" in error.message
     check_rows(chunks, numbered(10))
@@ -189,14 +177,14 @@ def test_a_chunk_that_is_ready_is_yielded_between_two_texts(
 ) -> None:
     """The blocking client looks for responses between two texts of a slow source, not only between two chunks."""
     arrived, read = threading.Event(), 0
+    add = _CallsInFlight.add
 
-    def forward(call: Any, inbox: Any, *others: Any) -> None:
-        """Reports the arrival of the first message."""
-        inbox.put(next(call))
-        arrived.set()
-        _forward(call, inbox, *others)
+    def watched(calls: Any, chunk: Any, call: Any, running: Any) -> None:
+        """Reports the end of a call, after it has been queued."""
+        add(calls, chunk, call, running)
+        call.add_done_callback(lambda _: arrived.set())
 
-    monkeypatch.setattr("isogloss.client._forward", forward)
+    monkeypatch.setattr(_CallsInFlight, "add", watched)
 
     def source() -> Iterator[str]:
         """Yields the first text of the second chunk after the response to the first chunk has arrived."""
@@ -207,7 +195,8 @@ def test_a_chunk_that_is_ready_is_yielded_between_two_texts(
 
     with Client(server.target) as client:
         first = next(client.embed_many(source(), chunk_texts=2))
-    assert (first.start, len(first), read) == (0, 2, 3)
+    assert (first.start, len(first)) == (0, 2)
+    assert read <= 3
 
 
 async def test_a_chunk_that_is_ready_is_yielded_while_the_source_waits(server: FakeServer) -> None:
@@ -229,9 +218,9 @@ async def test_a_chunk_that_is_ready_is_yielded_while_the_source_waits(server: F
     check_rows(chunks, numbered(4))
 
 
-async def test_a_lost_stream_is_replaced_while_the_source_waits(server: FakeServer) -> None:
-    """The chunks of a stream that ended are sent again, and yielded, before the source has another text."""
-    server.fail_next("EmbedStream")
+async def test_a_lost_call_is_repeated_while_the_source_waits(server: FakeServer) -> None:
+    """A chunk whose call was lost is sent again, and yielded, before the source has another text."""
+    server.fail_next("Embed")
     yielded = asyncio.Event()
 
     async def source() -> AsyncIterator[str]:
@@ -246,7 +235,6 @@ async def test_a_lost_stream_is_replaced_while_the_source_waits(server: FakeServ
             chunks.append(chunk)
             yielded.set()
     check_rows(chunks, numbered(2))
-    assert server.streams == 2
 
 
 async def test_an_error_of_an_asynchronous_source_is_raised_after_the_chunks_before_it(server: FakeServer) -> None:

@@ -1,17 +1,17 @@
-"""embed_many ended early, by the caller or by closing the client, leaves no stream, thread or task."""
+"""embed_many ended early, by the caller or by closing the client, leaves no call, thread or task."""
 
 import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
 import pytest
 from isogloss import AsyncClient, CallCancelledError, Client, FailedPreconditionError, InvalidArgumentError
-from isogloss.client import THREAD_NAME
 from isogloss.testing import FakeServer
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
@@ -26,24 +26,31 @@ next(chunks)
 
 
 def join_threads() -> None:
-    """Waits for the end of all threads of streams; grpc's threads are named after their function."""
-    for thread in threading.enumerate():
-        if thread.name == THREAD_NAME or "consume_request_iterator" in thread.name:
-            thread.join(30)
-            assert not thread.is_alive()
+    """Waits for the end of gRPC's threads that wait for responses."""
+    for thread in waiting_threads():
+        thread.join(30)
+        assert not thread.is_alive()
 
 
-class Generator(grpc.StreamStreamClientInterceptor):
-    """Returns a generator in place of a call, as old versions of opentelemetry-instrumentation-grpc do."""
+def waiting_threads() -> list[threading.Thread]:
+    """Returns gRPC's threads that wait for responses, which are named after their function."""
+    return [thread for thread in threading.enumerate() if thread.name.endswith("(_run)")]
+
+
+class Interceptor(grpc.UnaryUnaryClientInterceptor):
+    """Counts the calls that it forwards, as tracing does, or raises."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self._failure = failure
+        self.ended: SimpleQueue[Any] = SimpleQueue()
 
-    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Iterator[Any]:
-        """Yields the responses of the call, or raises."""
-        if self._failure is not None:
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        """Returns the call."""
+        if self._failure is not None and details.method.endswith("/Embed"):
             raise self._failure
-        yield from continuation(details, requests)
+        call = continuation(details, request)
+        call.add_done_callback(self.ended.put)
+        return call
 
 
 def intercepted(client: Client, interceptor: Any) -> Client:
@@ -52,20 +59,13 @@ def intercepted(client: Client, interceptor: Any) -> Client:
     return client
 
 
-def test_an_interceptor_may_return_a_generator_in_place_of_a_call(client: Client, server: FakeServer) -> None:
-    """embed_many yields all chunks, resumes after a lost stream, and leaves no thread."""
-    server.fail_next("EmbedStream", code="UNAVAILABLE", reason="", after=1)
-    with intercepted(client, Generator()) as used:
+def test_interceptors_see_every_call_and_its_end(client: Client, server: FakeServer) -> None:
+    """embed_many yields all chunks and repeats a lost call behind an interceptor, such as that of a tracer."""
+    server.fail_next("Embed", code="UNAVAILABLE", reason="", after=1)
+    interceptor = Interceptor()
+    with intercepted(client, interceptor) as used:
         check_rows(list(used.embed_many(numbered(20), chunk_texts=5)), numbered(20))
-        join_threads()
-
-
-def test_leaving_an_intercepted_stream_early_ends_it(client: Client, server: FakeServer) -> None:
-    """A stream that cannot be cancelled ends after the responses to the requests that were sent."""
-    chunks = intercepted(client, Generator()).embed_many(numbered(100), chunk_texts=5, window_chunks=2)
-    next(chunks)
-    chunks.close()
-    server.wait_until_idle()
+    assert interceptor.ended.qsize() == 1 + 5
     join_threads()
 
 
@@ -73,22 +73,34 @@ def test_an_error_of_an_interceptor_is_raised(client: Client) -> None:
     """An exception that is not an RpcError ends embed_many instead of leaving it waiting."""
     failure = RuntimeError("of the interceptor")
     with pytest.raises(RuntimeError) as raised:
-        list(intercepted(client, Generator(failure)).embed_many(["a"]))
+        list(intercepted(client, Interceptor(failure)).embed_many(["a"]))
     assert raised.value is failure
     join_threads()
 
 
-@pytest.mark.parametrize("leave", ["break", "close", "forget"])
-def test_leaving_the_iterator_early_cancels_the_stream(client: Client, server: FakeServer, leave: str) -> None:
-    """Breaking out, closing the iterator and dropping it each cancel the stream; no thread remains."""
-    gate = server.hold("Embed", after=1)
-    chunks = client.embed_many(numbered(100), chunk_texts=5)
-    if leave == "break":
-        for _ in chunks:
-            break
-        del _
-    else:
+def test_the_calls_of_embed_many_share_one_thread(client: Client, server: FakeServer) -> None:
+    """No call has a thread of its own."""
+    chunks = client.embed_many(numbered(200), chunk_texts=5)
+    for _ in range(10):
         next(chunks)
+    with server.hold("Embed") as gate:
+        reading = threading.Thread(target=list, args=(chunks,))
+        reading.start()
+        gate.wait_until_held(8)
+        assert len(waiting_threads()) == 1
+    reading.join(30)
+    join_threads()
+
+
+@pytest.mark.parametrize("leave", ["close", "forget"])
+def test_leaving_the_iterator_early_cancels_the_calls(client: Client, server: FakeServer, leave: str) -> None:
+    """Closing the iterator and leaving its last reference each cancel the calls; no thread remains."""
+    gate = server.hold("Embed", after=2)
+    chunks = client.embed_many(numbered(100), chunk_texts=5, window_chunks=2)
+    next(chunks)
+    for _ in chunks:  # sends the third chunk, which is held, before it yields the second
+        break
+    gate.wait_until_held()
     if leave == "close":
         chunks.close()
     del chunks
@@ -105,20 +117,21 @@ def test_an_unfinished_iterator_does_not_block_the_exit_of_the_program(server: F
 
 
 async def test_closing_the_asynchronous_iterator_leaves_no_task(server: FakeServer) -> None:
-    """Closing the asynchronous iterator cancels the stream; no task remains."""
-    server.hold("Embed", after=1)
+    """Closing the asynchronous iterator cancels the calls; no task remains."""
+    gate = server.hold("Embed", after=2)
     async with AsyncClient(server.target) as client:
-        async with aclosing(client.embed_many(numbered(100), chunk_texts=5)) as chunks:
-            async for _ in chunks:
-                break
+        async with aclosing(client.embed_many(numbered(100), chunk_texts=5, window_chunks=2)) as chunks:
+            await anext(chunks)
+            await anext(chunks)  # sends the third chunk, which is held, before it yields the second
+            await asyncio.to_thread(gate.wait_until_held)
         await asyncio.to_thread(server.wait_until_idle)
         await client.health()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not [task for task in others if "isogloss" in repr(task)]
 
 
-async def test_cancelling_the_task_cancels_the_stream(server: FakeServer) -> None:
-    """asyncio.CancelledError is raised unchanged, and the stream ends."""
+async def test_cancelling_the_task_cancels_the_calls(server: FakeServer) -> None:
+    """asyncio.CancelledError is raised unchanged, and the calls end."""
     gate = server.hold("Embed")
 
     async def iterate(client: AsyncClient) -> None:
@@ -156,7 +169,7 @@ async def test_cancellation_is_raised_wherever_the_iteration_waits(server: FakeS
 def test_closing_the_client_ends_a_waiting_iteration(client: Client, server: FakeServer) -> None:
     """A thread that waits for a chunk receives CallCancelledError when another thread closes the client."""
     gate = server.hold("Embed", after=1)
-    chunks = client.embed_many(numbered(20), chunk_texts=10)
+    chunks = client.embed_many(numbered(20), chunk_texts=10, window_chunks=1)
     found = [next(chunks)]
     closer = threading.Thread(target=lambda: (gate.wait_until_held(), client.close()))
     closer.start()
@@ -172,7 +185,7 @@ async def test_closing_the_asyncio_client_ends_a_waiting_iteration(server: FakeS
     """A task that waits for a chunk receives CallCancelledError when another task closes the client."""
     gate = server.hold("Embed", after=1)
     client = AsyncClient(server.target)
-    chunks = client.embed_many(numbered(20), chunk_texts=10)
+    chunks = client.embed_many(numbered(20), chunk_texts=10, window_chunks=1)
     check_rows([await anext(chunks)], numbered(10))
 
     async def close() -> None:

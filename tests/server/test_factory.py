@@ -1,18 +1,21 @@
 """Loading a local model, and its self-test."""
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import pytest
-from isogloss.wire.enums import InputType, Priority, Truncation
+from isogloss.wire.enums import ElementType, InputType, Priority, Truncation
 from isogloss_server import factory
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.registry import ReadyModel
+from isogloss_server.engine.request import EmbedRequest
 from isogloss_server.errors import ModelFilesError, SettingsError, UnsupportedModelError
 from isogloss_server.models import model_folder
 from isogloss_server.models.interfaces import Urgency
@@ -118,6 +121,24 @@ def test_a_device_that_a_static_model_does_not_use_is_logged(caplog: pytest.LogC
     assert "static models run on the CPU" not in caplog.text
     factory.read(bundled, SETTINGS.model_copy(update={"device": "cuda"}))
     assert "static models run on the CPU" in caplog.text
+
+
+async def test_a_static_model_computes_bulk_requests_on_all_threads() -> None:
+    """A BULK request for each thread of the executor has a slot, and one that follows; a further one waits."""
+    workers = Executor(2)
+    settings = SETTINGS.model_copy(update={"worker_threads": 2})
+    model = factory.load("m", model_folder.BUNDLED, settings, workers, SystemClock())
+    request = EmbedRequest(texts=("a",), priority=Priority.BULK, element_type=ElementType.FLOAT32)
+    async with AsyncExitStack() as slots:
+        for _ in range(3):
+            await slots.enter_async_context(model.admission.admit(request))
+        fourth = asyncio.ensure_future(model.admission.admit(request).__aenter__())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not fourth.done()
+    model.admission.leave(await fourth)
+    model.embedder.close()
+    workers.close()
 
 
 def _write_another_seed(path: Path) -> None:

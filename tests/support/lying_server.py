@@ -67,15 +67,9 @@ def altered(method: str, change: Callable[[Any], Any]) -> dict[str, Method]:
 
     def answer(name: str, request: Any) -> Any:
         """Returns the response to one request, changed if it is one of `method`."""
-        response = compute["Embed" if name == "EmbedStream" else name](settings, request)
+        response = compute[name](settings, request)
         if name == method:
             change(response)
         return response
 
-    def embed_stream(requests: Iterator[Any], _context: Any) -> Iterator[Any]:
-        """Answers the messages of a stream in order."""
-        for message in requests:
-            yield pb.EmbedStreamResponse(id=message.id, response=answer("EmbedStream", message.request))
-
-    unary: dict[str, Method] = {name: lambda request, _context, name=name: answer(name, request) for name in compute}
-    return unary | {"EmbedStream": embed_stream}
+    return {name: lambda request, _context, name=name: answer(name, request) for name in compute}

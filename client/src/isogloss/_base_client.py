@@ -84,7 +84,7 @@ class RunningCall:
         """
         # gRPC's core ends calls with CANCELLED that a stopping server has received, but not yet accepted.
         transient = error.retryable or (error.code == "CANCELLED" and error.request_id is None)
-        error = self._described(error, reached=reached)
+        error = self.described(error, reached=reached)
         self._failures += 1
         self._attempts += error.reason not in STARTING_REASONS
         if error.is_final or not (transient and self.repeats and self._attempts < self._max_attempts):
@@ -100,7 +100,7 @@ class RunningCall:
         self._problem = error.message
         return delay_s
 
-    def _described(self, error: IsoglossError, *, reached: bool) -> IsoglossError:
+    def described(self, error: IsoglossError, *, reached: bool = True) -> IsoglossError:
         """Returns `error` with the request id and, if it is not the server's, with a message of this client."""
         if error.request_id is not None:
             return error
@@ -161,10 +161,10 @@ class BaseClient:
             wait_for_ready=wait_for_ready or self._options.wait_for_ready,
         )
 
-    def _start_patient(self, patience_s: float) -> RunningCall:
-        """Returns the state of a request of embed_many, which is repeated until `patience_s` have passed."""
+    def _start_patient(self, timeout_s: float) -> RunningCall:
+        """Returns the state of a request of embed_many, whose repeats are bounded by time alone."""
         wait = self._options.wait_for_ready
-        return RunningCall(self._options, patience_s, attempts=math.inf, wait_for_ready=wait)
+        return RunningCall(self._options, timeout_s, attempts=math.inf, wait_for_ready=wait)
 
     def _call_options(self, running: RunningCall) -> dict[str, Any]:
         """Returns the arguments of grpc for the next attempt of a request.
@@ -197,7 +197,7 @@ class BaseClient:
 
     @staticmethod
     def _check_threads() -> None:
-        """Raises FailedPreconditionError if the threads that a stream needs are greenlets, which it would freeze."""
+        """Raises FailedPreconditionError if gRPC's thread, which receives the responses, would be a greenlet."""
         gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
         advice = ""
         if gevent is not None and gevent.is_module_patched("threading") and GEVENT_SUPPORT not in sys.modules:

@@ -1,8 +1,8 @@
-"""Plan for embed_many: chunks in flight on a stream that is replaced when it ends, yielded in the order of the texts.
+"""Plan for embed_many: chunks in flight as BULK calls of Embed, yielded in the order of the texts.
 
 BulkEmbed does no I/O. Its generator yields steps, such as Send or Receive, which the blocking or the asyncio client
-executes and replies to. Responses arrive in any order. A chunk is sent again if the stream ends without its response,
-or if the server refuses it for a transient reason; its response counts once.
+executes and replies to. Responses arrive in any order. A chunk is sent again if its call fails for a transient reason;
+its response counts once.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ import random
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 from isogloss._arguments import MAX_PATIENCE_S, BulkArguments, EmbedArguments, utf8_bytes
 from isogloss._embed import LIMIT_REASONS, Call, KnownLimits, max_texts_per_request
-from isogloss._messages import read_embed, read_stream_response, stream_request
+from isogloss._messages import embed_request, read_embed
 from isogloss.errors import IsoglossError, UnavailableError, with_row_offset
 from isogloss.results import EmbeddedChunk, Embeddings
 
-END_OF_STREAM = object()  # received in place of a message when the server ends the stream with status OK
 # Statuses that gRPC's core and proxies use for lost connections. The service itself adds a reason.
-CONNECTION_CODES = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"})
-HALF_CLOSE_WAIT_S = 1.0  # for the server to end a stream after its last response
-NO_STREAMS = "the server does not implement EmbedStream, which embed_many requires; it may be an older version"
+CONNECTION_CODES = frozenset({"CANCELLED", "INTERNAL", "UNKNOWN"})
+# A server that has just started does not know its speed and so refuses nothing: it gets few calls until it responds.
+FIRST_CALLS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
     """Add texts from the source to `chunker` until it is full. Reply: True if the source may have more.
 
-    The step ends before if a message arrives or, if the source can be interrupted, after `timeout_s`.
+    The step ends before if a response arrives or, if the source can be interrupted, after `timeout_s`.
     """
 
     chunker: Chunker
@@ -39,39 +37,24 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
-    """Open a stream; none is open."""
-
-
-@dataclass(frozen=True, slots=True)
 class Send:
-    """Queue a request for the open stream, without waiting for it to be written."""
+    """Start an Embed call for a chunk, without waiting for it."""
 
+    chunk: Chunk
     request: Any
-
-
-@dataclass(frozen=True, slots=True)
-class HalfClose:
-    """Send no more requests on the open stream; responses still arrive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Cancel the open stream."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receive:
-    """Wait for a message. Reply: the message, END_OF_STREAM, or None after `timeout_s`; an error ends the stream."""
-
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Sleep:
-    """Wait, or until the client is closed."""
+class Cancel:
+    """Cancel all calls in flight."""
 
-    seconds: float
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Wait for the end of a call. Reply: its chunk, with the response or an IsoglossError; None after `timeout_s`."""
+
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +64,8 @@ class Emit:
     chunk: EmbeddedChunk
 
 
-Step = Call | Read | Open | Send | HalfClose | Cancel | Receive | Sleep | Emit
+Step = Call | Read | Send | Cancel | Receive | Emit
 Steps = Generator[Step, Any, None]
-
-
-@dataclass(slots=True)
-class _OpenStream:
-    """State of the open stream: opening time, requests in flight, seconds without a message."""
-
-    opened_s: float
-    in_flight: dict[int, Chunk] = field(default_factory=dict)
-    half_closed: bool = False
-    silent_s: float = 0.0
 
 
 class BulkEmbed:
@@ -104,11 +77,11 @@ class BulkEmbed:
         self._arguments = arguments  # require the space of the first response once that has arrived
         self._timing = timing
         self._budget = RetryBudget(bulk.patience_s, timing)
-        self._max_silence_s = bulk.patience_s / 2  # leaves time to try another stream within the budget
+        self._max_silence_s = bulk.patience_s / 2  # leaves time to repeat the calls within the budget
+        self._silent_s = 0.0  # without a response, while calls were in flight
         self._window = Window(bulk.window_chunks)
-        self._stream: _OpenStream | None = None
-        self._reopen_s = 0.0  # no stream is opened before this time
-        self._ids = count(1)  # never reused: the server may still hold the id of a request that it has responded to
+        self._max_calls = FIRST_CALLS
+        self._resume_s = 0.0  # no call is sent before this time
 
     def steps(self) -> Steps:
         """Yields the steps to execute, to the end of the source; raises the first error in the order of the texts."""
@@ -124,7 +97,6 @@ class BulkEmbed:
             if chunk is not None:
                 yield Emit(chunk)
         self._window.raise_source_error()
-        yield from self._end_stream()
 
     def _new_chunker(self) -> Generator[Any, Any, Chunker]:
         """Fetches the server's limits and returns a chunker that keeps them. The client repeats the request itself."""
@@ -144,99 +116,57 @@ class BulkEmbed:
                 self._window.append(chunk)
 
     def _next_send_s(self) -> float | None:
-        """Returns the seconds until a chunk must be sent again, or None."""
-        due_s = [max(chunk.due_s, self._reopen_s) for chunk in self._window.unsent()]
-        return max(0.0, min(due_s) - self._timing.clock()) if due_s else None
+        """Returns the seconds until a chunk may be sent, or None if that needs a response before."""
+        due_s = [chunk.due_s for chunk in self._window.unsent()]
+        if not due_s or self._window.in_flight >= self._max_calls:
+            return None
+        return max(0.0, max(min(due_s), self._resume_s) - self._timing.clock())
 
     def _send(self) -> Steps:
-        """Sends the chunks that are due; opens a stream if there is none, and half-closes one that is old."""
+        """Sends the chunks that are due, as far as further calls are allowed."""
         now_s = self._timing.clock()
-        due = [chunk for chunk in self._window.unsent() if max(chunk.due_s, self._reopen_s) <= now_s]
-        if not due:
-            return
-        if self._stream is None:
-            yield Open()
-            self._stream = _OpenStream(now_s)
-        elif not self._stream.half_closed and now_s - self._stream.opened_s >= self._timing.max_stream_age_s:
-            self._stream.half_closed = True
-            yield HalfClose()
-        if self._stream.half_closed:
-            return
-        for chunk in due:
-            request_id, chunk.in_flight = next(self._ids), True
-            self._stream.in_flight[request_id] = chunk
-            # The server works on one request after another, so that a later one may take longer.
-            timeout_s = min(self._bulk.patience_s * len(self._stream.in_flight), MAX_PATIENCE_S)
-            yield Send(stream_request(request_id, self._arguments, chunk.texts, timeout_s))
+        for chunk in self._window.unsent():
+            if self._window.in_flight >= self._max_calls or self._resume_s > now_s:
+                return
+            if chunk.due_s <= now_s:
+                chunk.in_flight = True
+                # The calls share the server, so that each may take longer.
+                timeout_s = min(self._bulk.patience_s * self._window.in_flight, MAX_PATIENCE_S)
+                yield Send(chunk, embed_request(self._arguments, chunk.texts), timeout_s)
 
     def _receive(self, chunker: Chunker) -> Steps:
-        """Handles the messages that have arrived; waits for one only if there is nothing else to do."""
+        """Handles the responses that have arrived; waits for one only if there is nothing else to do."""
         idle = not self._window.first_done and not self._window.has_room
-        message = yield from self._next_message(self._max_wait_s() if idle else 0.0)
-        while message is not None:
-            self._handle(message, chunker)
-            message = yield from self._next_message(0.0)
+        response = yield from self._next_response(self._max_wait_s() if idle else 0.0)
+        while response is not None:
+            self._handle(response, chunker)
+            response = yield from self._next_response(0.0)
 
-    def _next_message(self, timeout_s: float) -> Generator[Step, Any, Any]:
-        """Returns the next message; None if none arrives within `timeout_s` or the stream has ended."""
-        if self._stream is None:
-            if timeout_s > 0:
-                yield from self._sleep(timeout_s)
-            return None
+    def _next_response(self, timeout_s: float) -> Generator[Step, Any, Any]:
+        """Returns the next chunk and its response, or None after `timeout_s`; repeats calls after a long silence."""
         began_s = self._timing.clock()
-        try:
-            message = yield Receive(timeout_s)
-        except IsoglossError as error:
-            message = error
+        response = yield Receive(timeout_s)
         waited_s = self._timing.clock() - began_s if timeout_s > 0 else 0.0
         self._budget.spend(waited_s)
-        if message is END_OF_STREAM or isinstance(message, IsoglossError):
-            self._stream_ended(message if isinstance(message, IsoglossError) else None)
-            return None
-        silent = message is None and (self._stream.in_flight or self._stream.half_closed)
-        self._stream.silent_s = self._stream.silent_s + waited_s if silent else 0.0
-        if self._stream.silent_s >= self._max_silence_s:
+        is_silent = response is None and self._window.in_flight
+        self._silent_s = self._silent_s + waited_s if is_silent else 0.0
+        if self._silent_s >= self._max_silence_s:
+            self._silent_s = 0.0
             yield Cancel()
-            self._stream_ended(UnavailableError(f"the server sent nothing for {self._max_silence_s:g} s"))
-        return message
-
-    def _sleep(self, seconds: float) -> Steps:
-        began_s = self._timing.clock()
-        yield Sleep(seconds)
-        self._budget.spend(self._timing.clock() - began_s)
+            for chunk in self._window.sent():
+                self._fail(chunk, UnavailableError(f"the server sent nothing for {self._max_silence_s:g} s"))
+        return response
 
     def _max_wait_s(self) -> float:
         """Returns the seconds until something is due; raises the last error if the retry budget is used up."""
-        now_s, waits_s = self._timing.clock(), [self._budget.remaining_s()]
-        if self._stream is not None:
-            waits_s.append(self._max_silence_s - self._stream.silent_s)
-        if self._stream is None or not self._stream.half_closed:
-            waits_s += [max(chunk.due_s, self._reopen_s) - now_s for chunk in self._window.unsent()]
-        return max(0.0, min(waits_s))
+        waits_s = [self._budget.remaining_s(), self._next_send_s()]
+        if self._window.in_flight:
+            waits_s.append(self._max_silence_s - self._silent_s)
+        return max(0.0, min(wait_s for wait_s in waits_s if wait_s is not None))
 
-    def _stream_ended(self, error: IsoglossError | None) -> None:
-        """Marks the requests in flight as unsent and sets the backoff; fails them if `error` is not transient."""
-        stream, self._stream = self._stream, None
-        if stream is None or (error is None and stream.half_closed and not stream.in_flight):
-            return
-        for chunk in stream.in_flight.values():
-            chunk.in_flight = False
-        error = error or UnavailableError("the server ended the stream before it had answered all requests")
-        if error.code == "UNIMPLEMENTED":
-            error = error.replaced(NO_STREAMS)
-        try:
-            if not is_transient(error):
-                raise error
-            self._reopen_s = self._timing.clock() + self._budget.delay_s(error)
-        except IsoglossError as final:
-            self._window.fail_unanswered(final)
-
-    def _handle(self, message: Any, chunker: Chunker) -> None:
-        """Stores the response for a chunk, schedules a retry for a transient error, or fails the chunk."""
-        request_id, outcome = read_stream_response(message)
-        chunk = self._stream.in_flight.pop(request_id, None) if self._stream is not None else None
-        if chunk is None:
-            return
+    def _handle(self, response: tuple[Chunk, Any], chunker: Chunker) -> None:
+        """Stores the response for a chunk, or handles its error."""
+        chunk, outcome = response
         chunk.in_flight = False
         try:
             if not isinstance(outcome, IsoglossError):
@@ -244,30 +174,30 @@ class BulkEmbed:
             elif outcome.reason in LIMIT_REASONS and len(chunk.texts) > 1:
                 # The limits became smaller during the call, such as by a restart of the server with other settings.
                 chunker.max_texts = min(chunker.max_texts, self._window.halve(chunk))
-            elif outcome.retryable or outcome.code == "DEADLINE_EXCEEDED":
-                chunk.refusals += 1
-                chunk.due_s = self._timing.clock() + self._budget.delay_s(outcome, chunk.refusals)
             else:
-                raise outcome
-        except IsoglossError as error:
+                self._fail(chunk, outcome)
+        except IsoglossError as error:  # the response is invalid
             self._window.fail(chunk, error)
 
     def _accepted(self, embeddings: Embeddings) -> Embeddings:
         """Returns `embeddings`; all further responses must have their space and dimensions."""
         self._arguments = replace(self._arguments, space_id=embeddings.space_id, dimensions=embeddings.dimensions)
         self._budget.reset()
+        self._max_calls = min(self._max_calls + 1, self._bulk.window_chunks)
         return embeddings
 
-    def _end_stream(self) -> Steps:
-        """Half-closes and waits briefly for OK, so that the server does not record a cancellation."""
-        if self._stream is None:
+    def _fail(self, chunk: Chunk, error: IsoglossError) -> None:
+        """Schedules a retry of a chunk whose call failed, or sets its final error."""
+        chunk.in_flight = False
+        chunk.failures += 1
+        if not (is_transient(error) and self._budget.allows(error)):
+            self._window.fail(chunk, error)
             return
-        if not self._stream.half_closed:
-            yield HalfClose()
-        try:
-            yield Receive(HALF_CLOSE_WAIT_S)
-        except IsoglossError:
-            return
+        due_s = self._timing.clock() + self._budget.delay_s(error, chunk.failures)
+        if error.code == "RESOURCE_EXHAUSTED":  # the server has room for the calls that are left
+            chunk.due_s, self._max_calls = due_s, max(1, self._window.in_flight)
+        else:  # lost; another server, or one that has restarted, gets few calls again
+            self._resume_s, self._max_calls = max(self._resume_s, due_s), 1
 
 
 @dataclass(slots=True, eq=False)
@@ -277,9 +207,9 @@ class Chunk:
     Attributes:
         start: Row of the first text among all texts.
         texts: The texts.
-        in_flight: True while a response may arrive.
+        in_flight: True while its call is in flight.
         due_s: Time before which the chunk is not sent.
-        refusals: Number of times that the server refused it for a transient reason.
+        failures: Number of its calls that failed.
         result: The vectors, or the final error.
     """
 
@@ -287,18 +217,13 @@ class Chunk:
     texts: tuple[str, ...] = field(repr=False)
     in_flight: bool = False
     due_s: float = 0.0
-    refusals: int = 0
+    failures: int = 0
     result: Embeddings | IsoglossError | None = None
 
     @property
     def done(self) -> bool:
         """True if the chunk has its vectors or its final error."""
         return self.result is not None
-
-    @property
-    def unsent(self) -> bool:
-        """True if the chunk must be sent, for the first time or again."""
-        return not self.in_flight and not self.done
 
     def halves(self) -> tuple[Chunk, Chunk]:
         """Returns two new chunks with half of the texts each."""
@@ -375,9 +300,18 @@ class Window:
         """True if the first chunk has its vectors or its final error."""
         return bool(self._chunks) and self._chunks[0].done
 
+    @property
+    def in_flight(self) -> int:
+        """Number of calls in flight."""
+        return len(self.sent())
+
+    def sent(self) -> list[Chunk]:
+        """Returns the chunks whose calls are in flight."""
+        return [chunk for chunk in self._chunks if chunk.in_flight]
+
     def unsent(self) -> list[Chunk]:
-        """Returns the chunks that must be sent."""
-        return [chunk for chunk in self._chunks if chunk.unsent]
+        """Returns the chunks that must be sent, for the first time or again."""
+        return [chunk for chunk in self._chunks if not chunk.in_flight and not chunk.done]
 
     def append(self, chunk: Chunk) -> None:
         """Adds the next chunk."""
@@ -417,29 +351,20 @@ class Window:
             chunk.result = with_row_offset(error, chunk.start)
             self.end_source()
 
-    def fail_unanswered(self, error: IsoglossError) -> None:
-        """Fails the first chunk without a response, and so drops those after it."""
-        for chunk in self._chunks:
-            if not chunk.done:
-                self.fail(chunk, error)
-                break
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BulkTiming:
-    """Clock, backoff and stream age of embed_many.
+    """Clock and backoff of embed_many.
 
     Attributes:
         clock: Returns monotonic seconds.
         jitter: Returns a random number between 0 and 1, which spreads the retries of clients that lost one server.
-        max_stream_age_s: Age after which a stream is replaced, because a stream stays on one server of several.
         first_delay_s: Maximum delay after the first failure; it doubles with each further failure.
         max_delay_s: Upper bound of the delays.
     """
 
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
-    max_stream_age_s: float = 30.0
     first_delay_s: float = 0.1
     max_delay_s: float = 5.0
 
@@ -456,12 +381,11 @@ class RetryBudget:
         self._total_s = total_s
         self._timing = timing
         self._spent_s = 0.0
-        self._failures = 0
         self._last_error: IsoglossError | None = None
 
     def reset(self) -> None:
         """Restores the whole budget, after a response."""
-        self._spent_s, self._failures, self._last_error = 0.0, 0, None
+        self._spent_s, self._last_error = 0.0, None
 
     def spend(self, seconds: float) -> None:
         """Subtracts seconds of waiting."""
@@ -473,23 +397,14 @@ class RetryBudget:
             raise self._exhausted()
         return self._total_s - self._spent_s
 
-    def delay_s(self, error: IsoglossError, failures: int | None = None) -> float:
-        """Returns the seconds to wait after `error`: the delay that the server requested, else a backoff.
+    def allows(self, error: IsoglossError) -> bool:
+        """Returns True unless the server requested a delay beyond the remaining budget."""
+        return (error.retry_after_s or 0.0) <= self._total_s - self._spent_s
 
-        Args:
-            error: The transient error.
-            failures: Number of consecutive failures; None counts the calls of this method since the last response.
-
-        Raises:
-            IsoglossError: `error` itself, if the server requested a delay beyond the remaining budget.
-        """
+    def delay_s(self, error: IsoglossError, failures: int) -> float:
+        """Returns the delay after `failures` failures of a call: the one that the server requested, else a backoff."""
         self._last_error = error
-        if error.retry_after_s is None:
-            self._failures += failures is None
-            return self._timing.backoff_s(failures or self._failures)
-        if error.retry_after_s > self._total_s - self._spent_s:
-            raise error
-        return error.retry_after_s
+        return self._timing.backoff_s(failures) if error.retry_after_s is None else error.retry_after_s
 
     def _exhausted(self) -> IsoglossError:
         message = f"no response for {self._total_s:g} s (patience_s)"
@@ -500,5 +415,6 @@ class RetryBudget:
 
 
 def is_transient(error: IsoglossError) -> bool:
-    """Returns True if a call or a stream that ended with `error` should be tried again."""
-    return error.retryable or (not error.reason and error.code in CONNECTION_CODES)
+    """Returns True if a call that ended with `error` should be repeated, if only after the delay in the error."""
+    lost = not error.reason and error.code in CONNECTION_CODES
+    return error.retryable or error.code == "DEADLINE_EXCEEDED" or (lost and not error.is_final)

@@ -1,18 +1,15 @@
-"""Converts gRPC errors and google.rpc.Status to the exceptions of `isogloss.errors`."""
+"""Converts gRPC errors to the exceptions of `isogloss.errors`."""
 
 from dataclasses import replace
 from typing import Any
 
 import grpc
-from google.rpc import status_pb2
 
 from isogloss.errors import FieldViolation, IsoglossError, error_class
 from isogloss.wire.status import (
     DETAILS_TRAILER,
     PUSHBACK_TRAILER,
     REQUEST_ID_TRAILER,
-    ErrorDetails,
-    code_name,
     parse,
     read,
 )
@@ -65,22 +62,14 @@ def from_rpc_error(failure: grpc.RpcError) -> IsoglossError:
             details = replace(details, retry_after_s=int(pushback) / 1e3)
         else:
             retryable = False
-    request_id = trailers.get(REQUEST_ID_TRAILER)
-    return _exception(code, call.details(), details, retryable=retryable, is_final=is_final, request_id=request_id)
-
-
-def from_status(status: status_pb2.Status) -> IsoglossError:
-    """Returns the exception for one failed request of a stream."""
-    return _exception(code_name(status), status.message, read(status))
-
-
-def _exception(code: str, message: str, details: ErrorDetails, **attributes: Any) -> IsoglossError:
     return error_class(code, details.reason)(
-        message or code,
+        call.details() or code,
         code=code,
         reason=details.reason,
         metadata=details.metadata,
         violations=tuple(FieldViolation(*violation) for violation in details.violations),
+        retryable=retryable,
         retry_after_s=details.retry_after_s,
-        **attributes,
+        is_final=is_final,
+        request_id=trailers.get(REQUEST_ID_TRAILER),
     )

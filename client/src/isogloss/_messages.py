@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from google.protobuf import duration_pb2
 from google.rpc import code_pb2
 from numpy.typing import NDArray
 
@@ -21,9 +20,8 @@ from isogloss._arguments import (
     Sides,
     TextSide,
 )
-from isogloss._failures import from_status
 from isogloss.enums import ElementType, Metric, ServingStatus, Truncation
-from isogloss.errors import InternalError, IsoglossError, SpaceMismatchError
+from isogloss.errors import InternalError, SpaceMismatchError
 from isogloss.results import (
     Comparison,
     Embeddings,
@@ -65,15 +63,6 @@ def embed_request(arguments: EmbedArguments, texts: Sequence[str]) -> pb.EmbedRe
         allow_partial=arguments.allow_partial,
         space_id=arguments.space_id,
     )
-
-
-def stream_request(
-    number: int, arguments: EmbedArguments, texts: Sequence[str], timeout_s: float
-) -> pb.EmbedStreamRequest:
-    """Returns request `number` of a stream, to embed `texts` within `timeout_s`."""
-    timeout = duration_pb2.Duration()
-    timeout.FromMicroseconds(round(timeout_s * 1e6))
-    return pb.EmbedStreamRequest(id=number, request=embed_request(arguments, texts), timeout=timeout)
 
 
 def similarity_request(
@@ -163,16 +152,6 @@ def read_embed(response: pb.EmbedResponse, arguments: EmbedArguments, texts: int
         total_tokens=response.total_tokens,
         timings=_timings(response.timings, texts),
     )
-
-
-def read_stream_response(message: pb.EmbedStreamResponse) -> tuple[int, pb.EmbedResponse | IsoglossError]:
-    """Returns the number of the answered request, and its response or its error."""
-    kind = message.WhichOneof("result")
-    if kind == "response":
-        return message.id, message.response
-    if kind is None or message.error.code == code_pb2.OK:
-        return message.id, bad_answer("neither a response nor an error")
-    return message.id, from_status(message.error)
 
 
 def read_similarity(

@@ -2,15 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from functools import partial
 from typing import Any, Never, Self
 
 import grpc
 
 from isogloss import _arguments, _bulk, _compare, _embed
-from isogloss._aio_stream import EmbedStream, Source, Texts
-from isogloss._base_client import BaseClient, Metadata, RunningCall
+from isogloss._base_client import BaseClient, RunningCall
 from isogloss._channel import open_asyncio
 from isogloss._embed import Call, Pause, Plan, Result
 from isogloss._failures import from_rpc_error
@@ -18,6 +17,11 @@ from isogloss.errors import FailedPreconditionError, IsoglossError
 from isogloss.options import ClientOptions
 from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores, Vectors
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
+
+Source = Iterator[str] | AsyncIterator[str]
+CallsInFlight = dict[asyncio.Task[Any], _bulk.Chunk]  # of one embed_many
+# Turns of the event loop in which a response that has arrived is delivered: poller, grpc's call, the call's task.
+LOOP_TURNS = 4
 
 
 class AsyncClient(BaseClient):
@@ -115,11 +119,12 @@ class AsyncClient(BaseClient):
         window_chunks: int = 8,
         patience_s: float = 60.0,
     ) -> AsyncGenerator[EmbeddedChunk, None]:
-        """Embeds any number of texts on one stream, and yields the vectors in chunks, in the order of the texts.
+        """Embeds any number of texts, and yields the vectors in chunks, in the order of the texts.
 
-        The call has the priority "bulk". Lost connections and restarts of the server do not end it: chunks without a
-        response are sent again. If the source of the texts raises, its error is raised after the chunks before it.
-        When leaving the loop early, close the generator with contextlib.aclosing, which cancels the stream at once.
+        Several requests of the priority "bulk" are in flight at a time. Lost connections and restarts of the server do
+        not end the call: chunks without a response are sent again. If the source of the texts raises, its error is
+        raised after the chunks before it. When leaving the loop early, close the generator with contextlib.aclosing,
+        which cancels the requests in flight at once.
 
         Args:
             texts: The texts, from any iterable or asynchronous iterable, such as the lines of a file. At most
@@ -135,8 +140,8 @@ class AsyncClient(BaseClient):
             space_id: Required embedding space; empty accepts that of the first chunk. Set it when you resume a run.
             chunk_texts: Maximum number of texts per chunk. The server's limits may make chunks smaller.
             window_chunks: Maximum number of chunks held in memory.
-            patience_s: Retry budget: the call fails after this many seconds of waiting without a response. A stream
-                without a message for half of it is replaced.
+            patience_s: Retry budget: the call fails after this many seconds of waiting without a response. After half
+                of it, the requests in flight are sent again.
 
         Yields:
             Chunks with `embeddings.vectors` float32 [n, d], as from `embed`.
@@ -439,25 +444,29 @@ class AsyncClient(BaseClient):
 
     async def _send(self, call: Call, running: RunningCall) -> Any:
         """Sends one request, again after transient failures, and returns its response."""
-        method = getattr(self._connected(), call.method)
         while True:
-            try:
-                response = await method(call.request, **self._call_options(running))
-            except grpc.RpcError as failure:
-                error = from_rpc_error(failure)
-            except grpc.aio.UsageError:  # raised by grpc for a closed channel
-                self._check_open()
-                raise
-            except asyncio.CancelledError:
-                if self._closed and not _cancelled():
-                    raise self._closed_during_call() from None
-                raise
-            else:
-                self._reached = True
+            outcome = await self._attempt(call, running)
+            if not isinstance(outcome, IsoglossError):
                 running.answered()
-                return response
-            # Outside the handler above, so that tracebacks do not have grpc's exception.
-            await self._sleep(self._retry_delay_s(error, running))
+                return outcome
+            await self._sleep(self._retry_delay_s(outcome, running))
+
+    async def _attempt(self, call: Call, running: RunningCall) -> Any:
+        """Sends a request once; returns the response or the error, so that its traceback has no exception of grpc."""
+        method = getattr(self._connected(), call.method)
+        try:
+            response = await method(call.request, **self._call_options(running))
+        except grpc.RpcError as failure:
+            return from_rpc_error(failure)
+        except grpc.aio.UsageError:  # raised by grpc for a closed channel
+            self._check_open()
+            raise
+        except asyncio.CancelledError:
+            if self._closed and not _cancelled():
+                raise self._closed_during_call() from None
+            raise
+        self._reached = True
+        return response
 
     async def _sleep(self, seconds: float) -> None:
         """Waits; raises CallCancelledError if the client is closed meanwhile."""
@@ -483,10 +492,8 @@ class AsyncClient(BaseClient):
     async def _run_many(
         self, plan: _bulk.Steps, source: Source, patience_s: float
     ) -> AsyncGenerator[EmbeddedChunk, None]:
-        """Executes the steps of `plan` and yields its chunks; cancels an open stream in the end."""
-        running = self._start_patient(patience_s)
-        stream = EmbedStream(partial(self._open_stream, running.metadata))
-        texts = Texts(source)
+        """Executes the steps of `plan` and yields its chunks; cancels the calls in flight in the end."""
+        running, calls, texts = self._start_patient(patience_s), CallsInFlight(), Texts(source)
         advance = partial(next, plan)
         try:
             while True:
@@ -499,16 +506,14 @@ class AsyncClient(BaseClient):
                     advance = partial(next, plan)
                     continue
                 try:
-                    advance = partial(plan.send, await self._execute(step, stream, texts, running))
+                    advance = partial(plan.send, await self._execute(step, calls, texts, running))
                 except Exception as error:  # noqa: BLE001 - the plan handles it or raises it again
                     advance = partial(plan.throw, error)
         finally:
-            await stream.cancel()
+            await _cancel(calls)
             await texts.close()
 
-    async def _execute(  # noqa: PLR0911 - a table
-        self, step: _bulk.Step, stream: EmbedStream, texts: Texts, running: RunningCall
-    ) -> Any:
+    async def _execute(self, step: _bulk.Step, calls: CallsInFlight, texts: "Texts", running: RunningCall) -> Any:
         """Executes one step and returns the reply for the plan."""
         if self._closed or os.getpid() != self._process:
             raise self._interrupted()
@@ -516,30 +521,80 @@ class AsyncClient(BaseClient):
             case Call():
                 return await self._send(step, running)
             case _bulk.Read(chunker, timeout_s):
-                return await texts.fill(chunker, stream.wait_for_message, timeout_s)
-            case _bulk.Open():
-                return stream.open()
-            case _bulk.Send(request):
-                return stream.send(request)
-            case _bulk.HalfClose():
-                return stream.half_close()
+                return await texts.fill(chunker, calls, timeout_s)
+            case _bulk.Send(chunk):
+                calls[asyncio.create_task(self._embed_chunk(step))] = chunk
             case _bulk.Cancel():
-                return await stream.cancel()
+                await _cancel(calls)
             case _bulk.Receive(timeout_s):
-                return await stream.receive(timeout_s)
-            case _bulk.Sleep(seconds):
-                return await self._sleep(seconds)
+                return await _receive(calls, timeout_s) if calls else await self._sleep(timeout_s)
+        return None
 
-    def _open_stream(self, metadata: Metadata, requests: Any) -> Any:
-        try:
-            return self._connected().EmbedStream(requests, metadata=metadata)
-        except grpc.aio.UsageError:  # raised by grpc for a closed channel
-            if self._closed:
-                raise self._closed_during_call() from None
-            raise
+    async def _embed_chunk(self, send: _bulk.Send) -> Any:
+        """Sends the request for a chunk once; returns the response or the error."""
+        running = self._start_patient(send.timeout_s)
+        outcome = await self._attempt(Call("Embed", send.request), running)
+        return running.described(outcome) if isinstance(outcome, IsoglossError) else outcome
 
 
 def _cancelled() -> bool:
     """Returns True if this task was cancelled; grpc raises CancelledError also when the channel is closed."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def _receive(calls: CallsInFlight, timeout_s: float) -> tuple[_bulk.Chunk, Any] | None:
+    """Returns a chunk whose call has ended, with the response or the error, or None after `timeout_s`."""
+    for _ in range(LOOP_TURNS):
+        await asyncio.sleep(0)
+    ended, _ = await asyncio.wait(calls, timeout=max(0.0, timeout_s), return_when=asyncio.FIRST_COMPLETED)
+    return next(((calls.pop(call), call.result()) for call in ended), None)
+
+
+async def _cancel(calls: CallsInFlight) -> None:
+    """Cancels all calls, waits until they have ended, and forgets them."""
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    calls.clear()
+
+
+class Texts:
+    """The source of embed_many. An asynchronous one is read by one task, so that responses need not wait for texts."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._reading: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
+        self._full: asyncio.Future[None]  # of the last `fill`
+
+    async def fill(self, chunker: _bulk.Chunker, calls: CallsInFlight, timeout_s: float | None) -> bool:
+        """Adds texts to `chunker` until it is full, one of `calls` ends, or `timeout_s` have passed.
+
+        Returns:
+            True if the source may have more.
+        """
+        if isinstance(self._source, Iterator):
+            return any(chunker.add(text) for text in self._source)
+        self._full = asyncio.get_running_loop().create_future()
+        self._wanted.set()
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(self._source, chunker))
+        await asyncio.wait([self._reading, self._full, *calls], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not self._reading.done():
+            return True
+        self._reading.result()  # raises the error of the source
+        return False
+
+    async def close(self) -> None:
+        """Ends the reading."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+    async def _read(self, source: AsyncIterator[str], chunker: _bulk.Chunker) -> None:
+        async for text in source:
+            if chunker.add(text):
+                self._wanted.clear()
+                self._full.set_result(None)
+                await self._wanted.wait()

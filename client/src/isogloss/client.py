@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Never, Self
@@ -11,7 +11,7 @@ from typing import Any, Never, Self
 import grpc
 
 from isogloss import _arguments, _bulk, _compare, _embed
-from isogloss._base_client import BaseClient, Metadata, RunningCall
+from isogloss._base_client import BaseClient, RunningCall
 from isogloss._channel import open_blocking
 from isogloss._embed import Call, Pause, Plan, Result
 from isogloss._failures import from_rpc_error
@@ -19,8 +19,6 @@ from isogloss.errors import IsoglossError
 from isogloss.options import ClientOptions
 from isogloss.results import EmbeddedChunk, Embeddings, HealthReport, ModelInfo, Neighbors, PairScores, Scores, Vectors
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
-
-THREAD_NAME = "isogloss-embed-many"
 
 
 class Client(BaseClient):
@@ -116,11 +114,11 @@ class Client(BaseClient):
         window_chunks: int = 8,
         patience_s: float = 60.0,
     ) -> Generator[EmbeddedChunk, None, None]:
-        """Embeds any number of texts on one stream, and yields the vectors in chunks, in the order of the texts.
+        """Embeds any number of texts, and yields the vectors in chunks, in the order of the texts.
 
-        The call has the priority "bulk". Lost connections and restarts of the server do not end it: chunks without a
-        response are sent again. If the source of the texts raises, its error is raised after the chunks before it.
-        Leaving the loop early cancels the stream.
+        Several requests of the priority "bulk" are in flight at a time. Lost connections and restarts of the server do
+        not end the call: chunks without a response are sent again. If the source of the texts raises, its error is
+        raised after the chunks before it. Leaving the loop early cancels the requests in flight.
 
         Args:
             texts: The texts, from any iterable, such as the lines of a file. At most `window_chunks` chunks are read
@@ -136,8 +134,8 @@ class Client(BaseClient):
             space_id: Required embedding space; empty accepts that of the first chunk. Set it when you resume a run.
             chunk_texts: Maximum number of texts per chunk. The server's limits may make chunks smaller.
             window_chunks: Maximum number of chunks held in memory.
-            patience_s: Retry budget: the call fails after this many seconds of waiting without a response. A stream
-                without a message for half of it is replaced.
+            patience_s: Retry budget: the call fails after this many seconds of waiting without a response. After half
+                of it, the requests in flight are sent again.
 
         Yields:
             Chunks with `embeddings.vectors` float32 [n, d], as from `embed`.
@@ -464,9 +462,8 @@ class Client(BaseClient):
     def _run_many(
         self, plan: _bulk.Steps, texts: Iterator[str], patience_s: float
     ) -> Generator[EmbeddedChunk, None, None]:
-        """Executes the steps of `plan` and yields its chunks; cancels an open stream in the end."""
-        running = self._start_patient(patience_s)
-        stream = _EmbedStream(partial(self._open_stream, running.metadata))
+        """Executes the steps of `plan` and yields its chunks; cancels the calls in flight in the end."""
+        running, calls = self._start_patient(patience_s), _CallsInFlight()
         advance = partial(next, plan)
         try:
             while True:
@@ -479,15 +476,15 @@ class Client(BaseClient):
                     advance = partial(next, plan)
                     continue
                 try:
-                    advance = partial(plan.send, self._execute(step, stream, texts, running))
+                    advance = partial(plan.send, self._execute(step, calls, texts, running))
                 except Exception as error:  # noqa: BLE001 - the plan handles it or raises it again
                     advance = partial(plan.throw, error)
         finally:
-            stream.cancel()
+            # While the interpreter shuts down, its threads are frozen and hold the locks that cancel() needs.
+            if not sys.is_finalizing():
+                calls.cancel()
 
-    def _execute(  # noqa: PLR0911 - a table
-        self, step: _bulk.Step, stream: "_EmbedStream", texts: Iterator[str], running: RunningCall
-    ) -> Any:
+    def _execute(self, step: _bulk.Step, calls: "_CallsInFlight", texts: Iterator[str], running: RunningCall) -> Any:
         """Executes one step and returns the reply for the plan."""
         if self._closed or os.getpid() != self._process:
             raise self._interrupted()
@@ -495,91 +492,60 @@ class Client(BaseClient):
             case Call():
                 return self._send(step, running)
             case _bulk.Read(chunker):
-                return any(chunker.add(text) or stream.has_message for text in texts)
-            case _bulk.Open():
-                return stream.open()
-            case _bulk.Send(request):
-                return stream.send(request)
-            case _bulk.HalfClose():
-                return stream.half_close()
+                return any(chunker.add(text) or calls.any_ended for text in texts)
+            case _bulk.Send():
+                return self._send_chunk(step, calls)
             case _bulk.Cancel():
-                return stream.cancel()
+                return calls.cancel()
             case _bulk.Receive(timeout_s):
-                return stream.receive(timeout_s)
-            case _bulk.Sleep(seconds):
-                return self._sleep(seconds)
+                return calls.receive(timeout_s) if calls else self._sleep(timeout_s)
 
-    def _open_stream(self, metadata: Metadata, requests: Iterator[Any]) -> Any:
+    def _send_chunk(self, send: _bulk.Send, calls: "_CallsInFlight") -> None:
+        running = self._start_patient(send.timeout_s)
         try:
-            return self._stub.EmbedStream(requests, metadata=metadata)
+            call = self._stub.Embed.future(send.request, **self._call_options(running))
         except ValueError:  # raised by grpc for a closed channel
             if self._closed:
                 raise self._closed_during_call() from None
             raise
+        calls.add(send.chunk, call, running)
 
 
-class _EmbedStream:
-    """An EmbedStream call, which can be opened again after it has ended.
+class _CallsInFlight:
+    """The calls in flight of one embed_many. A thread that gRPC has for each channel queues those that end."""
 
-    Two threads serve it and end with it: one of grpc's reads requests from the outbox, and one of this class writes
-    messages to the inbox, where the caller can wait for them with a timeout.
-    """
+    def __init__(self) -> None:
+        self._calls: dict[_bulk.Chunk, tuple[Any, RunningCall]] = {}
+        self._ended: SimpleQueue[_bulk.Chunk] = SimpleQueue()
 
-    def __init__(self, method: Callable[[Iterator[Any]], Any]) -> None:
-        self._method = method
-        self._outbox: SimpleQueue[Any] = SimpleQueue()  # requests; None ends them
-        self._inbox: SimpleQueue[Any] = SimpleQueue()  # messages, then END_OF_STREAM or an IsoglossError
-        self._call: Any = None
-
-    def open(self) -> None:
-        """Starts a call; the previous one has ended."""
-        self._outbox, self._inbox = SimpleQueue(), SimpleQueue()
-        self._call = self._method(iter(self._outbox.get, None))
-        arguments = (self._call, self._inbox, self._outbox)
-        threading.Thread(target=_forward, args=arguments, name=THREAD_NAME, daemon=True).start()
-
-    def send(self, request: Any) -> None:
-        """Queues a request."""
-        self._outbox.put(request)
-
-    def half_close(self) -> None:
-        """Ends the requests after those that are queued."""
-        self._outbox.put(None)
-
-    def receive(self, timeout_s: float) -> Any:
-        """Returns the next message, END_OF_STREAM, or None after `timeout_s`; raises the error that ended it."""
-        try:
-            message = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
-        except Empty:
-            return None
-        if isinstance(message, Exception):
-            raise message
-        return message
+    def __len__(self) -> int:
+        return len(self._calls)
 
     @property
-    def has_message(self) -> bool:
+    def any_ended(self) -> bool:
         """True if `receive` returns at once."""
-        return not self._inbox.empty()
+        return not self._ended.empty()
+
+    def add(self, chunk: _bulk.Chunk, call: Any, running: RunningCall) -> None:
+        """Adds the call for a chunk."""
+        self._calls[chunk] = call, running
+        ended = self._ended
+        call.add_done_callback(lambda _: ended.put(chunk))
+
+    def receive(self, timeout_s: float) -> tuple[_bulk.Chunk, Any] | None:
+        """Returns a chunk whose call has ended, with the response or the error, or None after `timeout_s`."""
+        try:
+            chunk = self._ended.get(timeout=timeout_s) if timeout_s > 0 else self._ended.get_nowait()
+        except Empty:
+            return None
+        call, running = self._calls.pop(chunk)
+        try:
+            return chunk, call.result()
+        except grpc.RpcError as failure:
+            return chunk, running.described(from_rpc_error(failure))
 
     def cancel(self) -> None:
-        """Cancels the call, unless it has ended."""
-        # While the interpreter shuts down, its threads are frozen and hold the locks that cancel() needs.
-        if self._call is not None and not sys.is_finalizing():
-            # Interceptors may return an iterator that cannot be cancelled, such as those of old versions of
-            # opentelemetry-instrumentation-grpc. The server ends such a call after its last response.
-            getattr(self._call, "cancel", self.half_close)()
-
-
-def _forward(call: Any, inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
-    """Puts all messages of a stream into `inbox`, then END_OF_STREAM or the error that ended it."""
-    try:
-        for message in call:
-            inbox.put(message)
-    except grpc.RpcError as error:
-        inbox.put(from_rpc_error(error))
-    except Exception as error:  # noqa: BLE001 - of an interceptor; raised again by receive
-        inbox.put(error)
-    else:
-        inbox.put(_bulk.END_OF_STREAM)
-    finally:
-        outbox.put(None)  # otherwise grpc's thread would wait for requests forever
+        """Cancels all calls, and forgets them."""
+        for call, _ in self._calls.values():
+            call.cancel()
+        self._calls, self._ended = {}, SimpleQueue()

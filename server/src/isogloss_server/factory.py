@@ -109,7 +109,9 @@ def load(
         embedder.close()
         raise
     loaded.release_pages()
-    limits = admission_limits(settings, bulk_slots=BATCHED_BULK_SLOTS if batcher else 1)
+    # Without a batch queue, a request for each thread, and one that follows without waiting for the event loop.
+    bulk_slots = BATCHED_BULK_SLOTS if batcher else settings.worker_threads + 1
+    limits = admission_limits(settings, bulk_slots=bulk_slots)
     admission = Admission(name, loaded.card, limits, clock, backlog, executor.comparisons)
     return ReadyModel(embedder, request_limits(settings, loaded.card), admission)
 

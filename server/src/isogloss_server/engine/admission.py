@@ -44,8 +44,8 @@ class AdmissionLimits:
     Attributes:
         max_wait_s: Estimated seconds that other requests' work may delay a request.
         max_bytes: Bytes of the texts, vectors and rows of queued requests.
-        bulk_slots: BULK requests that may run at a time: 1 if each computes by itself, many if their texts meet in a
-            batch queue that knows priorities.
+        bulk_slots: BULK requests that may run at a time: few if each computes by itself, many if their texts
+            meet in a batch queue that knows priorities.
     """
 
     max_wait_s: float = 30.0
