@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from queue import SimpleQueue
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from isogloss import AsyncClient, CallCancelledError, Client, FailedPreconditionError, InvalidArgumentError
-from isogloss.testing import FakeServer
+from isogloss.testing import FakeServer, Gate, Received
 from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
 from tests.support.bulk import check_rows, numbered
@@ -30,6 +30,22 @@ def join_threads() -> None:
     for thread in waiting_threads():
         thread.join(30)
         assert not thread.is_alive()
+
+
+def in_turn(server: FakeServer, gate: Gate) -> Iterator[str]:
+    """Yields texts; `gate` holds the request of the second, and the first is answered only after that."""
+    arrived = threading.Event()
+
+    def arrive(received: Received) -> None:
+        """Delays the first request until the second is held."""
+        if received.method == "Embed" and not arrived.is_set():
+            arrived.set()
+            gate.wait_until_held()
+
+    server.on_request = arrive
+    yield "first"
+    assert arrived.wait(30)
+    yield from numbered(100)
 
 
 def waiting_threads() -> list[threading.Thread]:
@@ -95,10 +111,9 @@ def test_the_calls_of_embed_many_share_one_thread(client: Client, server: FakeSe
 @pytest.mark.parametrize("leave", ["close", "forget"])
 def test_leaving_the_iterator_early_cancels_the_calls(client: Client, server: FakeServer, leave: str) -> None:
     """Closing the iterator and leaving its last reference each cancel the calls; no thread remains."""
-    gate = server.hold("Embed", after=2)
-    chunks = client.embed_many(numbered(100), chunk_texts=5, window_chunks=2)
-    next(chunks)
-    for _ in chunks:  # sends the third chunk, which is held, before it yields the second
+    gate = server.hold("Embed", times=1)
+    chunks = client.embed_many(in_turn(server, gate), chunk_texts=1, window_chunks=2)
+    for _ in chunks:  # sends the second chunk, which is held, before it yields the first
         break
     gate.wait_until_held()
     if leave == "close":
@@ -118,11 +133,17 @@ def test_an_unfinished_iterator_does_not_block_the_exit_of_the_program(server: F
 
 async def test_closing_the_asynchronous_iterator_leaves_no_task(server: FakeServer) -> None:
     """Closing the asynchronous iterator cancels the calls; no task remains."""
-    gate = server.hold("Embed", after=2)
+    gate = server.hold("Embed", times=1)
+    texts = in_turn(server, gate)
+
+    async def source() -> AsyncIterator[str]:
+        """Yields the texts without blocking the event loop."""
+        while (text := await asyncio.to_thread(next, texts, None)) is not None:
+            yield text
+
     async with AsyncClient(server.target) as client:
-        async with aclosing(client.embed_many(numbered(100), chunk_texts=5, window_chunks=2)) as chunks:
-            await anext(chunks)
-            await anext(chunks)  # sends the third chunk, which is held, before it yields the second
+        async with aclosing(client.embed_many(source(), chunk_texts=1, window_chunks=2)) as chunks:
+            await anext(chunks)  # sends the second chunk, which is held, before it yields the first
             await asyncio.to_thread(gate.wait_until_held)
         await asyncio.to_thread(server.wait_until_idle)
         await client.health()

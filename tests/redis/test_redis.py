@@ -259,7 +259,7 @@ def test_an_invalid_url_is_one_line_without_the_password() -> None:
     command = [sys.executable, "-m", "isogloss_server", "serve", "--port", "0"]
     variables = {**os.environ, "ISOGLOSS_CACHE_REDIS_URL": f"http://:{PASSWORD}@localhost"}
     ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "redis://" in ended.stderr
     assert PASSWORD not in ended.stdout + ended.stderr
     assert len(ended.stderr.splitlines()) == 1
