@@ -1,5 +1,6 @@
 """Scores: their formulas, bounds, ties, and blocks."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from isogloss.wire.enums import Metric
 from isogloss_server.engine import similarity
-from isogloss_server.engine.similarity import Comparison, pairwise
+from isogloss_server.engine.similarity import Comparison, Rankings, pairwise
 
 Array = np.ndarray[Any, Any]
+
+
+def lists(rankings: Rankings) -> Iterator[tuple[list[int], list[float]]]:
+    """Yields rows and scores, query by query."""
+    ends = np.cumsum(rankings.counts)[:-1]
+    for rows, scores in zip(np.split(rankings.rows, ends), np.split(rankings.scores, ends), strict=True):
+        yield rows.tolist(), scores.tolist()
 
 
 def by_formula(a: Array, b: Array, metric: Metric) -> float:
@@ -68,7 +76,7 @@ def test_nearest_matches_a_full_sort(data: st.DataObject, k: int, min_score: flo
     numbers = hnp.arrays(np.float32, (8, 2), elements=st.integers(-2, 2))
     candidates, queries = data.draw(numbers), data.draw(numbers)
     comparison = Comparison(candidates, Metric.DOT)
-    rankings = comparison.nearest(queries, k, min_score).lists()
+    rankings = lists(comparison.nearest(queries, k, min_score))
     for row, (rows, scores) in zip(comparison.scores(queries), rankings, strict=True):
         order = sorted(range(8), key=lambda i: (-row[i], i))
         expected = [i for i in order if min_score is None or row[i] >= min_score][:k]
@@ -90,7 +98,7 @@ def test_scores_do_not_depend_on_the_blocks(metric: Metric, monkeypatch: pytest.
     assert 1 <= step < len(queries)
     parts = np.concatenate([comparison.scores(queries[row : row + step]) for row in range(0, len(queries), step)])
     np.testing.assert_array_equal(parts, whole)
-    for rows, _ in comparison.nearest(queries, 3, None).lists():
+    for rows, _ in lists(comparison.nearest(queries, 3, None)):
         assert [row - rows[0] for row in rows] == [0, 19, 38]
 
 

@@ -152,12 +152,12 @@ async def test_the_window_limits_the_unanswered_requests() -> None:
     assert began == ["0", "1", "2"]
 
 
-async def test_the_window_limits_the_unanswered_bytes() -> None:
-    """While a request as large as the window is unanswered, no other request begins."""
+async def check_one_request_at_a_time(window_bytes: int, *texts: str) -> None:
+    """Checks that with this window, a request begins only when one with `texts` is answered."""
     embedder = GatedEmbedder()
-    async with serving(ready_registry(embedder), stream_window_bytes=1024) as stub:
+    async with serving(ready_registry(embedder), stream_window_bytes=window_bytes) as stub:
         call = stub.EmbedStream()
-        await call.write(request(0, "wait 0", "x" * 2000))
+        await call.write(request(0, "wait 0", *texts))
         await call.write(request(1, "wait 1"))
         assert await embedder.began.get() == "0"
         await stub.Health(pb.HealthRequest())
@@ -165,6 +165,11 @@ async def test_the_window_limits_the_unanswered_bytes() -> None:
         embedder.gate("0").set()
         assert await embedder.began.get() == "1"
         call.cancel()
+
+
+async def test_the_window_limits_the_unanswered_bytes() -> None:
+    """While a request as large as the window is unanswered, no other request begins."""
+    await check_one_request_at_a_time(1024, "x" * 2000)
 
 
 async def test_cancelling_the_stream_cancels_its_requests() -> None:
@@ -242,14 +247,4 @@ async def test_a_caller_that_reads_no_responses_is_bounded() -> None:
 
 async def test_the_window_counts_responses_before_they_are_computed() -> None:
     """A request whose response is as large as the window is answered before the next one begins."""
-    embedder = GatedEmbedder()
-    async with serving(ready_registry(embedder), stream_window_bytes=16 * 1024) as stub:
-        call = stub.EmbedStream()
-        await call.write(request(0, "wait 0", *["a"] * 500))  # 500 rows of 16 bytes and their counts
-        await call.write(request(1, "wait 1"))
-        assert await embedder.began.get() == "0"
-        await stub.Health(pb.HealthRequest())
-        assert embedder.began.empty()
-        embedder.gate("0").set()
-        assert await embedder.began.get() == "1"
-        call.cancel()
+    await check_one_request_at_a_time(16 * 1024, *["a"] * 500)  # 500 rows of 16 bytes and their counts

@@ -1,7 +1,7 @@
 """Admission: the only place that waits for, or refuses, a slot before the model.
 
 A request is refused if the work that will really run before its end takes longer than its deadline, or than the limit
-of the queue. Requests share a model in turns, so that a short one does not wait for all of a long one. Memory is
+of the queue. Requests share a model equally, so that a short one does not wait for all of a long one. Memory is
 bounded in bytes.
 """
 

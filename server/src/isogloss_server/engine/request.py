@@ -214,19 +214,31 @@ class SimilarityRequest:
         """The queries, and the candidates if there are any."""
         return (self.queries,) if self.candidates is None else (self.queries, self.candidates)
 
+    @property
+    def pairs(self) -> int:
+        """The number of pairs of a query and a candidate that are compared."""
+        queries, candidates = len(self.sides[0]), len(self.sides[-1])
+        return queries if isinstance(self.shape, Pairwise) else queries * candidates
+
+    @property
+    def response_bytes(self) -> int:
+        """The maximum size of the response."""
+        if isinstance(self.shape, Nearest):
+            queries, candidates = len(self.sides[0]), len(self.sides[-1])
+            return rankings_bytes(queries, min(self.shape.k, candidates))
+        return scores_bytes(self.pairs)
+
     def size(self, card: ModelCard) -> RequestSize:
         """Returns the cost of the request to the model with this card."""
         texts = [side for side in self.sides if isinstance(side, TextSide)]
         vectors = [side.rows for side in self.sides if isinstance(side, VectorSide)]
-        queries, candidates = len(self.sides[0]), len(self.sides[-1])
-        pairs = queries if isinstance(self.shape, Pairwise) else queries * candidates
         columns = vectors[0].shape[1] if vectors else card.dimensions[0]
         return RequestSize(
             texts=sum(map(len, texts)),
             text_bytes=sum(side.text_bytes for side in texts),
             vector_bytes=sum(rows.nbytes for rows in vectors),
             text_sides=len(texts),
-            products=pairs * (columns * PRODUCTS_OF_METRIC[self.metric] + PRODUCTS_OF_PAIR),
+            products=self.pairs * (columns * PRODUCTS_OF_METRIC[self.metric] + PRODUCTS_OF_PAIR),
         )
 
     def check(self, card: ModelCard, limits: Limits) -> int:
@@ -244,23 +256,21 @@ class SimilarityRequest:
         return self._columns(sides, card)
 
     def _check_shape(self, limits: Limits) -> None:
-        queries, candidates = len(self.queries), len(self.queries if self.candidates is None else self.candidates)
+        queries, candidates = len(self.sides[0]), len(self.sides[-1])
+        path = "candidates"
         if isinstance(self.shape, Pairwise):
+            path = "queries"
             if queries != candidates:
                 message = f"{queries} queries and {candidates} candidates; pairwise requires equal numbers"
                 raise UnequalSidesError(message, field="candidates", queries=queries, candidates=candidates)
-            limits.check_pairs(queries)
-            limits.check_response_bytes(scores_bytes(queries), "queries")
-            return
-        limits.check_pairs(queries * candidates)
-        if isinstance(self.shape, AllPairs):
-            limits.check_response_bytes(scores_bytes(queries * candidates), "candidates")
-            return
-        if self.shape.k < 1:
-            raise BadKError("k must be at least 1", field="nearest.k", actual=self.shape.k, limit=1)
-        if self.shape.min_score is not None and math.isnan(self.shape.min_score):
-            raise BadMinScoreError("min_score must be a number, not NaN", field="nearest.min_score")
-        limits.check_response_bytes(rankings_bytes(queries, min(self.shape.k, candidates)), "nearest.k")
+        limits.check_pairs(self.pairs)
+        if isinstance(self.shape, Nearest):
+            path = "nearest.k"
+            if self.shape.k < 1:
+                raise BadKError("k must be at least 1", field="nearest.k", actual=self.shape.k, limit=1)
+            if self.shape.min_score is not None and math.isnan(self.shape.min_score):
+                raise BadMinScoreError("min_score must be a number, not NaN", field="nearest.min_score")
+        limits.check_response_bytes(self.response_bytes, path)
 
     def _columns(self, sides: Sequence[TextSide | VectorSide], card: ModelCard) -> int:
         given = [(side, int(side.rows.shape[1])) for side in sides if isinstance(side, VectorSide)]

@@ -36,14 +36,6 @@ class Rankings:
         rows, scores, counts = zip(*((part.rows, part.scores, part.counts) for part in parts), strict=True)
         return cls(np.concatenate(rows), np.concatenate(scores), np.concatenate(counts))
 
-    def lists(self) -> Iterator[tuple[list[int], list[float]]]:
-        """Yields rows and scores, query by query."""
-        rows, scores = self.rows.tolist(), self.scores.tolist()
-        end = 0
-        for count in self.counts.tolist():
-            start, end = end, end + count
-            yield rows[start:end], scores[start:end]
-
 
 class Comparison:
     """Scores any queries, float32 [q, d], against the same candidates, float32 [c, d], under one metric."""

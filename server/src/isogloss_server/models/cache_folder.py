@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from isogloss_server import logs
+from isogloss_server.errors import first_line
 
 UNUSED_S = 7 * 24 * 3600.0  # files that no process has used for that long are removed
 FILES = re.compile(r"[0-9a-f]{32}\.graph|[0-9a-f]{64}\.weights")
@@ -114,7 +115,7 @@ class CacheFolder:
             return self._store(write)
         except (OSError, RuntimeError) as error:  # RuntimeError: raised by OpenVINO
             self._can_store = False
-            cause = str(error).splitlines()[0]
+            cause = first_line(error)
             logs.warning("cannot write to the cache folder; serving from memory", folder=self.path, cause=cause)
             return None
 

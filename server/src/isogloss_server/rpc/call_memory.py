@@ -123,8 +123,13 @@ class CallMemory:
             metrics.REFUSED_FOR_MEMORY.inc()
             raise _overloaded("the memory for calls is full", used_bytes=self._used, limit=self._limits.max_bytes)
 
+    def hold_for(self, call: Holder, size: int) -> None:
+        """Counts `size` bytes more until a call ends, or less if negative."""
+        call.held_bytes += size
+        self.hold(size)
+
     def hold(self, size: int) -> None:
-        """Counts `size` bytes more, or less if negative."""
+        """Counts `size` bytes more, or less if negative, until they are counted back."""
         self._used += size
         if size < 0:
             self._freed.set()
@@ -139,8 +144,7 @@ class CallMemory:
             size = RESULT_COPIES * response_bytes
             self.check_room(size, held=call.held_bytes)
             call.reserved_bytes = size
-            call.held_bytes += size
-            self.hold(size)
+            self.hold_for(call, size)
 
     async def room_for_stream(self) -> None:
         """Returns when so much memory is free that a stream may read its next request."""

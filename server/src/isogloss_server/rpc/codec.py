@@ -19,7 +19,7 @@ from isogloss.wire.enums import (
     Truncation,
 )
 from isogloss.wire.matrix import MatrixError, decode_numbers, encode, quantize
-from isogloss.wire.sizes import embed_response_bytes, matrix_bytes, rankings_bytes, scores_bytes
+from isogloss.wire.sizes import embed_response_bytes, matrix_bytes
 
 from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.pipeline import EmbedResult, SimilarityResult, Timings
@@ -240,14 +240,6 @@ def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> S
         shape=_shape(request),
         deadline_s=deadline_s,
     )
-
-
-def similarity_response_bytes(request: SimilarityRequest) -> int:
-    """Returns the maximum size of the response to a Similarity."""
-    queries, candidates = len(request.sides[0]), len(request.sides[-1])
-    if isinstance(request.shape, Nearest):
-        return rankings_bytes(queries, min(request.shape.k, candidates))
-    return scores_bytes(queries if isinstance(request.shape, Pairwise) else queries * candidates)
 
 
 def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:

@@ -188,7 +188,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             size = REQUEST_COPIES * len(request)
             if max_bytes is None:
                 self._memory.check_room(size, held=call.held_bytes)
-            self._hold(call, size)
+            self._memory.hold_for(call, size)
         return _checked(request, max_bytes)
 
     def _serialized(self, write: Callable[[Any], bytes], response: Any, call: CallContext) -> bytes:
@@ -198,13 +198,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             size = RESPONSE_COPIES * len(data) - call.reserved_bytes
             if size > 0 and len(data) > SMALL_RESPONSE_BYTES:
                 self._memory.check_room(size, held=call.held_bytes)
-            self._hold(call, size)
+            self._memory.hold_for(call, size)
         self._memory.sending(call.grpc)
         return data
-
-    def _hold(self, call: CallContext, size: int) -> None:
-        call.held_bytes += size
-        self._memory.hold(size)
 
     async def _run(
         self, method: str, handle: Callable[[CallContext], Awaitable[Any]], context: GrpcContext, *, always: bool

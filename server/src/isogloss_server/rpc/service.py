@@ -77,7 +77,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         vector_bytes = codec.check_similarity_size(request, model.ready)
         decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, request, context.deadline_s)
         limit = model.ready.limits.max_response_bytes  # beyond it, the pipeline refuses the request
-        self._memory.reserve(context, min(limit, codec.similarity_response_bytes(decoded)))
+        self._memory.reserve(context, min(limit, decoded.response_bytes))
         result = await self._pipeline.similarity(decoded)
         context.tokens = result.total_tokens
         if not isinstance(result.compared, Rankings):

@@ -130,9 +130,8 @@ class _OpenStream:
         self._unanswered_bytes += size
         self._memory.hold(held)
         task = self._tasks[message.id] = asyncio.create_task(self._answer(message))
-        task.add_done_callback(
-            partial(self._finish, message.id, size, held)
-        )  # also if it is cancelled before it begins
+        # A callback runs also if the task is cancelled before it begins.
+        task.add_done_callback(partial(self._finish, message.id, size, held))
         while len(self._tasks) >= self._window.max_requests or self._unanswered_bytes >= self._window.max_bytes:
             self._answered.clear()
             await self._answered.wait()

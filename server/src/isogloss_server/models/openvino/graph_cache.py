@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 
 from isogloss_server import logs
+from isogloss_server.errors import first_line
 from isogloss_server.models.cache_folder import CacheFolder, MappedFile
 
 DIGEST_BYTES = 32
@@ -76,7 +77,7 @@ def _import(core: ov.Core, stream: BinaryIO, key: str, config: dict[str, Any]) -
             return Compiled(core.import_model(ov.Tensor(graph, shared_memory=True), DEVICE, config), memory)
         cause = "wrong digest"
     except (OSError, ValueError, RuntimeError) as error:  # unreadable, empty, rejected by OpenVINO
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
     logs.warning("cached graph is damaged; compiling it again", key=key, cause=cause)
     return None
 
