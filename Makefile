@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-extended coverage serve check bench soak fuzz proto docs model lock clean \
-	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-faults
+	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-long
 
 help: ## lists the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ check: .venv/.development .venv-proto/.ready ## checks lint, types, layers, curr
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
 # The tests marked `live` call real providers, so no command runs them: pytest -m live.
-APART := not packages and not sentence_transformers and not upstream and not live and not redis and not faults_long
+APART := not packages and not sentence_transformers and not upstream and not live and not redis and not long
 
 # Runs that count towards `make coverage`, the servers that they start included.
 COUNTED := $(BIN)/coverage run -m pytest -q
@@ -45,7 +45,7 @@ test: check ## runs check, then every test that needs no second environment
 	$(BIN)/coverage erase
 	$(COUNTED) -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
 
-test-all: test test-faults test-redis coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## runs what CI runs: test, each group in an environment of its own, and coverage
+test-all: test test-long test-redis coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## runs what CI runs: test, each group in an environment of its own, and coverage
 
 coverage: .venv/.development ## reports the coverage of the last `make test` and later groups; fails if it is too low
 	-$(BIN)/coverage combine -q --append  # nothing to combine, if it ran before
@@ -56,8 +56,8 @@ test-extended: ## runs tests too long for CI: ten minutes of fuzzing, an hour of
 	$(MAKE) fuzz SECONDS=600
 	$(MAKE) soak MINUTES=60
 
-test-faults: .venv/.development
-	$(COUNTED) -m faults_long tests/faults
+test-long: .venv/.development
+	$(COUNTED) -m long
 
 SECONDS ?= 60
 
@@ -71,7 +71,7 @@ test-client-lowest: .venv-client-lowest/.ready
 	GRPC_VERBOSITY=NONE .venv-client-lowest/bin/pytest -q tests/client tests/cli tests/testing
 
 test-server-lowest: .venv-server-lowest/.ready
-	GRPC_VERBOSITY=NONE .venv-server-lowest/bin/pytest -q -m "not redis and not live" tests/server \
+	GRPC_VERBOSITY=NONE .venv-server-lowest/bin/pytest -q -m "not redis and not live and not long" tests/server \
 		tests/end_to_end/test_embedding.py tests/end_to_end/test_lifecycle.py tests/end_to_end/test_providers.py
 
 test-sentence-transformers: .venv-sentence-transformers/.ready

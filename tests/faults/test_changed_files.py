@@ -98,7 +98,7 @@ def swap(current: Path) -> None:
 HARMS: tuple[Callable[[Path], None], ...] = (copy_over, write_in_place, cut, empty, delete, swap)
 
 
-@pytest.mark.parametrize("cache", ["graphs", "off"])
+@pytest.mark.parametrize("cache", ["graphs", pytest.param("off", marks=pytest.mark.long)])
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
 def test_a_running_server_does_not_notice_changed_files(
     current: Path, tmp_path: Path, cache: str, harm: Callable[[Path], None]

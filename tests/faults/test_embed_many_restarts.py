@@ -83,10 +83,17 @@ def expected(server: ServerProcess) -> np.ndarray:
         return client.embed(TEXTS).vectors
 
 
-@pytest.mark.parametrize("run", [blocking, asynchronous])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("run", "number"),
+    [
+        (blocking, signal.SIGKILL),
+        (asynchronous, signal.SIGTERM),
+        pytest.param(blocking, signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(asynchronous, signal.SIGKILL, marks=pytest.mark.long),
+    ],
+)
 def test_embed_many_survives_restarts_of_the_server(
-    expected: np.ndarray, run: Callable[..., Any], number: signal.Signals
+    run: Callable[..., Any], number: signal.Signals, expected: np.ndarray
 ) -> None:
     """If the server is killed or drained twice, every chunk is still returned once and in order."""
     with restarting_server(number, 5 * CHUNK_TEXTS, 25 * CHUNK_TEXTS) as servers:

@@ -38,7 +38,7 @@ def unaffected(observer: Observer, caller: Caller) -> Iterator[None]:
 
 
 @ALL_METHODS
-@pytest.mark.parametrize("examples", [120, pytest.param(3000, marks=pytest.mark.faults_long)])
+@pytest.mark.parametrize("examples", [120, pytest.param(3000, marks=pytest.mark.long)])
 def test_arbitrary_requests_get_an_expected_status(caller: Caller, method: Method, examples: int) -> None:
     """Random bytes and altered requests get a status of the caller's error, not INTERNAL or UNKNOWN."""
 

@@ -35,11 +35,12 @@ def precision(request: pytest.FixtureRequest) -> Precision:
     return chosen
 
 
+@pytest.mark.parametrize("batches", [20, pytest.param(200, marks=pytest.mark.long)])
 @pytest.mark.parametrize("folder", ["minilm", "multilingual"])
 def test_a_vector_does_not_depend_on_the_batch(
-    folder: str, precision: Precision, request: pytest.FixtureRequest
+    folder: str, batches: int, precision: Precision, request: pytest.FixtureRequest
 ) -> None:
-    """A text alone and in 200 batches of mixed lengths, scripts and sizes has the same vector, bit for bit."""
+    """A text alone and in many batches of mixed lengths, scripts and sizes has the same vector, bit for bit."""
     parts = load(request.getfixturevalue(folder), precision)
     tested = tokenized(
         parts, ["Good morning", "おはようございます。今日は天気がいいですね。", " ".join(texts.sentences()[:9])]
@@ -48,7 +49,7 @@ def test_a_vector_does_not_depend_on_the_batch(
     alone = np.concatenate([forward(parts, [ids]) for ids in tested])
     rng = np.random.default_rng(2)
     worst = 0.0
-    for _ in range(200):
+    for _ in range(batches):
         batch = [others[at] for at in rng.choice(len(others), int(rng.integers(0, 9)), replace=False)] + tested
         order = rng.permutation(len(batch))
         rows = forward(parts, [batch[at] for at in order])[np.argsort(order)][-len(tested) :]
@@ -133,6 +134,7 @@ def test_openvino_sends_no_telemetry(minilm: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+@pytest.mark.long
 def test_memory_stays_flat_over_ten_thousand_shapes(tmp_path: Path) -> None:
     """10,000 batches of random sizes and lengths use no more memory than the first thousand."""
     import psutil  # not in the environment of sentence-transformers, which collects this file too

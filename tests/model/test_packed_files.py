@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -214,10 +215,18 @@ INVALID = [
 ]
 
 
+@pytest.fixture(scope="module")
+def dense_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a Dense module, which tests copy."""
+    return shapes.write(tmp_path_factory.mktemp("dense") / "model", dataclasses.replace(shapes.SMALL, dense=24))
+
+
 @pytest.mark.parametrize(("name", "field", "value"), INVALID)
-def test_an_invalid_setting_is_an_error_that_names_it(tmp_path: Path, name: str, field: str, value: object) -> None:
+def test_an_invalid_setting_is_an_error_that_names_it(
+    dense_folder: Path, tmp_path: Path, name: str, field: str, value: object
+) -> None:
     """A number out of its range, or a value of another type, is never served."""
-    folder = shapes.write(tmp_path / "model", dataclasses.replace(shapes.SMALL, dense=24))
+    folder = Path(shutil.copytree(dense_folder, tmp_path / "model"))
     file = folder / name
     content = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(content | {field: value}))
