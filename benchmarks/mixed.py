@@ -27,7 +27,6 @@ from benchmarks.report import machine, spread
 
 WARM_SECONDS, QUIET_SECONDS, MIXED_SECONDS = 10.0, 10.0, 30.0
 AFTER_SECONDS = 15.0  # for the memory to return
-STABLE_SECONDS, STABLE_SHARE = 3, 0.01  # memory is stable if it has changed by at most this share in this time
 LOAD_START_S = 3.0  # for the load generators to start their calls
 IDLE_SHARE, IDLE_LIMIT_S = 0.1, 60.0  # share of a core below which the server counts as idle
 STOP_LIMIT_S = 60.0
@@ -96,20 +95,6 @@ def _wait_until_idle(server: RunningProcess) -> None:
     raise SystemExit(f"the server is not idle {IDLE_LIMIT_S:.0f} s after the load")
 
 
-def is_stable(samples_mb: Sequence[float]) -> bool:
-    """Returns True if the last samples of memory, one a second, differ by at most STABLE_SHARE."""
-    last = samples_mb[-STABLE_SECONDS - 1 :]
-    return len(last) > STABLE_SECONDS and max(last) <= min(last) * (1 + STABLE_SHARE)
-
-
-def _memory_after(server: RunningProcess) -> dict[str, float]:
-    samples = [server.memory_mb()]
-    while len(samples) <= AFTER_SECONDS and not is_stable([sample["resident"] for sample in samples]):
-        time.sleep(1.0)
-        samples.append(server.memory_mb())
-    return samples[-1]
-
-
 def measure(model: models.Model, pinning: Pinning) -> dict[str, Any]:
     """Returns the figures of one round, the queries and probes that failed, and the outcomes of the load."""
     with _server(model, pinning) as server:
@@ -121,7 +106,8 @@ def measure(model: models.Model, pinning: Pinning) -> dict[str, Any]:
         before_mb = server.memory_mb()
         with server.peak_memory() as peak_mb, _load(server, pinning, *LOADS) as outcomes:
             mixed = _queries(server, pinning, MIXED_SECONDS)
-        after_mb = _memory_after(server)
+        time.sleep(AFTER_SECONDS)
+        after_mb = server.memory_mb()
     return {
         "figures": {"memory_started_mb": started_mb, **compared(quiet, mixed), **grown(before_mb, peak_mb, after_mb)},
         "refused": {f"{name} {code}": count for name in mixed for code, count in failed(mixed[name]).items()},

@@ -136,15 +136,6 @@ def test_ratios_are_those_of_the_same_round() -> None:
     assert (figures["p99_ratio"], figures["health_max_ratio"]) == (2.5, 4.0)
 
 
-@pytest.mark.parametrize(
-    ("samples_mb", "stable"),
-    [([500.0] * 3, False), ([900.0, 500.0, 501.0, 502.0, 503.0], True), ([500.0, 500.0, 500.0, 510.0], False)],
-)
-def test_memory_is_stable_if_it_stays_within_a_hundredth(samples_mb: list[float], stable: bool) -> None:
-    """Only the last samples count, and at least four of them are needed."""
-    assert mixed.is_stable(samples_mb) is stable
-
-
 def test_the_report_adds_the_calls_of_all_rounds() -> None:
     """Figures are spreads over the rounds; failed calls and outcomes are sums."""
     report = mixed.assemble([round_of(1.0, CANCELLED=1), round_of(0.5, CANCELLED=2, UNAVAILABLE=4)])

@@ -14,6 +14,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 STATUS = Path("/proc/self/status")
 DESCRIPTORS = Path("/proc/self/fd")
+COMPUTING_NICE = 10  # a tenth of the processor time of an equally busy thread at 0
 RELEASE_BYTES = 64 * 1024 * 1024  # growth of the process from which on the allocator is made to return memory,
 RELEASE_CHECKS, MAX_RELEASE_CHECKS = 8, 2400  # once in as many checks
 
@@ -22,6 +23,16 @@ def usable_cores() -> int:
     """Returns the number of cores in the process's affinity, limited by the quota of its cgroup; at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(allowed, quota_cores(CGROUPS, OWN_CGROUP))))
+
+
+def lower_thread_priority() -> None:
+    """Lowers the priority of this thread beside the other threads of the process, if the system is Linux.
+
+    For threads that compute: the event loop and gRPC need a core for a short time, but need it at once.
+    """
+    if sys.platform == "linux":  # elsewhere, a nice value is that of the whole process
+        with contextlib.suppress(OSError):  # a sandbox forbids it
+            os.nice(COMPUTING_NICE)
 
 
 def quota_cores(cgroups: Path, own: Path) -> float:
@@ -108,14 +119,19 @@ class FreedMemory:
         self._checks = 0  # since then
         self._interval = RELEASE_CHECKS
 
-    def is_due(self) -> bool:
-        """Returns whether `release` should be called; call it about four times a second."""
+    def is_due(self, *, soon: bool = False) -> bool:
+        """Returns whether `release` should be called; call it about four times a second.
+
+        Args:
+            soon: Much memory may just have been freed, so that earlier attempts do not matter.
+        """
         size_bytes = self._process_bytes()
         self._lowest_bytes = min(self._lowest_bytes, size_bytes)
         self._checks += 1
         if size_bytes - self._last_bytes >= RELEASE_BYTES:
             self._interval = RELEASE_CHECKS
-        return self._checks >= self._interval and size_bytes - self._lowest_bytes >= RELEASE_BYTES
+        interval = RELEASE_CHECKS if soon else self._interval
+        return self._checks >= interval and size_bytes - self._lowest_bytes >= RELEASE_BYTES
 
     def release(self) -> None:
         """Returns what the allocator can return."""

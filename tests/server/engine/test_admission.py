@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from isogloss.wire.enums import Priority
-from isogloss_server.engine.admission import LONGEST_RETRY_S, UNKNOWN_RETRY_S, Admission, AdmissionLimits, Slot
+from isogloss_server.engine.admission import (
+    LONGEST_RETRY_S,
+    SMALL_BYTES,
+    UNKNOWN_RETRY_S,
+    Admission,
+    AdmissionLimits,
+    Slot,
+)
 from isogloss_server.engine.backlog import Backlog
 from isogloss_server.engine.request import RequestSize
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
@@ -242,6 +249,16 @@ async def test_bulk_leaves_half_of_the_bytes_to_interactive() -> None:
         await enter(admission, 1, held_bytes=100, priority=BULK, from_stream=True)
     assert refused.value.figures["limit"] == "500"
     await enter(admission, 1, held_bytes=400)
+
+
+async def test_large_requests_leave_a_tenth_of_the_bytes_to_small_ones() -> None:
+    """Large requests fill nine tenths of the memory for queued requests, and a query is admitted beside them."""
+    admission = admission_of(max_bytes=10 * SMALL_BYTES)
+    await enter(admission, 1, held_bytes=8 * SMALL_BYTES)
+    with pytest.raises(OverloadedError, match="memory"):
+        await enter(admission, 1, held_bytes=SMALL_BYTES + 1)
+    await enter(admission, 1, held_bytes=SMALL_BYTES)
+    await enter(admission, 1, held_bytes=SMALL_BYTES)
 
 
 def test_estimates_follow_the_measured_tokens() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +15,8 @@ from isogloss_server.engine.batch_queue import BULK_SHARE
 from isogloss_server.engine.batcher import Batcher, BatchError
 from isogloss_server.engine.monitoring import CHECKS
 from isogloss_server.errors import DeadlineExceededError, DrainingError, ModelStalledError
-from isogloss_server.models.interfaces import Rows, Urgency
+from isogloss_server.models.interfaces import Rows, TokenBatch, Urgency
+from isogloss_server.system import COMPUTING_NICE
 
 from tests.support.gated_model import WATCHDOG_S, GatedModel, batch_of, occupy, row_of
 from tests.support.in_process import new_throughput
@@ -31,6 +34,22 @@ async def test_rows_are_in_the_order_of_the_texts(make_batcher: Callable[..., Ba
     assert computed.rows.dtype == np.float32
     assert sorted(text for batch in model.batches for text in batch) == sorted(texts)
     assert len(model.batches) == len(computed.spans) > 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a nice value is that of a thread only on Linux")
+async def test_the_model_runs_at_a_lower_priority_than_the_event_loop(make_batcher: Callable[..., Batcher]) -> None:
+    """The nice value of a batcher's thread is higher, and stays the same."""
+    values = []
+
+    class Observed(GatedModel):
+        def forward(self, batch: TokenBatch) -> Rows:
+            values.append(os.getpriority(os.PRIO_PROCESS, 0))
+            return super().forward(batch)
+
+    batcher, own = make_batcher(Observed(), tokens=12), os.getpriority(os.PRIO_PROCESS, 0)
+    for _ in range(2):
+        await batcher.submit(batch_of([1, 2]), INTERACTIVE)
+    assert values == [min(own + COMPUTING_NICE, 19)] * 2
 
 
 async def test_a_free_thread_does_not_wait_to_fill_a_batch(make_batcher: Callable[..., Batcher]) -> None:

@@ -1,12 +1,15 @@
 """Executor: the thread that runs work, cancellation, errors, and the end."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Callable
 
 import pytest
 from isogloss_server.engine.executor import Executor, LibraryPanicError, WatchedExecutor
 from isogloss_server.engine.monitoring import ignore_report
+from isogloss_server.system import COMPUTING_NICE
 
 from tests.support.gated_model import WATCHDOG_S
 from tests.support.manual_clock import ManualClock
@@ -39,6 +42,19 @@ async def test_closing_does_not_wait_for_running_work(make_executor: Callable[[]
     assert not task.done()
     released.set()
     await task
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a nice value is that of a thread only on Linux")
+@KINDS
+async def test_threads_that_compute_have_a_lower_priority_than_the_event_loop(
+    make_executor: Callable[[], Executor],
+) -> None:
+    """The nice value of a working thread is higher, by the same amount for each piece of work."""
+    executor, own = make_executor(), os.getpriority(os.PRIO_PROCESS, 0)
+    values = [await executor.run(os.getpriority, os.PRIO_PROCESS, 0) for _ in range(3)]
+    executor.close()
+    assert values == [min(own + COMPUTING_NICE, 19)] * 3
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 @KINDS

@@ -9,6 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from isogloss_server import metrics, system
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
@@ -247,6 +248,15 @@ def test_freed_memory_is_returned_while_that_helps() -> None:
     assert checks_until_due() <= system.RELEASE_CHECKS
 
 
+def test_freed_memory_is_returned_soon_after_much_was_freed() -> None:
+    """When large calls have ended, earlier attempts that returned nothing do not delay the next one."""
+    freed = system.FreedMemory(iter([0] + [system.RELEASE_BYTES] * 1_000).__next__)
+    for _ in range(5):
+        freed.release()
+    assert not any(freed.is_due() for _ in range(system.RELEASE_CHECKS))
+    assert freed.is_due(soon=True)
+
+
 async def test_small_services_refuse_large_requests() -> None:
     """A request of reflection or of health that is larger than any valid one is INVALID_ARGUMENT."""
     async with serving(ready_registry(CountingEmbedder())) as stub:
@@ -309,6 +319,16 @@ async def test_thousands_of_calls_at_once_end_in_ok_or_with_a_delay(server: Serv
             return "OK"
 
         assert {*await asyncio.gather(*map(outcome, range(3000)))} <= {"OK", "OVERLOADED"}
+
+
+async def test_calls_beyond_those_of_a_connection_wait_for_earlier_ones() -> None:
+    """A client without retries that makes more calls at once than a connection has is refused none."""
+    with ServerProcess("--max-connection-calls", "4") as server:
+        alone: Any = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(server.address, options=alone) as channel:
+            stub = EmbeddingServiceStub(channel)
+            responses = await asyncio.gather(*(stub.Embed(pb.EmbedRequest(texts=[f"{n}"])) for n in range(400)))
+    assert len(responses) == 400
 
 
 def test_zero_sets_no_limit_for_a_connection() -> None:

@@ -29,6 +29,8 @@ MARGIN = 1.25  # safety factor: a late response wastes capacity
 UNKNOWN_RETRY_S = 1.0
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 5.0
 RETRY_PART = 4  # a retry is due in the first 1 / RETRY_PART of the remaining time
+SMALL_BYTES = 64 * 1024  # of a request that may use all memory for queued requests; a larger one LARGE_SHARE of it
+LARGE_SHARE = 0.9
 BULK_PART = 2  # BULK may take 1 / BULK_PART of the queue
 STREAM_S = 2.0  # seconds of work that the streams of one priority may have in the queue
 STREAM_TURNS = 8  # likewise, until the speed is known
@@ -270,7 +272,8 @@ class Admission:
         if slot.priority is Priority.BULK:
             used, limit = self._bytes[slot.priority], self._limits.max_bytes // BULK_PART
         else:
-            used, limit = queued, self._limits.max_bytes
+            share = LARGE_SHARE if slot.memory_bytes > SMALL_BYTES else 1.0
+            used, limit = queued, int(share * self._limits.max_bytes)
         if used and used + slot.memory_bytes > limit:
             message = "the memory for queued requests is full"
             speed = self._backlog.speed

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from isogloss_server import system
 from isogloss_server.clock import Clock
 from isogloss_server.engine.backlog import Throughput
 from isogloss_server.engine.batch_queue import BatchScheduler, InferenceResult, QueuedText, Submission, to_token_batch
@@ -205,6 +206,7 @@ class Batcher:
 
         It restarts on the same thread: if threads die, there may be no resources for another one.
         """
+        system.lower_thread_priority()
         while not self._closed:
             batch: list[QueuedText] = []
             try:

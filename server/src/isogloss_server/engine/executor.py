@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from isogloss_server import system
 from isogloss_server.clock import Clock
 from isogloss_server.engine.backlog import Backlog, Throughput
 from isogloss_server.engine.monitoring import Report, Watchdog
@@ -56,7 +57,7 @@ class Executor:
     def __init__(self, threads: int) -> None:
         throughput = Throughput(full_units=COMPARISON_PRODUCTS / 4, memory_units=64 * COMPARISON_PRODUCTS)
         self.comparisons = Backlog(throughput, lanes=max(1, threads // 2), turn=COMPARISON_PRODUCTS)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="isogloss-worker")
+        self._pool = ThreadPoolExecutor(threads, "isogloss-worker", system.lower_thread_priority)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Returns the result of `work(*args, **kwargs)`, run on a thread.

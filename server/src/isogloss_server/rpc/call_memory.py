@@ -28,6 +28,7 @@ LARGE_SHARE = 0.9  # of the memory for large messages; the rest is for calls wit
 PRESSED_S = 5.0
 CHECK_S = 0.25
 IDLE_CHECKS = 8  # without large calls, one of this number of checks is made
+SETTLE_CHECKS = 16  # after the last large call, in which all are made
 SLOW_CHECKS = 4  # a request that has not arrived after as many checks is slow; a busy event loop delays both alike
 IDLE_BYTES = 4 * 1024 * 1024  # while calls hold less, the memory of the process is taken for that of the rest
 RETRY_S = 1.0
@@ -194,12 +195,13 @@ class CallMemory:
         while True:
             await asyncio.sleep(CHECK_S)
             idle_checks = idle_checks + 1 if self._is_idle else 0
-            if idle_checks % IDLE_CHECKS > 1:
+            has_settled = idle_checks > SETTLE_CHECKS
+            if has_settled and idle_checks % IDLE_CHECKS > 1:
                 continue
             try:
                 self.end_slow_requests()
                 await self._close_slow_readers()
-                if freed.is_due():
+                if freed.is_due(soon=idle_checks > 0 and not has_settled):
                     await asyncio.get_running_loop().run_in_executor(None, freed.release)
             except Exception as error:  # noqa: BLE001 - the next check may succeed
                 logs.internal_error(error)

@@ -48,6 +48,8 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
+        # By default, gRPC refuses calls also below that number, if earlier ones have ended only for their caller.
+        ("grpc.http.overload_protection", 0),
         ("grpc.max_connection_idle_ms", _milliseconds(settings.connection_idle_s)),
         ("grpc.max_connection_age_ms", _milliseconds(settings.connection_age_s)),
         ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),

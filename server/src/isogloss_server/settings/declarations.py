@@ -209,7 +209,7 @@ class Settings(BaseSettings):
         le=10**6,
     )
     max_connection_calls: int = setting(
-        10_000,
+        256,
         "calls of one connection at the same time, streams included; gRPC clients hold back further ones",
         section="limits",
         unit="CALLS",
