@@ -101,6 +101,7 @@ class EmbedRequest:
         from_stream: True for a request of a stream, which waits for room in the queue instead of being refused.
         truncation: None for the model's default.
         dimensions: 0 for all of the model's.
+        caller: Name of the caller, "" if it is unknown.
 
     The others are those of the contract's EmbedRequest.
     """
@@ -119,6 +120,7 @@ class EmbedRequest:
     space_id: str = ""
     deadline_s: float = math.inf
     from_stream: bool = False
+    caller: str = ""
 
     @cached_property
     def sides(self) -> tuple["TextSide"]:
@@ -207,6 +209,7 @@ class SimilarityRequest:
     priority: Priority = Priority.INTERACTIVE
     shape: AllPairs | Pairwise | Nearest = AllPairs()
     deadline_s: float = math.inf
+    caller: str = ""
     from_stream: ClassVar[bool] = False
 
     @property

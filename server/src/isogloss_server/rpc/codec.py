@@ -161,7 +161,9 @@ def from_matrix(message: pb.Matrix, path: str) -> Rows:
         raise BadMatrixError(str(error), field=f"{path}.{error.part}") from None
 
 
-def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, from_stream: bool) -> EmbedRequest:
+def to_embed_request(
+    request: pb.EmbedRequest, deadline_s: float, caller: str = "", *, from_stream: bool
+) -> EmbedRequest:
     """Returns the engine request of an Embed or of a stream's message; raises UnknownEnumError."""
     return EmbedRequest(
         texts=_texts(request.texts),
@@ -176,6 +178,7 @@ def to_embed_request(request: pb.EmbedRequest, deadline_s: float, *, from_stream
         space_id=request.space_id,
         deadline_s=deadline_s,
         from_stream=from_stream,
+        caller=caller,
     )
 
 
@@ -221,7 +224,7 @@ def check_similarity_size(request: pb.SimilarityRequest, model: ReadyModel) -> i
     return vector_bytes
 
 
-def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> SimilarityRequest:
+def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float, caller: str = "") -> SimilarityRequest:
     """Returns the engine request of a Similarity.
 
     Raises:
@@ -239,6 +242,7 @@ def to_similarity_request(request: pb.SimilarityRequest, deadline_s: float) -> S
         priority=read_enum(Priority, request.priority, "priority", default=Priority.INTERACTIVE),
         shape=_shape(request),
         deadline_s=deadline_s,
+        caller=caller,
     )
 
 

@@ -51,6 +51,7 @@ class CallContext:
         method: Name of the method.
         request_id: Id of the call, the caller's own if it sent a valid one.
         deadline_s: Moment of the clock at which the call expires.
+        caller: Name of the caller, "" if it is unknown.
         texts: Texts of the call so far, for its log line; likewise `tokens` and `model`.
         held_bytes: Memory that is counted for the call until it ends.
         reserved_bytes: Part of it that is for the response, while that is computed.
@@ -60,6 +61,7 @@ class CallContext:
     method: str
     request_id: str
     deadline_s: float
+    caller: str = ""
     texts: int = 0
     tokens: int = 0
     model: str = ""

@@ -57,7 +57,8 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     ) -> pb.EmbedResponse:
         call.texts += len(request.texts)
         call.model = self._registry.get(request.model).name
-        result = await self._pipeline.embed(codec.to_embed_request(request, deadline_s, from_stream=from_stream))
+        decoded = codec.to_embed_request(request, deadline_s, call.caller, from_stream=from_stream)
+        result = await self._pipeline.embed(decoded)
         call.tokens += result.embedded.total_tokens
         return codec.to_embed_response(result)
 
@@ -75,7 +76,8 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         context.model = model.name
         run = self._executor.run_if_large
         vector_bytes = codec.check_similarity_size(request, model.ready)
-        decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, request, context.deadline_s)
+        arguments = request, context.deadline_s, context.caller
+        decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, *arguments)
         limit = model.ready.limits.max_response_bytes  # beyond it, the pipeline refuses the request
         self._memory.reserve(context, min(limit, decoded.response_bytes))
         result = await self._pipeline.similarity(decoded)
