@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
 
 from isogloss_server import system
@@ -20,6 +19,7 @@ from isogloss_server.errors import ListenError
 from isogloss_server.rpc.call_memory import CallLimits, CallMemory
 from isogloss_server.rpc.health import StandardHealth
 from isogloss_server.rpc.interceptor import CallInterceptor
+from isogloss_server.rpc.reflection import add_reflection
 from isogloss_server.rpc.service import EmbeddingService
 from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.settings.declarations import Settings
@@ -91,7 +91,7 @@ class Server:
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(service, self._grpc)
         self._grpc.add_registered_method_handlers(SERVICE, {"Health": health_handler(service)})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        add_reflection((SERVICE, health.SERVICE_NAME), self._grpc)
 
     async def start(self) -> int:
         """Starts to listen; returns the port.
