@@ -106,7 +106,7 @@ def test_breaking_changes_are_found(changed: Path, old: str, new: str, broken: b
 
 
 def test_the_released_contract_is_complete(tmp_path: Path) -> None:
-    """protoc generates stubs of the contract and of the details of errors from the released image alone."""
+    """The released image is all that protoc needs for stubs of the contract and of the details of errors."""
     files = ["isogloss/v1/embedding.proto", "google/rpc/error_details.proto"]
     image = ROOT / "proto" / "released" / "v1.binpb"
     command = [PYTHON, "-m", "grpc_tools.protoc", f"--descriptor_set_in={image}", f"--python_out={tmp_path}", *files]
