@@ -32,6 +32,13 @@ LAST_STATUS_S = 0.2  # time for the statuses of calls that are ended to arrive
 # reason; by default, beyond about 1,000.
 MAX_PENDING_CALLS = 1 << 15
 NO_LIMIT_MS = 2**31 - 1
+HANDSHAKE_S = 20.0  # time for TLS, and for the first bytes of HTTP/2
+KEEPALIVE_S = 60.0  # without traffic, after which a peer is asked whether it is there
+KEEPALIVE_TIMEOUT_S = 20.0  # time for its response
+PING_INTERVAL_S = (
+    10.0  # between the pings of a client that has no calls; at the third that comes sooner, the connection is closed
+)
+MAX_METADATA_BYTES = 16 * 1024  # of one call, counted as HTTP/2 does: names, values, and 32 bytes for each
 GRPC_LOG = logging.getLogger("grpc._cython.cygrpc")
 ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
 
@@ -42,10 +49,15 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # otherwise a second server silently binds the same port
         ("grpc.max_receive_message_length", max_message_bytes(settings)),
         ("grpc.max_send_message_length", settings.max_response_bytes + ROOM_BYTES),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # By default twice the limit above; between the two, gRPC refuses calls at random.
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(HANDSHAKE_S)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(PING_INTERVAL_S)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 60_000),  # closes connections whose peer has vanished
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", _milliseconds(KEEPALIVE_S)),  # closes connections whose peer has vanished
+        ("grpc.keepalive_timeout_ms", _milliseconds(KEEPALIVE_TIMEOUT_S)),
+        ("grpc.http2.ping_timeout_ms", _milliseconds(KEEPALIVE_TIMEOUT_S)),  # without it, gRPC waits for a minute
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
         # By default, gRPC refuses calls also below that number, if earlier ones have ended only for their caller.
