@@ -8,15 +8,16 @@ the extra of that name. Both verbs fail if a licence is unknown or not allowed.
 """
 
 import argparse
+import contextlib
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from license_expression import LicenseExpression, get_spdx_licensing
+from license_expression import ExpressionError, LicenseExpression, get_spdx_licensing
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -25,8 +26,9 @@ from tools.markdown import code, table
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 FACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-ENVIRONMENTS = (".venv-sentence-transformers", ".venv")  # the later one counts, if both have a package
+ENVIRONMENTS = (".venv", ".venv-sentence-transformers")  # the later one counts, if both have a package
 LOCK = ROOT / "constraints" / "sentence-transformers.txt"
+OF_GPU_BUILDS = re.compile(r"nvidia-|cuda-|triton$")  # packages that PyTorch requires only in its builds for GPUs
 DISTRIBUTIONS = ("isogloss", "isogloss-server")
 SPDX = get_spdx_licensing()
 # Where the requirements apply; the page is the same, whichever Python writes it.
@@ -56,8 +58,10 @@ CycloneDX), which names what the wheel requires and, in the server's, what the m
 """
 GPU_BUILDS = """\
 
-The table is of PyTorch's build for CPUs. Its builds for GPUs also install packages of NVIDIA, under NVIDIA's own
-licences, which are not checked here: {packages}.
+The table is of PyTorch's build for CPUs. Its builds for GPUs also install Triton, under MIT, and packages of NVIDIA under
+NVIDIA's own licences, which are not checked here:
+
+{packages}
 """
 
 Distributions = Mapping[str, metadata.Distribution]
@@ -74,9 +78,9 @@ class Section(NamedTuple):
     extends: str | None
 
 
-def installed() -> Distributions:
+def installed(environments: Sequence[str] = ENVIRONMENTS) -> Distributions:
     """Returns the installed distributions of the locked environments, by name."""
-    folders = [str(folder) for name in ENVIRONMENTS for folder in (ROOT / name).glob("lib/python3*/site-packages")]
+    folders = [str(folder) for name in environments for folder in (ROOT / name).glob("lib/python3*/site-packages")]
     found = (part for folder in folders for part in metadata.distributions(path=[folder]))
     return {canonicalize_name(part.metadata["Name"]): part for part in found}
 
@@ -100,7 +104,7 @@ def packages(installation: str, distributions: Distributions) -> set[str]:
     while pending:
         wanted = pending.pop()
         name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
-        if (name, extras) in seen:
+        if (name, extras) in seen or OF_GPU_BUILDS.match(name):
             continue
         seen.add((name, extras))
         if name not in distributions:
@@ -120,15 +124,16 @@ def licence_of(distribution: metadata.Distribution) -> str:
     """
     known = distribution.metadata
     name = canonicalize_name(known["Name"])
-    stated = known.get("License-Expression") or known.get("License")
-    if not stated:
-        stated = "; ".join(line for line in known.get_all("Classifier") or [] if line.startswith("License ::"))
-    checked = SPDX.validate(stated)
-    if stated and not checked.errors:
-        return str(checked.normalized_expression)
+    for field in ("License-Expression", "License"):
+        with contextlib.suppress(ExpressionError):
+            expression = SPDX.parse(known.get(field) or "", validate=True, strict=True)
+            if expression is not None:
+                return str(expression)
+    classifiers = [line for line in known.get_all("Classifier") or [] if line.startswith("License ::")]
+    found = "; ".join(classifiers) or (known.get("License") or "").partition("\n")[0]
     entry = FACTS["stated"].get(name, {})
-    if entry.get("metadata") != stated:
-        raise LicenceError(f"{name}: the licence {stated[:100]!r} is not an SPDX expression; see tools/licences.toml")
+    if entry.get("metadata") != found:
+        raise LicenceError(f"{name}: the licence {found!r} is not an SPDX expression; see tools/licences.toml")
     return str(entry["licence"])
 
 
@@ -171,9 +176,10 @@ def page(distributions: Distributions) -> str:
         LicenceError: a package is not installed, or its licence is unknown or not allowed.
     """
     allowed = table(("Licence", "Kind"), list(FACTS["allowed"].items()))
-    names = re.findall(r"^((?:nvidia|cuda)-[\w-]+)==", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    locked = re.findall(r"^([\w-]+)==", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    of_gpu_builds = "\n".join(f"- {code(name)}" for name in locked if OF_GPU_BUILDS.match(name) and name != "triton")
     parts = [section(part, distributions) for part in sections(distributions)]
-    return "".join([INTRODUCTION, allowed, *parts, GPU_BUILDS.format(packages=", ".join(names))])
+    return "".join([INTRODUCTION, allowed, *parts, GPU_BUILDS.format(packages=of_gpu_builds)])
 
 
 def main() -> int:
