@@ -15,7 +15,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-extended coverage serve check bench soak fuzz proto docs model lock clean \
-	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-long
+	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-long \
+	sbom licences
 
 help: ## lists the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -74,7 +75,8 @@ test-server-lowest: .venv-server-lowest/.ready
 	GRPC_VERBOSITY=NONE .venv-server-lowest/bin/pytest -q -m "not redis and not live and not long" tests/server \
 		tests/end_to_end/test_embedding.py tests/end_to_end/test_lifecycle.py tests/end_to_end/test_providers.py
 
-test-sentence-transformers: .venv-sentence-transformers/.ready
+test-sentence-transformers: .venv-sentence-transformers/.ready .venv/.development
+	$(BIN)/python -m tools.licences --check
 	.venv-sentence-transformers/bin/pytest -q -m sentence_transformers tests/model
 
 test-upstream: .venv/.development .venv-upstream/.ready
@@ -109,6 +111,12 @@ proto: .venv-proto/.ready ## generates the stubs
 docs: .venv/.runtime .venv-proto/.ready ## generates the reference pages of docs/ and the heat map
 	$(BIN)/python -m tools.generate_docs
 	$(BIN)/python -m tools.heat_map
+
+sbom: .venv/.development ## writes the SBOM of both distributions
+	$(BIN)/python -m tools.sbom
+
+licences: .venv/.development .venv-sentence-transformers/.ready ## lists the licences of all that a user installs, in docs/; fails on others than those allowed
+	$(BIN)/python -m tools.licences
 
 # TRAINED is the folder that training writes; without it, the card of the bundled model is regenerated.
 BUNDLED := server/src/isogloss_server/bundled

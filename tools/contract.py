@@ -6,7 +6,8 @@ Run it with the Python of the generator's environment (constraints/proto.txt):
     python tools/contract.py lint                 check buf's STANDARD and COMMENTS rules
     python tools/contract.py breaking             check compatibility with proto/released/v1.binpb
     python tools/contract.py release              replace proto/released/v1.binpb by the current contract
-    python tools/contract.py image FILE           write the contract with its comments as a descriptor set
+    python tools/contract.py image FILE           write the contract with its comments as a descriptor set, which also
+                                                  has google/rpc/error_details.proto
 
 `--proto FOLDER` reads the contract from another folder than proto/.
 """
@@ -23,12 +24,15 @@ from grpc_tools import protoc
 ROOT = pathlib.Path(__file__).parents[1]
 PROTO = ROOT / "proto"
 CONTRACT = "isogloss/v1/embedding.proto"
+ERROR_DETAILS = (
+    "google/rpc/error_details.proto"  # sent inside google.rpc.Status, so that the contract does not import it
+)
 PACKAGES = pathlib.Path(sysconfig.get_path("purelib"))  # wheels contain google/rpc and google/protobuf
 SCRIPTS = pathlib.Path(sysconfig.get_path("scripts"))
 
 
 def compile_contract(proto: pathlib.Path, *outputs: str) -> None:
-    """Runs protoc on the contract.
+    """Runs protoc on the contract; `outputs` are its options, and further files.
 
     Raises:
         SystemExit: protoc failed; it has printed the reason.
@@ -47,9 +51,9 @@ def stubs(proto: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def image(proto: pathlib.Path, file: pathlib.Path, *, comments: bool) -> None:
-    """Writes the contract and its imports as one descriptor set, which buf reads."""
+    """Writes the contract, its imports and the details of errors as one descriptor set, which buf reads."""
     source = ["--include_source_info"] if comments else []
-    compile_contract(proto, "--include_imports", *source, f"--descriptor_set_out={file}")
+    compile_contract(proto, "--include_imports", *source, f"--descriptor_set_out={file}", ERROR_DETAILS)
 
 
 def buf(proto: pathlib.Path, verb: str, *arguments: str) -> int:

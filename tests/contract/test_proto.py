@@ -103,3 +103,13 @@ def test_breaking_changes_are_found(changed: Path, old: str, new: str, broken: b
     assert contract("breaking").returncode == 0
     change(changed, old, new)
     assert (contract("breaking", "--proto", changed).returncode != 0) is broken
+
+
+def test_the_released_contract_is_complete(tmp_path: Path) -> None:
+    """The released image is all that protoc needs for stubs of the contract and of the details of errors."""
+    files = ["isogloss/v1/embedding.proto", "google/rpc/error_details.proto"]
+    image = ROOT / "proto" / "released" / "v1.binpb"
+    command = [PYTHON, "-m", "grpc_tools.protoc", f"--descriptor_set_in={image}", f"--python_out={tmp_path}", *files]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert {file.name for file in tmp_path.rglob("*.py")} == {"embedding_pb2.py", "error_details_pb2.py"}

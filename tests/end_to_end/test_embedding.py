@@ -6,7 +6,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from isogloss.v1 import embedding_pb2 as pb
 
 from tests.support.server_process import ServerProcess
@@ -223,12 +222,3 @@ def test_a_request_of_the_maximum_size(stub: Any, server: ServerProcess) -> None
     lines = [line] * (model.max_request_bytes // len(line.encode()))
     assert embed(stub, *lines).embeddings.rows == len(lines)
     assert error_of(lambda: embed(stub, *lines, *lines[: len(lines) // 2])).reason == "REQUEST_TOO_LARGE"
-
-
-def test_reflection_lists_the_services(server: ServerProcess) -> None:
-    """Server reflection lists the services, as grpcurl requests them."""
-    with grpc.insecure_channel(server.address) as channel:
-        request = reflection_pb2.ServerReflectionRequest(list_services="")
-        responses = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
-        services = {service.name for service in next(iter(responses)).list_services_response.service}
-    assert {"isogloss.v1.EmbeddingService", "grpc.health.v1.Health"} <= services

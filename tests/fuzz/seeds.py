@@ -61,6 +61,7 @@ ReflectionRequest = reflection_pb2.ServerReflectionRequest
 REFLECTIONS = (
     ReflectionRequest(list_services=""),
     ReflectionRequest(file_containing_symbol="isogloss.v1.EmbeddingService"),
+    ReflectionRequest(file_containing_symbol="isogloss.v1.EmbeddingService.Embed"),
     ReflectionRequest(file_by_filename="isogloss/v1/embedding.proto"),
     ReflectionRequest(all_extension_numbers_of_type="isogloss.v1.EmbedRequest"),
 )
@@ -74,7 +75,7 @@ METHODS = {
     "List": Method("/grpc.health.v1.Health/List", health_pb2.HealthListRequest, (health_pb2.HealthListRequest(),)),
     "Watch": Method("/grpc.health.v1.Health/Watch", health_pb2.HealthCheckRequest, HEALTH_CHECK, streams=True),
     "Reflection": Method(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ReflectionRequest, REFLECTIONS, streams=True
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ReflectionRequest, REFLECTIONS, streams=True
     ),
 }
 

@@ -1,15 +1,18 @@
 """Both distributions, built, installed into empty environments, and used there."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import isogloss
 import pytest
+from packaging.requirements import Requirement
 
 from tests.support.server_process import ServerProcess
 
@@ -131,3 +134,21 @@ def test_wheels_have_licence_typing_marker_stubs_and_model(
     for end in expected:
         assert [entry for entry in names if entry.endswith(end)], end
     assert not [entry for entry in names if entry.startswith("tests") or "/test_" in entry]
+
+
+@pytest.mark.parametrize("name", ["isogloss", "isogloss_server"])
+def test_wheels_have_an_sbom_that_is_true(wheels: dict[str, Path], name: str) -> None:
+    """The wheels have an SBOM where PEP 770 says, with the requirements of METADATA and the digests of the model."""
+    wheel = zipfile.ZipFile(wheels[name])
+    [sbom] = [entry for entry in wheel.namelist() if ".dist-info/sboms/" in entry]
+    assert sbom == f"{name}-{isogloss.__version__}.dist-info/sboms/{name.replace('_', '-')}.cdx.json"
+    bom = json.loads(wheel.read(sbom))
+    assert bom["metadata"]["component"]["version"] == isogloss.__version__
+    stated = {entry["value"] for part in bom["components"] for entry in part.get("properties", ())}
+    text = wheel.read(f"{name}-{isogloss.__version__}.dist-info/METADATA").decode()
+    assert stated == {str(Requirement(line)) for line in message_from_string(text).get_all("Requires-Dist", [])}
+    files = [file for part in bom["components"] for file in part.get("components", ())]
+    digests = {file["name"]: file["hashes"][0]["content"] for file in files}
+    bundled = [entry for entry in wheel.namelist() if "/bundled/" in entry]
+    assert digests == {entry: hashlib.sha256(wheel.read(entry)).hexdigest() for entry in bundled}
+    assert bool(digests) == (name == "isogloss_server")

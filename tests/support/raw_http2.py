@@ -103,9 +103,9 @@ class RawCaller:
         while head := self._read(9):
             payload = self._read(int.from_bytes(head[:3], "big"))
             kind, stream_id = head[3], int.from_bytes(head[5:], "big")
-            assert not (stream and stream_id == stream and kind == RST_STREAM), payload
             if (kind, stream_id, head[4] & flags) == (wanted, stream, flags):
                 return
+            assert not (stream and stream_id == stream and kind == RST_STREAM), payload
         raise AssertionError("the server closed the connection")
 
     def wait_for_status(self, stream: int = 1) -> None:

@@ -24,6 +24,7 @@ RESPONSE_COPIES = 2  # of a response: its bytes, and gRPC's copy until the calle
 SMALL_RESPONSE_BYTES = 64 * 1024  # a smaller response is never refused once it is computed
 STREAM_PART = 2  # streams wait while more than 1 / STREAM_PART of the memory is in use
 PRESSED_SHARE = 0.75  # of the memory in use, from which on slow readers have PRESSED_S instead of their time limit
+ALWAYS_SHARE = 2  # of the memory, up to which health and reflection are answered
 LARGE_SHARE = 0.9  # of the memory for large messages; the rest is for calls with small ones
 PRESSED_S = 5.0
 CHECK_S = 0.25
@@ -103,9 +104,9 @@ class CallMemory:
         metrics.CALL_BYTES.set_function(lambda: self._used)
 
     def enter(self, call: Holder, *, always: bool) -> None:
-        """Counts a call; raises OverloadedError if it does not fit, unless it is `always` answered."""
+        """Counts a call; raises OverloadedError if it does not fit. Those `always` answered have twice the memory."""
         used = self._used + CALL_BYTES
-        if used > self._limits.max_bytes and not always:
+        if used > self._limits.max_bytes * (ALWAYS_SHARE if always else 1):
             self.check_room(CALL_BYTES)
         self._used = used
         call.held_bytes = CALL_BYTES

@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
 
 from isogloss_server import system
@@ -20,6 +19,7 @@ from isogloss_server.errors import ListenError
 from isogloss_server.rpc.call_memory import CallLimits, CallMemory
 from isogloss_server.rpc.health import StandardHealth
 from isogloss_server.rpc.interceptor import CallInterceptor
+from isogloss_server.rpc.reflection import add_reflection
 from isogloss_server.rpc.service import EmbeddingService
 from isogloss_server.rpc.stream import StreamWindow
 from isogloss_server.security.tls import Certificates
@@ -27,13 +27,18 @@ from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
 CLOSE_S = 0.5  # time for the peers of idle connections to learn that the server closes them
-HANDSHAKE_S = 20.0  # time in which a new connection must begin to use HTTP/2, the handshake of TLS included
 MAX_REFUSAL_S = 1.0  # time for callers to notice that the server is stopping, before connections are closed
 LAST_STATUS_S = 0.2  # time for the statuses of calls that are ended to arrive
 # Calls that have arrived and have not begun, of each method: about 11 KiB each. Beyond it, gRPC cancels calls without a
 # reason; by default, beyond about 1,000.
 MAX_PENDING_CALLS = 1 << 15
 NO_LIMIT_MS = 2**31 - 1
+HANDSHAKE_S = 20.0  # time for TLS, and for the first bytes of HTTP/2
+KEEPALIVE_S = 60.0  # without traffic, after which a peer is asked whether it is there
+KEEPALIVE_TIMEOUT_S = 20.0  # time for its response
+# Between the pings of a client that has no calls; at the third that comes sooner, the connection is closed.
+PING_INTERVAL_S = 10.0
+MAX_METADATA_BYTES = 16 * 1024  # of one call, counted as HTTP/2 does: names, values, and 32 bytes for each
 GRPC_LOG = logging.getLogger("grpc._cython.cygrpc")
 ROOM_BYTES = 1024 * 1024  # space in a message for everything except texts and vectors
 
@@ -44,11 +49,15 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # otherwise a second server silently binds the same port
         ("grpc.max_receive_message_length", max_message_bytes(settings)),
         ("grpc.max_send_message_length", settings.max_response_bytes + ROOM_BYTES),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 60_000),  # closes connections whose peer has vanished
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # By default twice the limit above; between the two, gRPC refuses calls at random.
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.server_handshake_timeout_ms", _milliseconds(HANDSHAKE_S)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(PING_INTERVAL_S)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", _milliseconds(KEEPALIVE_S)),  # closes connections whose peer has vanished
+        ("grpc.keepalive_timeout_ms", _milliseconds(KEEPALIVE_TIMEOUT_S)),
+        ("grpc.http2.ping_timeout_ms", _milliseconds(KEEPALIVE_TIMEOUT_S)),  # without it, gRPC waits for a minute
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
         # By default, gRPC refuses calls also below that number, if earlier ones have ended only for their caller.
@@ -108,7 +117,7 @@ class Server:
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(service, self._grpc)
         self._grpc.add_registered_method_handlers(SERVICE, {"Health": health_handler(service)})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        add_reflection((SERVICE, health.SERVICE_NAME), self._grpc)
 
     async def start(self) -> int:
         """Starts to listen; returns the port.
