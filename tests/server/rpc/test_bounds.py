@@ -14,7 +14,6 @@ from isogloss_server.rpc.call_memory import ALWAYS_SHARE, CALL_BYTES
 from tests.server.rpc.test_overload import overload_error
 from tests.support.in_process import CountingEmbedder, ready_registry, serving
 from tests.support.raw_http2 import (
-    ACK,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
@@ -32,7 +31,7 @@ from tests.support.server_process import ServerProcess
 
 MIB = 1024 * 1024
 SHORT_S = 0.2  # a limit that a test waits for
-FIRST_WINDOW_BYTES = 4 * MIB  # of a connection and of a stream, before the server has read anything
+STREAM_WINDOW_BYTES = 65_535  # bytes that a stream may send at first (RFC 9113, 6.9.2)
 EMBED = grpc_message(pb.EmbedRequest(texts=["hello"]).SerializeToString())
 
 
@@ -175,14 +174,18 @@ async def test_calls_that_cannot_begin_are_bounded(monkeypatch: pytest.MonkeyPat
 
 
 def test_unfinished_requests_end_if_they_fill_the_memory() -> None:
-    """Requests that stop in the middle end with a status if the process has grown by the memory for calls."""
-    with ServerProcess("--max-call-bytes", str(16 * MIB)) as process, contextlib.ExitStack() as stack:
-        callers = [stack.enter_context(RawCaller(process.address)) for _ in range(8)]
+    """Requests that stop in the middle end with a status if the process has grown by the memory for calls.
+
+    The memory for calls has room for all of them, as it counts them. They send 90 MB, because the process may have some
+    memory free from its start.
+    """
+    part = struct.pack(">BI", 0, 8 * MIB) + bytes(STREAM_WINDOW_BYTES - 1000)
+    with ServerProcess("--max-call-bytes", str(32 * MIB)) as process, contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(RawCaller(process.address)) for _ in range(24)]
         for caller in callers:
-            caller.wait_for(SETTINGS)
-            caller.send(frame(SETTINGS, flags=ACK))
-            caller.begin("Embed")
-            caller.data(struct.pack(">BI", 0, 8 * MIB) + bytes(FIRST_WINDOW_BYTES - 1024))
+            for stream in range(1, 120, 2):
+                caller.begin("Embed", stream=stream)
+                caller.data(part, stream=stream)
         callers[0].wait_for_status()
         assert process.wait_for("call")["code"] == "RESOURCE_EXHAUSTED"
         with grpc.insecure_channel(process.address) as channel:
