@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from isogloss_server.engine.shared_cache import SharedCache
 from isogloss_server.errors import CacheSetupError, ListenError
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.rpc.server import Server
+from isogloss_server.security.keys import KeyRing, check_security
+from isogloss_server.security.quotas import Quotas, SharedBuckets
 from isogloss_server.settings.declarations import Settings, model_name_and_source
 
 # With Python's default of 5 ms, numpy work on another thread would delay every call, health checks included.
@@ -65,8 +67,12 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     sources = dict(map(model_name_and_source, settings.model))
     registry = Registry(tuple(sources))
     executor = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, registry.report)
+    check_security(settings)
+    keys = None if settings.keys_file is None else KeyRing(settings.keys_file, clock)
+    quotas = _quotas(settings, clock)
     cache = _cache(settings, clock, partial(registry.report_degraded, "cache"))
-    server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock)
+    pipeline = Pipeline(registry, executor, clock, cache)
+    server = Server(settings, registry, pipeline, executor, clock, keys=keys, quotas=quotas)
     port = await server.start()
     logs.debug("listening", address=system.address(settings.host, port))
     try:
@@ -75,6 +81,10 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
             metrics_port = metrics.serve(settings.host, settings.metrics_port, clock)
             logs.info("serving metrics", url=f"http://{system.address(settings.host, metrics_port)}/metrics")
         cache.start()
+        quotas.start()
+        if keys is not None:
+            _warn_of_unserved_models(keys, sources)
+            keys.start()
         loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
         if not await _finished_before(loading, signals.first):
             logs.info("stopped while loading", signal=signals.received[0].name)
@@ -91,6 +101,9 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     finally:
         await server.stop(None)
         registry.close()
+        if keys is not None:
+            keys.close()
+        await quotas.close()
         await cache.close()
         executor.close()
 
@@ -129,17 +142,47 @@ def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -
     """
     shared = None
     if settings.cache_redis_url is not None:
-        try:
-            from isogloss_server.engine.redis_store import RedisStore  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] != "redis":
-                raise
-            extra = "pip install 'isogloss-server[redis]'"
-            raise CacheSetupError(f"cache_redis_url requires a package that is not installed: {extra}") from None
         url, ttl_s = settings.cache_redis_url.get_secret_value(), settings.cache_redis_ttl_s
-        store = RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
+        store = _redis_store().RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
         shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, on_health=on_health)
     return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
+
+
+def _quotas(settings: Settings, clock: Clock) -> Quotas:
+    """Returns the quotas, shared with other servers if there are keys and the URL of Redis is set.
+
+    Raises:
+        CacheSetupError: The package is missing.
+        SettingsError: The URL is invalid.
+    """
+    if settings.keys_file is None or settings.cache_redis_url is None:
+        return Quotas(clock)
+    url = settings.cache_redis_url.get_secret_value()
+    store = _redis_store().RedisQuotaStore(url, prefix=settings.cache_redis_prefix)
+    return Quotas(clock, SharedBuckets(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3))
+
+
+def _redis_store() -> Any:
+    """Imports redis_store; redis-py is an extra, imported only if it is used.
+
+    Raises:
+        CacheSetupError: The package is missing.
+    """
+    try:
+        from isogloss_server.engine import redis_store  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "redis":
+            raise
+        extra = "pip install 'isogloss-server[redis]'"
+        raise CacheSetupError(f"cache_redis_url requires a package that is not installed: {extra}") from None
+    return redis_store
+
+
+def _warn_of_unserved_models(keys: KeyRing, served: Collection[str]) -> None:
+    """Logs the models in the scopes of keys that the server does not serve: a name may be misspelt."""
+    scoped = {model for key in keys.keys for model in key.models or ()}
+    if unserved := sorted(scoped.difference(served)):
+        logs.warning("keys have models in their scopes that are not served", models=", ".join(unserved))
 
 
 async def _finished_before(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:

@@ -65,6 +65,12 @@ CACHE_SHARED_ERRORS = Counter(
     registry=REGISTRY,
 )
 
+QUOTA_SHARED_ERRORS = Counter(
+    "isogloss_quota_shared_errors",
+    "Failed operations of the quotas in Redis, after which the server counts alone.",
+    registry=REGISTRY,
+)
+
 DROPPED_LOG_LINES = Counter(
     "isogloss_log_dropped_lines", "Lines of the log that were dropped, because stderr was not read.", registry=REGISTRY
 )

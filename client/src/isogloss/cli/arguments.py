@@ -19,7 +19,8 @@ TEXT_MARK = "\0"  # no argument of a process contains it
 EPILOG = """\
 environment:
   ISOGLOSS_SERVER   address of the server, if --server is not given
-  ISOGLOSS_API_KEY  API key; there is no flag for it, because other users of the machine can read the arguments
+  ISOGLOSS_API_KEY  API key, if --key-file is not given; there is no flag for a key itself, because other users of
+                    the machine can read the arguments
   NO_COLOR          disables colours, if --color is not given
 
 exit codes: 0 for success, 2 for wrong usage, 1 for other errors, 130 after Ctrl-C
@@ -35,6 +36,9 @@ SOURCES = {
     "timeout_s": "--timeout-s",
     "root_certificates": "--root-certificates",
 }
+
+FLAGS = {"tls=True": "--tls", "allow_plaintext_key=True": "--allow-plaintext-key"}  # in messages of ClientOptions
+MAX_KEY_CHARACTERS = 4096
 
 
 class UsageError(Exception):
@@ -183,7 +187,7 @@ def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Cl
 
     Raises:
         UsageError: A value is out of range; the message names its flag or variable.
-        OSError: The file of --root-certificates cannot be read.
+        OSError: The file of --root-certificates or --key-file cannot be read.
     """
     authorities = arguments.root_certificates
     try:
@@ -191,12 +195,24 @@ def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Cl
             target=arguments.server,
             tls=arguments.tls or authorities is not None,
             root_certificates=None if authorities is None else authorities.read_bytes(),
-            api_key=environment.get("ISOGLOSS_API_KEY") or None,
+            api_key=_key(arguments.key_file, environment),
+            allow_plaintext_key=arguments.allow_plaintext_key,
             timeout_s=arguments.timeout_s,
         )
     except ValueError as error:
         field, _, problem = str(error).partition(" ")
-        raise UsageError(f"{SOURCES.get(field, field)} {problem}") from None
+        for option, flag in FLAGS.items():
+            problem = problem.replace(option, flag)
+        source = "--key-file" if field == "api_key" and arguments.key_file else SOURCES.get(field, field)
+        raise UsageError(f"{source} {problem}") from None
+
+
+def _key(file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """Returns the API key: the first line of a file, else the variable; None without either."""
+    if file is None:
+        return environment.get("ISOGLOSS_API_KEY") or None
+    with file.open(encoding="utf-8", errors="replace") as stream:  # other characters are refused as those of a key
+        return stream.readline(MAX_KEY_CHARACTERS).strip()
 
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -219,6 +235,11 @@ def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "--root-certificates", type=Path, metavar="FILE", help="certificate authorities, in PEM; implies --tls"
     )
     _complete_files(authorities)
+    key = group.add_argument("--key-file", type=Path, metavar="FILE", help="file with the API key")
+    _complete_files(key)
+    group.add_argument(
+        "--allow-plaintext-key", action="store_true", help="send the key to another machine without --tls too"
+    )
     group.add_argument(
         "--timeout-s",
         type=_number,
