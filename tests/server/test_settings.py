@@ -119,7 +119,7 @@ def test_a_wrong_setting_is_one_line_and_status_2(
     ("arguments", "expected"),
     [
         (["serv"], "unknown VERB 'serv'; did you mean 'serve'?"),
-        (["zzz"], "unknown VERB 'zzz'; choose from serve, models, completion"),
+        (["zzz"], "unknown VERB 'zzz'; choose from serve, models, keys, completion"),
         (["models", "sho"], "unknown VERB 'sho'; did you mean 'show'?"),
         (["models", "list", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
         (["completion", "basj"], "unknown shell 'basj'; did you mean 'bash'?"),
@@ -203,6 +203,9 @@ printf "%s\\n" "${{COMPREPLY[@]}}"
         (["models", "show", "LaB"], ["LaBSE"]),
         (["models", "pull", "LaBSE", "my"], ["my_model"]),
         (["serve", "--port", ""], []),
+        (["keys", "ro"], ["rotate"]),
+        (["keys", "add", "search", "--keys-file", "my"], ["my.toml", "my_model"]),
+        (["keys", "add", "search", "--method", "Embed"], ["Embed", "EmbedStream"]),
     ],
 )
 def test_bash_completes_verbs_flags_and_values(
@@ -231,7 +234,7 @@ def test_the_help_begins_with_what_most_servers_set(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     sections = [line[:-1] for line in capsys.readouterr().out.splitlines() if line.endswith(":") and line[0].isalpha()]
-    expected = "options address models limits queue cache Redis providers metrics stopping logs example"
+    expected = "options address models limits security queue cache Redis providers metrics stopping logs example"
     assert " ".join(sections) == expected
 
 

@@ -21,8 +21,8 @@ PROGRAM = "isogloss-server"
 EPILOG = """\
 example:
   isogloss-server serve                 serves the bundled model to this machine
+  isogloss-server keys list             lists the API keys of callers
   isogloss-server models list           lists the known models
-  isogloss-server keys add search       adds a key for a caller named search
 """
 MODELS_EPILOG = """\
 MODEL is a name from `models list` or a hub id OWNER/NAME, either with @REVISION, or a folder in the

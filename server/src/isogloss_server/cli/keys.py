@@ -94,8 +94,8 @@ def rotate(file: Path, flags: Mapping[str, Any]) -> int:
             raise _unknown(name, entries)
         rights = old[-1].model_dump(include={"models", "methods", *QUOTAS})
         key, added = _new(flags, rights)
-        kept = [_expiring(entry, end) if entry.name == name else entry for entry in entries]
-        entries[:] = [entry for entry in kept if entry.name != name or entry.expires is None or entry.expires > now]
+        kept = [entry for entry in entries if entry.name != name or entry.expires is None or entry.expires > now]
+        entries[:] = [_expiring(entry, end) if entry.name == name else entry for entry in kept]
         entries.append(added)
     _print_new(key, added, file)
     _explain(f"older keys of {name!r} expire at {end:%Y-%m-%d %H:%M} UTC or before")

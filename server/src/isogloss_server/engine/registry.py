@@ -86,10 +86,11 @@ class Registry:
 
         Raises:
             ModelNotReadyError: none of them is loaded.
+            UnknownModelError: the caller may use none of the served models.
         """
-        visible = self.visible(allowed)
-        loaded = [model for model in visible if model.is_loaded]
-        if visible and not loaded:
+        self.get("", allowed)
+        loaded = [model for model in self.visible(allowed) if model.is_loaded]
+        if not loaded:
             raise ModelNotReadyError("no model is ready yet")
         return loaded
 

@@ -265,10 +265,10 @@ def to_similarity_response(result: SimilarityResult) -> pb.SimilarityResponse:
 def to_health_response(
     registry: Registry, models: Iterable[ServedModel], *, version: str, uptime_s: float
 ) -> pb.HealthResponse:
-    """Returns the health of `models`; the status is that of the worst model, of all if `models` is empty."""
+    """Returns the health of `models`; the status of the server is that of the worst model."""
     models = list(models)
     response = pb.HealthResponse(
-        status=_status_number(max(registry.state(model) for model in models or registry.models)),
+        status=_status_number(max(registry.state(model) for model in models)),
         version=version,
         models=[
             pb.ModelHealth(

@@ -83,7 +83,7 @@ class Access:
     Attributes:
         keys: The keys of callers; None accepts every caller.
         quotas: The use of the keys.
-        open_health: Health services need no key.
+        open_health: grpc.health.v1 needs no key.
         open_reflection: Reflection needs no key.
     """
 
@@ -93,8 +93,8 @@ class Access:
     open_reflection: bool
 
     def is_open(self, method: str) -> bool:
-        """Returns True if a method, with its full name or the short one of the EmbeddingService, needs no key."""
-        if method == "Health" or method.startswith(HEALTH_PREFIX):
+        """Returns True if a method of another service than EmbeddingService, by its full name, needs no key."""
+        if method.startswith(HEALTH_PREFIX):
             return self.open_health
         return self.open_reflection and method.startswith(REFLECTION_PREFIX)
 

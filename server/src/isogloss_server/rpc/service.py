@@ -108,7 +108,8 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def Health(self, request: pb.HealthRequest, context: CallContext) -> pb.HealthResponse:  # type: ignore[override]
         """Reports the health of the models."""
         allowed = context.key.models
-        models = [self._registry.get(request.model, allowed)] if request.model else self._registry.visible(allowed)
+        model = self._registry.get(request.model, allowed)
+        models = [model] if request.model else self._registry.visible(allowed)
         uptime_s = self._clock.monotonic_s() - self._started_s
         return codec.to_health_response(self._registry, models, version=__version__, uptime_s=uptime_s)
 

@@ -77,29 +77,6 @@ class Settings(BaseSettings):
         unit="FILE",
     )
 
-    keys_file: Path | None = setting(
-        None,
-        "file with the hashes of the API keys that callers need, written by `isogloss-server keys`; read again when it "
-        "changes; without it, everybody may call",
-        section="security",
-        unit="FILE",
-    )
-    open_health: bool = setting(
-        True,
-        "with keys, answer health checks without a key too, except about models",
-        section="security",
-        unit="",
-    )
-    open_reflection: bool = setting(
-        False, "with keys, answer server reflection without a key too", section="security", unit=""
-    )
-    require_security: bool = setting(
-        False,
-        "do not start if other machines can reach the server without encryption or keys",
-        section="security",
-        unit="",
-    )
-
     model: Annotated[tuple[str, ...], NoDecode] = setting(
         (BUNDLED,),
         f"model to serve: {BUNDLED} (bundled), a name from `models list`, a hub id, a folder in the "
@@ -255,6 +232,29 @@ class Settings(BaseSettings):
         unit="SECONDS",
         ge=0,
         le=7 * 86_400,
+    )
+
+    keys_file: Path | None = setting(
+        None,
+        "file with the hashes of the API keys that callers need, written by `isogloss-server keys`; read again when it "
+        "changes; without it, everybody may call",
+        section="security",
+        unit="FILE",
+    )
+    open_health: bool = setting(
+        True,
+        "with keys, answer grpc.health.v1 without a key too, except about models by name",
+        section="security",
+        unit="",
+    )
+    open_reflection: bool = setting(
+        False, "with keys, answer server reflection without a key too", section="security", unit=""
+    )
+    require_security: bool = setting(
+        False,
+        "do not start if other machines can reach the server without encryption or keys",
+        section="security",
+        unit="",
     )
 
     max_queue_s: FiniteFloat = setting(
