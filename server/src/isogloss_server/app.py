@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isogloss_server import factory, logs, metrics, system
 from isogloss_server.clock import Clock, SystemClock
@@ -25,6 +25,9 @@ from isogloss_server.rpc.server import Server
 from isogloss_server.security.keys import KeyRing, check_security
 from isogloss_server.security.quotas import Quotas, SharedBuckets
 from isogloss_server.settings.declarations import Settings, model_name_and_source
+
+if TYPE_CHECKING:
+    from isogloss_server.engine.redis_store import RedisQuotaStore, RedisStore
 
 # With Python's default of 5 ms, numpy work on another thread would delay every call, health checks included.
 SWITCH_INTERVAL_S = 0.0005
@@ -143,7 +146,7 @@ def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -
     shared = None
     if settings.cache_redis_url is not None:
         url, ttl_s = settings.cache_redis_url.get_secret_value(), settings.cache_redis_ttl_s
-        store = _redis_store().RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
+        store = _redis_stores()[0](url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
         shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, on_health=on_health)
     return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
 
@@ -158,24 +161,24 @@ def _quotas(settings: Settings, clock: Clock) -> Quotas:
     if settings.keys_file is None or settings.cache_redis_url is None:
         return Quotas(clock)
     url = settings.cache_redis_url.get_secret_value()
-    store = _redis_store().RedisQuotaStore(url, prefix=settings.cache_redis_prefix)
+    store = _redis_stores()[1](url, prefix=settings.cache_redis_prefix)
     return Quotas(clock, SharedBuckets(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3))
 
 
-def _redis_store() -> Any:
-    """Imports redis_store; redis-py is an extra, imported only if it is used.
+def _redis_stores() -> tuple[type["RedisStore"], type["RedisQuotaStore"]]:
+    """Returns the stores of vectors and of quotas; redis-py is an extra, imported only if it is used.
 
     Raises:
         CacheSetupError: The package is missing.
     """
     try:
-        from isogloss_server.engine import redis_store  # noqa: PLC0415
+        from isogloss_server.engine.redis_store import RedisQuotaStore, RedisStore  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise
         extra = "pip install 'isogloss-server[redis]'"
         raise CacheSetupError(f"cache_redis_url requires a package that is not installed: {extra}") from None
-    return redis_store
+    return RedisStore, RedisQuotaStore
 
 
 def _warn_of_unserved_models(keys: KeyRing, served: Collection[str]) -> None:
