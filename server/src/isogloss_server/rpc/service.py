@@ -1,6 +1,7 @@
 """EmbeddingService: one method for each RPC. Converts the message, calls the pipeline, converts the result."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
@@ -16,7 +17,7 @@ from isogloss_server.rpc import codec
 from isogloss_server.rpc.call_memory import CallMemory
 from isogloss_server.rpc.interceptor import Access, CallContext
 from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
-from isogloss_server.security.quotas import Charge
+from isogloss_server.security.quotas import UNLIMITED, Charge
 
 UNRESERVED_TEXTS = 16  # of an Embed; its response is so small that it is counted only when it is computed
 INLINE_VECTOR_BYTES = 1 << 17  # of vectors that are decoded on the event loop
@@ -69,12 +70,17 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         decoded = codec.to_embed_request(request, deadline_s, call.caller, from_stream=from_stream)
         async with self._charge(call, decoded, model) as charge:
             result = await self._pipeline.embed(decoded)
-            charge.tokens = result.embedded.total_tokens
+            if charge is not None:
+                charge.tokens = result.embedded.total_tokens
         call.tokens += result.embedded.total_tokens
         return codec.to_embed_response(result)
 
-    def _charge(self, call: CallContext, request: EmbedRequest | SimilarityRequest, model: ServedModel) -> Charge:
-        """Returns the charge to the quota of the call's key."""
+    def _charge(
+        self, call: CallContext, request: EmbedRequest | SimilarityRequest, model: ServedModel
+    ) -> AbstractAsyncContextManager[Charge | None]:
+        """Returns the charge to the quota of the call's key, or None without a quota, to be entered."""
+        if call.key.quota is UNLIMITED:
+            return nullcontext()
         size = request.size(model.ready.embedder.card)
         return self._access.quotas.charge(call.key.name, call.key.quota, texts=size.texts, text_bytes=size.text_bytes)
 
@@ -98,7 +104,9 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self._memory.reserve(context, min(limit, decoded.response_bytes))
         async with self._charge(context, decoded, model) as charge:
             result = await self._pipeline.similarity(decoded)
-            charge.tokens = context.tokens = result.total_tokens
+            context.tokens = result.total_tokens
+            if charge is not None:
+                charge.tokens = result.total_tokens
         if not isinstance(result.compared, Rankings):
             return await run(result.compared.size, INLINE_NUMBERS, codec.to_similarity_response, result)
         neighbors, rankings = len(result.compared.rows), len(result.compared.counts)

@@ -219,13 +219,14 @@ def _place(content: bytes, path: Sequence[int | str]) -> str:
 
 
 def _key(entry: Entry) -> Key:
+    quota = Quota(
+        texts_per_minute=entry.texts_per_minute, tokens_per_minute=entry.tokens_per_minute, calls=entry.calls
+    )
     return Key(
         name=entry.name,
         models=frozenset(entry.models) or None,
         methods=frozenset(entry.methods) or None,
-        quota=Quota(
-            texts_per_minute=entry.texts_per_minute, tokens_per_minute=entry.tokens_per_minute, calls=entry.calls
-        ),
+        quota=UNLIMITED if quota == UNLIMITED else quota,
         id=entry.id,
         digest=bytes.fromhex(entry.sha256),
         expires_s=math.inf if entry.expires is None else entry.expires.timestamp(),
