@@ -29,6 +29,7 @@ RIGHTS: dict[str, dict[str, Any]] = {
     "scoped": {"models": ("other",)},
     "small": {"texts_per_minute": 10},
     "split": {"texts_per_minute": 100},
+    "bulk": {"texts_per_minute": 6000},
 }
 
 
@@ -193,6 +194,13 @@ def test_a_call_above_a_minute_of_texts_is_split(keyed_server: ServerProcess, kn
     with opened(keyed_server, known["split"]) as client, pytest.raises(ResourceExhaustedError) as refused:
         client.embed([f"text {number}" for number in range(150)], timeout_s=5)
     assert "used up" in refused.value.message
+
+
+def test_embed_many_waits_for_its_quota(keyed_server: ServerProcess, known: Any) -> None:
+    """A job above the quota loses no text: its chunks are sent again when the server says."""
+    texts = [f"text {number}" for number in range(6050)]  # half a second above the quota
+    with opened(keyed_server, known["bulk"]) as client:
+        assert sum(len(chunk.embeddings) for chunk in client.embed_many(texts)) == len(texts)
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])

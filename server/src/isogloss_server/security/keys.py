@@ -219,9 +219,7 @@ def _place(content: bytes, path: Sequence[int | str]) -> str:
 
 
 def _key(entry: Entry) -> Key:
-    quota = Quota(
-        texts_per_minute=entry.texts_per_minute, tokens_per_minute=entry.tokens_per_minute, calls=entry.calls
-    )
+    quota = Quota(texts_per_minute=entry.texts_per_minute, tokens_per_minute=entry.tokens_per_minute, calls=entry.calls)
     return Key(
         name=entry.name,
         models=frozenset(entry.models) or None,
