@@ -466,13 +466,44 @@ def test_terminals_have_colours_unless_disabled(
 
 
 def test_the_api_key_is_read_from_the_environment_only(run: Any, server: FakeServer) -> None:
-    """ISOGLOSS_API_KEY is sent; there is no flag for it."""
+    """ISOGLOSS_API_KEY is sent; there is no flag for a key."""
     run("health", ISOGLOSS_API_KEY="secret-key")
     assert server.requests[0].metadata["authorization"] == "Bearer secret-key"
     code, out, _ = run("--help")
     assert code == 0
     assert "ISOGLOSS_API_KEY" in out
     assert run("health", "--api-key", "x")[0] == 2
+
+
+def test_a_key_file_wins_over_the_variable(run: Any, server: FakeServer, tmp_path: Path) -> None:
+    """--key-file sends the first line of the file; a missing file is an error that names it."""
+    (tmp_path / "key").write_text("key-of-the-file\nanother line\n")
+    run("health", "--key-file", str(tmp_path / "key"), ISOGLOSS_API_KEY="key-of-the-variable")
+    assert server.requests[0].metadata["authorization"] == "Bearer key-of-the-file"
+    code, out, err = run("health", "--key-file", str(tmp_path / "none"))
+    assert (code, out) == (1, "")
+    assert str(tmp_path / "none") in err
+
+
+@pytest.mark.parametrize("source", ["ISOGLOSS_API_KEY", "--key-file"])
+def test_a_key_without_tls_for_another_machine_names_the_flags(run: Any, tmp_path: Path, source: str) -> None:
+    """The error names the source of the key and the flags that help, and does not quote the key."""
+    (tmp_path / "key").write_text("secret-key")
+    given = ("--key-file", str(tmp_path / "key")) if source == "--key-file" else ()
+    variables = {} if given else {"ISOGLOSS_API_KEY": "secret-key"}
+    code, _, err = run("health", *given, "--server", "embeddings.internal:50051", **variables)
+    assert code == 2
+    assert f"{source} would be sent unencrypted" in err
+    assert "set --tls, or --allow-plaintext-key to permit it" in err
+    assert "secret-key" not in err
+
+
+def test_an_empty_key_file_is_an_error(run: Any, tmp_path: Path) -> None:
+    """A file without a key is not a call without a key."""
+    (tmp_path / "key").write_text("\n")
+    code, _, err = run("health", "--key-file", str(tmp_path / "key"))
+    assert code == 2
+    assert "--key-file must consist of printable ASCII characters" in err
 
 
 def test_version_prints_program_and_version(run: Any) -> None:

@@ -91,6 +91,7 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
         (["similarity", "a", "--metric", ""], ["cosine", "dot", "euclidean", "manhattan"]),
         (["embed", "--npy", "two w"], ["two words.npy"]),
         (["health", "--root-certificates", "two w"], ["two words.npy"]),
+        (["health", "--key-file", "two w"], ["two words.npy"]),
         (["nearest", "-k", ""], []),
         (["completion", ""], ["bash", "zsh", "fish"]),
     ],

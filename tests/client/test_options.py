@@ -1,6 +1,8 @@
 """ClientOptions: validation, and the channel arguments made from them."""
 
+import copy
 import json
+import pickle
 import re
 from dataclasses import replace
 from typing import Any
@@ -195,3 +197,34 @@ def test_an_option_given_to_the_client_names_client_options(kind: Any) -> None:
     assert str(raised.value) == f"{expected}{kind.__name__}(options=ClientOptions(timeout_s=...))"
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'colour'$"):
         kind("localhost:1", colour="red")
+
+
+@pytest.mark.parametrize("target", ["10.0.0.1:50051", "embeddings.internal:443", "ipv4:127.0.0.1:1,10.0.0.1:1"])
+def test_a_key_is_not_sent_unencrypted_to_another_machine(target: str) -> None:
+    """Without TLS, a key for another machine is an error unless it is permitted; the message does not quote it."""
+    for make in (
+        lambda: ClientOptions(target=target, api_key="secret-key"),
+        lambda: Client(target, options=ClientOptions(api_key="secret-key")),
+    ):
+        with pytest.raises(ValueError, match="api_key would be sent unencrypted") as refused:
+            make()
+        assert "secret-key" not in str(refused.value)
+    assert ClientOptions(target=target, api_key="secret-key", allow_plaintext_key=True).api_key == "secret-key"
+    assert ClientOptions(target=target, api_key="secret-key", tls=True).api_key == "secret-key"
+
+
+@pytest.mark.parametrize("target", ["localhost:1", "127.0.0.2:1", "[::1]:1", "unix:/run/isogloss"])
+def test_a_key_needs_no_tls_on_the_same_machine(target: str) -> None:
+    """Connections that do not leave the machine need no permission."""
+    assert ClientOptions(target=target, api_key="secret-key").api_key == "secret-key"
+
+
+def test_options_with_a_key_are_copied_but_not_pickled() -> None:
+    """The key reaches no pickle; options without one are pickled as before."""
+    options = ClientOptions(api_key="secret-key", timeout_s=5)
+    with pytest.raises(TypeError, match="cannot be pickled") as refused:
+        pickle.dumps(options)
+    assert "secret-key" not in str(refused.value)
+    assert copy.deepcopy(options) == copy.copy(options) == options
+    without = replace(options, api_key=None)
+    assert pickle.loads(pickle.dumps(without)) == without

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,29 +15,13 @@ from isogloss_server.engine.shared_cache import encode_entry
 
 from tests.support.cached_server import CachedServer, serving
 from tests.support.lying_redis import LyingRedis, array, bulk, honest, lying_redis
-from tests.support.redis_server import Proxy, RedisServer, binary, until
+from tests.support.redis_server import Proxy, RedisServer, until
 
 pytestmark = pytest.mark.redis
 
 TEXTS = [f"an unusual sentence, number {number}" for number in range(40)]
 SLOW_MS = "50"
 PASSWORD = "swordfish"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _installed() -> None:
-    if binary() is None:
-        missing = "redis-server is neither on PATH nor under .redis; `make test-redis` installs it"
-        if os.environ.get("CI") == "true" or os.environ.get("NEED_REDIS") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    """A Redis for one test."""
-    with RedisServer() as server:
-        yield server
 
 
 def filled(server: CachedServer, redis: RedisServer) -> pb.EmbedResponse:

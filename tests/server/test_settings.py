@@ -119,7 +119,7 @@ def test_a_wrong_setting_is_one_line_and_status_2(
     ("arguments", "expected"),
     [
         (["serv"], "unknown VERB 'serv'; did you mean 'serve'?"),
-        (["zzz"], "unknown VERB 'zzz'; choose from serve, models, completion"),
+        (["zzz"], "unknown VERB 'zzz'; choose from serve, models, keys, completion"),
         (["models", "sho"], "unknown VERB 'sho'; did you mean 'show'?"),
         (["models", "list", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
         (["completion", "basj"], "unknown shell 'basj'; did you mean 'bash'?"),
@@ -203,6 +203,9 @@ printf "%s\\n" "${{COMPREPLY[@]}}"
         (["models", "show", "LaB"], ["LaBSE"]),
         (["models", "pull", "LaBSE", "my"], ["my_model"]),
         (["serve", "--port", ""], []),
+        (["keys", "ro"], ["rotate"]),
+        (["keys", "add", "search", "--keys-file", "my"], ["my.toml", "my_model"]),
+        (["keys", "add", "search", "--method", "Embed"], ["Embed", "EmbedStream"]),
     ],
 )
 def test_bash_completes_verbs_flags_and_values(

@@ -1,5 +1,6 @@
 """Serves an embedder over gRPC in the process and on the event loop of the test."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,6 +21,8 @@ from isogloss_server.engine.request import Limits
 from isogloss_server.errors import TextWithoutTokensError
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 from isogloss_server.rpc.server import Server
+from isogloss_server.security.keys import KeyRing
+from isogloss_server.security.quotas import Quotas
 from isogloss_server.security.tls import Certificates
 from isogloss_server.settings.declarations import Settings
 
@@ -57,6 +60,33 @@ class CountingEmbedder:
 
     def close(self, wait_s: float = 0.0) -> None:
         """Does nothing."""
+
+
+class GatedEmbedder(CountingEmbedder):
+    """An embedder whose calls wait until `open` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self._call_began = asyncio.Event(), asyncio.Condition()
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        truncation: Truncation,
+        urgency: Urgency,
+        *,
+        allow_partial: bool = False,
+    ) -> Embedded:
+        self.calls.append(list(texts))
+        async with self._call_began:
+            self._call_began.notify_all()
+        await self.open.wait()
+        return Embedded(rows=np.ones((len(texts), 4), np.float32), token_counts=None)
+
+    async def wait_for_calls(self, calls: int) -> None:
+        async with self._call_began:
+            await self._call_began.wait_for(lambda: len(self.calls) >= calls)
 
 
 class TruncationRecorder(CountingEmbedder):
@@ -116,6 +146,8 @@ async def stoppable_serving(
     *,
     cache: Cache | None = None,
     certificates: Certificates | None = None,
+    keys: KeyRing | None = None,
+    quotas: Quotas | None = None,
     **settings: Any,
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
     """Serves a registry on a free port; yields the stub, with `stub.channel` and `stub.address`, and `Server.stop`.
@@ -127,7 +159,16 @@ async def stoppable_serving(
         if model.is_loaded:
             model.ready.admission._clock = clock
     pipeline = Pipeline(registry, executor, clock, cache)
-    server = Server(Settings(port=0, **settings), registry, pipeline, executor, clock, certificates)
+    server = Server(
+        Settings(port=0, **settings),
+        registry,
+        pipeline,
+        executor,
+        clock,
+        keys=keys,
+        quotas=quotas,
+        certificates=certificates,
+    )
     port = await server.start()
     try:
         address = f"127.0.0.1:{port}"
@@ -141,7 +182,7 @@ async def stoppable_serving(
 
 
 @asynccontextmanager
-async def serving(registry: Registry, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Any]:
-    """Serves a registry on a free port; yields the stub; see `stoppable_serving`."""
-    async with stoppable_serving(registry, clock, **settings) as (stub, _):
+async def serving(registry: Registry, clock: Clock | None = None, **parts: Any) -> AsyncIterator[Any]:
+    """Serves a registry on a free port, with the arguments of `stoppable_serving`; yields the stub."""
+    async with stoppable_serving(registry, clock, **parts) as (stub, _):
         yield stub

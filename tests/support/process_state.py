@@ -1,7 +1,7 @@
 """Checks that a server process frees its file descriptors, threads, memory and queues."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,10 @@ class Held:
 class Observer:
     """Reads the resources and the health of a server, over one connection that it opens first."""
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(self, server: ServerProcess, metadata: Sequence[tuple[str, str]] = ()) -> None:
+        """Takes the metadata of its calls, such as a key."""
         self._server = server
+        self._metadata = tuple(metadata)
         self._process = psutil.Process(server.process.pid)
         self._channel = grpc.insecure_channel(server.address)
         self._stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)
@@ -44,13 +46,14 @@ class Observer:
 
     def health(self) -> pb.ModelHealth:
         """Returns the health of the first model."""
-        return self._stub.Health(pb.HealthRequest(), timeout=60).models[0]
+        return self._stub.Health(pb.HealthRequest(), timeout=60, metadata=self._metadata).models[0]
 
     def check_answers(self) -> None:
         """Asserts that the server responds, with the same vector for a text alone and in a batch."""
         request = pb.EmbedRequest(texts=["Good morning", "Buenos días"])
-        both = self._stub.Embed(request, timeout=60).embeddings.data
-        alone = self._stub.Embed(pb.EmbedRequest(texts=request.texts[:1]), timeout=60).embeddings.data
+        both = self._stub.Embed(request, timeout=60, metadata=self._metadata).embeddings.data
+        single = pb.EmbedRequest(texts=request.texts[:1])
+        alone = self._stub.Embed(single, timeout=60, metadata=self._metadata).embeddings.data
         assert alone
         assert both[: len(alone)] == alone
 

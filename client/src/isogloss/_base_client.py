@@ -6,6 +6,8 @@ import random
 import secrets
 import sys
 import time
+import warnings
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any, Never
 
@@ -19,9 +21,10 @@ from isogloss.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     IsoglossError,
+    KeyIgnoredWarning,
 )
 from isogloss.options import ClientOptions
-from isogloss.wire.status import REQUEST_ID_TRAILER
+from isogloss.wire.status import KEY_IGNORED, REQUEST_ID_TRAILER, WARNING_TRAILER
 
 # Reasons with which a server, or another one at the same address, will soon be ready: retried until the deadline.
 STARTING_REASONS = frozenset({"NOT_READY", "DRAINING"})
@@ -30,6 +33,7 @@ FIRST_CONNECTION_S = 1.5
 FIRST_DELAY_S = 0.1
 GEVENT_SUPPORT = "grpc.experimental.gevent"
 MAX_DELAY_S = 2.0
+FRAMES, ASYNCIO_FRAMES = 6, 8  # from the code that warns to the program that uses the client
 
 
 Metadata = tuple[tuple[str, str], ...]
@@ -141,6 +145,7 @@ class BaseClient:
         self._limits = KnownLimits()
         self._bulk_timing = BulkTiming()
         self._reached = False  # the server has answered a request
+        self._checks_key = self._options.api_key is not None  # until the first response
         self._closed = False
         self._process = os.getpid()
 
@@ -179,6 +184,20 @@ class BaseClient:
             "metadata": running.metadata,
             "wait_for_ready": running.wait_for_ready or (self._reached and running.repeats),
         }
+
+    async def _awaited(self, call: Any) -> Any:
+        """Returns the response of a call of grpc.aio, after `_check_key` of the first one."""
+        response = await call
+        if self._checks_key:
+            self._check_key(await call.trailing_metadata(), ASYNCIO_FRAMES)
+        return response
+
+    def _check_key(self, trailers: Iterable[tuple[str, Any]] | None, frames: int = FRAMES) -> None:
+        """Warns if the trailers of the first response say that the server ignores the API key."""
+        self._checks_key = False
+        if (WARNING_TRAILER, KEY_IGNORED) in map(tuple, trailers or ()):
+            message = f"the server at {self._options.target} ignores the API key: it has no keys, everybody may call it"
+            warnings.warn(message, KeyIgnoredWarning, stacklevel=frames)
 
     def _retry_delay_s(self, error: IsoglossError, running: RunningCall) -> float:
         """Returns the seconds to wait before the next attempt of a failed request; without one, raises its error."""

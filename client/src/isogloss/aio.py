@@ -455,7 +455,7 @@ class AsyncClient(BaseClient):
         """Sends a request once; returns the response or the error, so that its traceback has no exception of grpc."""
         method = getattr(self._connected(), call.method)
         try:
-            response = await method(call.request, **self._call_options(running))
+            response = await self._awaited(method(call.request, **self._call_options(running)))
         except grpc.RpcError as failure:
             return from_rpc_error(failure)
         except grpc.aio.UsageError:  # raised by grpc for a closed channel

@@ -441,7 +441,11 @@ class Client(BaseClient):
         method = getattr(self._stub, call.method)
         while True:
             try:
-                response = method(call.request, **self._call_options(running))
+                if self._checks_key:
+                    response, state = method.with_call(call.request, **self._call_options(running))
+                    self._check_key(state.trailing_metadata())
+                else:
+                    response = method(call.request, **self._call_options(running))
             except grpc.RpcError as failure:
                 error = from_rpc_error(failure)
             except ValueError:  # raised by grpc for a closed channel

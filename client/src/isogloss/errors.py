@@ -5,7 +5,7 @@ IsoglossError
 ├── NotFoundError              unknown model
 ├── FailedPreconditionError    a valid request, not possible in the current state of server or client
 │   └── SpaceMismatchError     vectors of two embedding spaces
-├── UnauthenticatedError       API key missing or unknown
+├── UnauthenticatedError       API key missing, unknown or expired
 ├── PermissionDeniedError      API key without permission for the call
 ├── ResourceExhaustedError     overload, a quota, or a message that is too large
 ├── UnavailableError           the server is unreachable, starting or draining
@@ -13,6 +13,8 @@ IsoglossError
 ├── CallCancelledError         the call was cancelled, such as by closing the client
 ├── UnimplementedError         the server does not implement the call
 └── InternalError              a failure of the server, or an invalid response
+
+KeyIgnoredWarning              the server has no keys, so that everybody may call it; a UserWarning
 """
 
 import re
@@ -141,7 +143,7 @@ class SpaceMismatchError(FailedPreconditionError):
 
 
 class UnauthenticatedError(IsoglossError):
-    """The server requires an API key, and the call had none or an unknown one."""
+    """The server requires an API key, and the call had none, an unknown one, or one that has expired."""
 
     default_code = "UNAUTHENTICATED"
 
@@ -186,6 +188,10 @@ class InternalError(IsoglossError):
     """The server failed, or sent an invalid response (reason BAD_ANSWER)."""
 
     default_code = "INTERNAL"
+
+
+class KeyIgnoredWarning(UserWarning):
+    """The client has an API key, and the server has no keys to compare it with: everybody may call it."""
 
 
 # All gRPC statuses except OK. The contract does not use those that share a class with the line above; a proxy may, and

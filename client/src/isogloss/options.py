@@ -5,6 +5,7 @@ import math
 import re
 import ssl
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 MEBIBYTE = 2**20
 MAX_PORT = 2**16 - 1
@@ -73,8 +74,9 @@ class ClientOptions:
         client_key: Private key of the client certificate in PEM, not encrypted.
         server_name: Name to check the server's certificate against, and to send as the authority, instead of the host
             in target; for tests and tunnels.
-        api_key: Sent with every call as `authorization: Bearer KEY`; None sends none. Without tls, the network can
-            read it.
+        api_key: Sent with every call as `authorization: Bearer KEY`; None sends none. It is in no repr, and options
+            that have it cannot be pickled.
+        allow_plaintext_key: True permits api_key without tls to another machine, where the network can read it.
         timeout_s: Time limit in seconds for a whole call, including retries and all parts of a split call.
         attempts: Attempts per request while connections are lost or the server is overloaded, 1 to 5; 1 disables
             retries, and fails at once if there is no connection. Attempts that a starting or stopping server refuses
@@ -102,6 +104,7 @@ class ClientOptions:
     client_key: bytes | None = field(default=None, repr=False)
     server_name: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    allow_plaintext_key: bool = False
     timeout_s: float = 60.0
     attempts: int = 4
     wait_for_ready: bool = False
@@ -117,6 +120,9 @@ class ClientOptions:
         # Checked here because the error of grpc, raised by the first call, quotes the key.
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise ValueError("api_key must consist of printable ASCII characters and must not be empty")
+        if self.api_key and not (self.tls or self.allow_plaintext_key or is_loopback(self.target)):
+            advice = "set tls=True, or allow_plaintext_key=True to permit it"
+            raise ValueError(f"api_key would be sent unencrypted to {self.target!r}; {advice}")
         self._check_range("timeout_s", 0.001, math.inf)
         self._check_range("attempts", 1, 5)  # gRPC caps maxAttempts at 5
         self._check_range(
@@ -125,8 +131,22 @@ class ClientOptions:
         self._check_range("keepalive_timeout_s", 0.001, 2**21)
         self._check_range("max_receive_bytes", 1, 2**31 - 1)
 
+    def __getstate__(self) -> Any:
+        if self.api_key is None:
+            return self.__dict__
+        message = (
+            "ClientOptions with an api_key cannot be pickled; pickle them without, and add it by dataclasses.replace"
+        )
+        raise TypeError(message)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
     def _check_types(self) -> None:
-        required = {"target": str, "tls": bool, "wait_for_ready": bool}
+        required = {"target": str, "tls": bool, "allow_plaintext_key": bool, "wait_for_ready": bool}
         optional = {
             "root_certificates": bytes,
             "client_certificate": bytes,

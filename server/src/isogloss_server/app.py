@@ -7,10 +7,11 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from isogloss_server import factory, logs, metrics, system
 from isogloss_server.clock import Clock, SystemClock
@@ -23,7 +24,13 @@ from isogloss_server.errors import CacheSetupError, ListenError
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.rpc.server import Server
 from isogloss_server.security import tls
+from isogloss_server.security.keys import KeyRing, check_security
+from isogloss_server.security.quotas import Quotas, SharedBuckets
+from isogloss_server.security.tls import Certificates
 from isogloss_server.settings.declarations import Settings, model_name_and_source
+
+if TYPE_CHECKING:
+    from isogloss_server.engine.redis_store import RedisQuotaStore, RedisStore
 
 # With Python's default of 5 ms, numpy work on another thread would delay every call, health checks included.
 SWITCH_INTERVAL_S = 0.0005
@@ -45,6 +52,45 @@ class StopSignals:
         (self.second if self.first.is_set() else self.first).set()
 
 
+@dataclass(frozen=True)
+class Security:
+    """What protects the server: its certificates, the keys of its callers, and their quotas."""
+
+    certificates: Certificates | None
+    keys: KeyRing | None
+    quotas: Quotas
+
+    @classmethod
+    def load(cls, settings: Settings, clock: Clock) -> Self:
+        """Reads the files that the settings name.
+
+        Raises:
+            CacheSetupError: Quotas are shared, and the package of Redis is missing.
+            SettingsError: A file or a URL is invalid, or the required security is missing.
+        """
+        check_security(settings)
+        certificates = tls.load(settings, clock)
+        keys = None if settings.keys_file is None else KeyRing(settings.keys_file, clock)
+        return cls(certificates, keys, _quotas(settings, clock))
+
+    def start(self, served: Collection[str]) -> None:
+        """Follows the files, and shares the quotas; takes the names of the served models."""
+        if self.certificates is not None:
+            self.certificates.start()
+        if self.keys is not None:
+            _warn_of_unserved_models(self.keys, served)
+            self.keys.start()
+        self.quotas.start()
+
+    async def close(self) -> None:
+        """Stops both."""
+        if self.certificates is not None:
+            self.certificates.close()
+        if self.keys is not None:
+            self.keys.close()
+        await self.quotas.close()
+
+
 async def serve(settings: Settings, clock: Clock | None = None) -> int:
     """Serves until a signal.
 
@@ -64,23 +110,27 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     asyncio.get_running_loop().set_exception_handler(_log_unhandled_error)
     signals = StopSignals()
     sources = dict(map(model_name_and_source, settings.model))
-    certificates = tls.load(settings, clock)
+    security = Security.load(settings, clock)
     registry = Registry(tuple(sources))
     executor = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, registry.report)
     cache = _cache(settings, clock, partial(registry.report_degraded, "cache"))
-    server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock, certificates)
+    pipeline = Pipeline(registry, executor, clock, cache)
+    server = Server(
+        settings,
+        registry,
+        pipeline,
+        executor,
+        clock,
+        keys=security.keys,
+        quotas=security.quotas,
+        certificates=security.certificates,
+    )
     port = await server.start()
     logs.debug("listening", address=system.address(settings.host, port))
     try:
-        if settings.metrics_port is not None:
-            metrics.watch_tasks(asyncio.get_running_loop())
-            context = None if certificates is None else certificates.context
-            metrics_port = metrics.serve(settings.host, settings.metrics_port, clock, context)
-            scheme = "https" if settings.uses_tls else "http"
-            logs.info("serving metrics", url=f"{scheme}://{system.address(settings.host, metrics_port)}/metrics")
-        if certificates is not None:
-            certificates.start()
+        _serve_metrics(settings, clock, security.certificates)
         cache.start()
+        security.start(sources)
         loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
         if not await _finished_before(loading, signals.first):
             logs.info("stopped while loading", signal=signals.received[0].name)
@@ -96,11 +146,20 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
             return await _drain(server, registry, settings, signals)
     finally:
         await server.stop(None)
-        if certificates is not None:
-            certificates.close()
         registry.close()
+        await security.close()
         await cache.close()
         executor.close()
+
+
+def _serve_metrics(settings: Settings, clock: Clock, certificates: Certificates | None) -> None:
+    if settings.metrics_port is None:
+        return
+    metrics.watch_tasks(asyncio.get_running_loop())
+    context = None if certificates is None else certificates.context
+    port = metrics.serve(settings.host, settings.metrics_port, clock, context)
+    scheme = "http" if certificates is None else "https"
+    logs.info("serving metrics", url=f"{scheme}://{system.address(settings.host, port)}/metrics")
 
 
 async def _load(
@@ -137,17 +196,47 @@ def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -
     """
     shared = None
     if settings.cache_redis_url is not None:
-        try:
-            from isogloss_server.engine.redis_store import RedisStore  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] != "redis":
-                raise
-            extra = "pip install 'isogloss-server[redis]'"
-            raise CacheSetupError(f"cache_redis_url requires a package that is not installed: {extra}") from None
         url, ttl_s = settings.cache_redis_url.get_secret_value(), settings.cache_redis_ttl_s
-        store = RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
+        store = _redis_stores()[0](url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
         shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, on_health=on_health)
     return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
+
+
+def _quotas(settings: Settings, clock: Clock) -> Quotas:
+    """Returns the quotas, shared with other servers if there are keys and the URL of Redis is set.
+
+    Raises:
+        CacheSetupError: The package is missing.
+        SettingsError: The URL is invalid.
+    """
+    if settings.keys_file is None or settings.cache_redis_url is None:
+        return Quotas(clock)
+    url = settings.cache_redis_url.get_secret_value()
+    store = _redis_stores()[1](url, prefix=settings.cache_redis_prefix)
+    return Quotas(clock, SharedBuckets(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3))
+
+
+def _redis_stores() -> tuple[type["RedisStore"], type["RedisQuotaStore"]]:
+    """Returns the stores of vectors and of quotas; redis-py is an extra, imported only if it is used.
+
+    Raises:
+        CacheSetupError: The package is missing.
+    """
+    try:
+        from isogloss_server.engine.redis_store import RedisQuotaStore, RedisStore  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "redis":
+            raise
+        extra = "pip install 'isogloss-server[redis]'"
+        raise CacheSetupError(f"cache_redis_url requires a package that is not installed: {extra}") from None
+    return RedisStore, RedisQuotaStore
+
+
+def _warn_of_unserved_models(keys: KeyRing, served: Collection[str]) -> None:
+    """Logs the models in the scopes of keys that the server does not serve: a name may be misspelt."""
+    scoped = {model for key in keys.keys for model in key.models or ()}
+    if unserved := sorted(scoped.difference(served)):
+        logs.warning("keys have models in their scopes that are not served", models=", ".join(unserved))
 
 
 async def _finished_before(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:

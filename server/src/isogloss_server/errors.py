@@ -10,12 +10,16 @@ DomainError
 │   ├── MissingFieldError  UnknownEnumError  UnsupportedDimensionsError  UnsupportedTruncationError
 │   ├── BadMatrixError  DimensionMismatchError  UnequalSidesError  BadKError  BadMinScoreError
 │   └── ProviderRefusedError
+├── UnauthenticatedError       the call has no valid API key
+│   └── KeyRequiredError  KeyInvalidError  KeyExpiredError
+├── ForbiddenError             the key of the call does not permit it
+│   └── MethodNotAllowedError
 ├── NotFoundError              the request names something that the server does not have
 │   └── UnknownModelError  UnknownServiceError
 ├── PreconditionError          the request is valid, but the state of the server forbids it
 │   └── SpaceMismatchError  ProviderCredentialsError  ProviderModelError
 ├── ExhaustedError             a resource is used up at the moment
-│   └── OverloadedError  OutOfMemoryError  ProviderRateLimitError
+│   └── OverloadedError  OutOfMemoryError  QuotaError  ProviderRateLimitError
 ├── UnavailableError           a retry, or another server, may succeed
 │   ├── ModelNotReadyError  DrainingError  ModelStalledError  WorkerDiedError
 │   └── ProviderUnavailableError  ProviderResponseError
@@ -88,6 +92,14 @@ class DomainError(Exception):
 
 class InvalidRequestError(DomainError):
     """The request is invalid for every server with these limits; the caller must change it."""
+
+
+class UnauthenticatedError(DomainError):
+    """The call has no valid API key."""
+
+
+class ForbiddenError(DomainError):
+    """The call has a valid API key, which does not permit it."""
 
 
 class NotFoundError(DomainError):
@@ -238,8 +250,32 @@ class BadMinScoreError(InvalidRequestError):
     reason = "BAD_MIN_SCORE"
 
 
+class KeyRequiredError(UnauthenticatedError):
+    """The server requires an API key, and the call has none."""
+
+    reason = "KEY_REQUIRED"
+
+
+class KeyInvalidError(UnauthenticatedError):
+    """The API key is unknown, malformed or revoked."""
+
+    reason = "KEY_INVALID"
+
+
+class KeyExpiredError(UnauthenticatedError):
+    """The API key has expired."""
+
+    reason = "KEY_EXPIRED"
+
+
+class MethodNotAllowedError(ForbiddenError):
+    """The scope of the API key does not contain the method."""
+
+    reason = "METHOD_NOT_ALLOWED"
+
+
 class UnknownModelError(NotFoundError):
-    """The server does not serve this model."""
+    """The server does not serve this model, or not to callers with this API key."""
 
     reason = "UNKNOWN_MODEL"
 
@@ -290,6 +326,12 @@ class OutOfMemoryError(ExhaustedError):
     """The machine does not have the memory to process even a single text."""
 
     reason = "OUT_OF_MEMORY"
+
+
+class QuotaError(ExhaustedError):
+    """The quota of the API key is used up: texts or tokens a minute, or calls in flight."""
+
+    reason = "QUOTA"
 
 
 class ProviderRefusedError(InvalidRequestError):

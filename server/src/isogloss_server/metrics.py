@@ -79,6 +79,11 @@ TLS_RELOADS = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+QUOTA_SHARED_ERRORS = Counter(
+    "isogloss_quota_shared_errors",
+    "Failed operations of the quotas in Redis, after which the server counts alone.",
+    registry=REGISTRY,
+)
 
 DROPPED_LOG_LINES = Counter(
     "isogloss_log_dropped_lines", "Lines of the log that were dropped, because stderr was not read.", registry=REGISTRY

@@ -1,50 +1,20 @@
 """Overload over gRPC: rejected calls with a retry delay, and streams that wait."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss.wire.enums import InputType, Truncation
 from isogloss_server import metrics
 from isogloss_server.clock import SystemClock
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.registry import Registry
-from isogloss_server.models.interfaces import Embedded, Urgency
 
-from tests.support.in_process import CARD, CountingEmbedder, ready_registry, serving
+from tests.support.in_process import CARD, CountingEmbedder, GatedEmbedder, ready_registry, serving
 
 TEXT = "x" * 300  # an estimate of 90 tokens, which the model's limit reduces to 10
-
-
-class GatedEmbedder(CountingEmbedder):
-    """An embedder whose calls wait until `open` is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open, self._call_began = asyncio.Event(), asyncio.Condition()
-
-    async def embed(
-        self,
-        texts: Sequence[str],
-        input_type: InputType,
-        truncation: Truncation,
-        urgency: Urgency,
-        *,
-        allow_partial: bool = False,
-    ) -> Embedded:
-        self.calls.append(list(texts))
-        async with self._call_began:
-            self._call_began.notify_all()
-        await self.open.wait()
-        return Embedded(rows=np.ones((len(texts), 4), np.float32), token_counts=None)
-
-    async def wait_for_calls(self, calls: int) -> None:
-        async with self._call_began:
-            await self._call_began.wait_for(lambda: len(self.calls) >= calls)
 
 
 def registry_of(embedder: CountingEmbedder, max_wait_s: float, max_bytes: int) -> Registry:

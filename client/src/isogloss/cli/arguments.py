@@ -19,7 +19,8 @@ TEXT_MARK = "\0"  # no argument of a process contains it
 EPILOG = """\
 environment:
   ISOGLOSS_SERVER   address of the server, if --server is not given
-  ISOGLOSS_API_KEY  API key; there is no flag for it, because other users of the machine can read the arguments
+  ISOGLOSS_API_KEY  API key, if --key-file is not given; there is no flag for a key itself, because other users of
+                    the machine can read the arguments
   ISOGLOSS_TLS      1 for --tls; also ISOGLOSS_ROOT_CERTIFICATES, ISOGLOSS_CLIENT_CERTIFICATE, ISOGLOSS_CLIENT_KEY and
                     ISOGLOSS_SERVER_NAME for the flags of these names
   NO_COLOR          disables colours, if --color is not given
@@ -47,6 +48,9 @@ TLS_FILES = {
     "client_key": "private key of that certificate",
 }
 TLS_VARIABLE = "ISOGLOSS_TLS"
+
+FLAGS = {"tls=True": "--tls", "allow_plaintext_key=True": "--allow-plaintext-key"}  # in messages of ClientOptions
+MAX_KEY_CHARACTERS = 4096
 
 
 class UsageError(Exception):
@@ -195,7 +199,7 @@ def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Cl
 
     Raises:
         UsageError: A value is out of range; the message names its flag or variable.
-        OSError: A file of TLS cannot be read.
+        OSError: A file of TLS, or that of --key-file, cannot be read.
     """
     files = {name: getattr(arguments, name) for name in TLS_FILES}
     contents = {name: file.read_bytes() for name, file in files.items() if file is not None}
@@ -205,11 +209,24 @@ def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Cl
             tls=arguments.tls or bool(contents) or arguments.server_name is not None,
             **contents,
             server_name=arguments.server_name,
-            api_key=environment.get("ISOGLOSS_API_KEY") or None,
+            api_key=_key(arguments.key_file, environment),
+            allow_plaintext_key=arguments.allow_plaintext_key,
             timeout_s=arguments.timeout_s,
         )
     except ValueError as error:
-        raise UsageError(" ".join(SOURCES.get(word, word) for word in str(error).split(" "))) from None
+        sources = SOURCES | ({"api_key": "--key-file"} if arguments.key_file else {})
+        message = str(error)
+        for option, flag in FLAGS.items():
+            message = message.replace(option, flag)
+        raise UsageError(" ".join(sources.get(word, word) for word in message.split(" "))) from None
+
+
+def _key(file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """Returns the API key: the first line of a file, else the variable; None without either."""
+    if file is None:
+        return environment.get("ISOGLOSS_API_KEY") or None
+    with file.open(encoding="utf-8", errors="replace") as stream:  # other characters are refused as those of a key
+        return stream.readline(MAX_KEY_CHARACTERS).strip()
 
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -236,6 +253,11 @@ def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     server_name = environment.get("ISOGLOSS_SERVER_NAME") or None
     line = "name in the server's certificate, if it is not the host of --server; implies --tls"
     group.add_argument("--server-name", default=server_name, metavar="NAME", help=line)
+    key = group.add_argument("--key-file", type=Path, metavar="FILE", help="file with the API key")
+    _complete_files(key)
+    group.add_argument(
+        "--allow-plaintext-key", action="store_true", help="send the key to another machine without --tls too"
+    )
     group.add_argument(
         "--timeout-s",
         type=_number,

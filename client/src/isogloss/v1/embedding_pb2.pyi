@@ -20,8 +20,13 @@ Conventions
     have a code and a message only.
   * Request metadata: x-request-id names the call in the server's log and returns in the trailers.
     It has 1 to 128 printable ASCII characters; the server generates one if it is absent or
-    invalid. authorization ("Bearer <key>"), traceparent and tracestate (W3C Trace Context) are
-    reserved for their usual meaning; this version of the server ignores them.
+    invalid. authorization has the API key ("Bearer <key>"), if the server requires one. traceparent
+    and tracestate (W3C Trace Context) are reserved for their usual meaning; this version of the
+    server ignores them.
+  * A server with API keys answers UNAUTHENTICATED, reason KEY_REQUIRED, KEY_INVALID or KEY_EXPIRED,
+    or PERMISSION_DENIED, reason METHOD_NOT_ALLOWED, before it reads the request. To a caller, only
+    the models exist that its key permits. A server without keys that receives one ignores it, and
+    says so by the trailer x-isogloss-warning with the value KEY_IGNORED.
   * The server sends no initial metadata before the first response or the error, so that gRPC
     clients can retry a call that failed.
   * Field numbers 1 to 15, which take one byte on the wire, belong to the fields that most
@@ -969,7 +974,9 @@ class HealthResponse(google.protobuf.message.Message):
 
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelHealth]:
-        """All models in the order of the server's configuration, the default first; or the one requested."""
+        """All models that the caller may use, in the order of the server's configuration, the default first;
+        or the one requested.
+        """
 
     def __init__(
         self,
@@ -1039,8 +1046,8 @@ class ListModelsResponse(google.protobuf.message.Message):
     MODELS_FIELD_NUMBER: builtins.int
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelInfo]:
-        """The loaded models in the order of the server's configuration, the default first. Models that are
-        still loading are left out.
+        """The loaded models that the caller may use, in the order of the server's configuration, the default
+        first. Models that are still loading are left out.
         """
 
     def __init__(

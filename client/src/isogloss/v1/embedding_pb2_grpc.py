@@ -15,6 +15,7 @@ class EmbeddingServiceStub(object):
     * FAILED_PRECONDITION, reason SPACE_MISMATCH.
     * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
     request cannot finish before its deadline, or if all calls together hold too much memory.
+    * RESOURCE_EXHAUSTED, reason QUOTA, if the quota of the API key is used up.
     * UNAVAILABLE, reason NOT_READY, while the model loads.
     * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
     limit, except with models of a provider (default 60 s).
@@ -63,6 +64,7 @@ class EmbeddingServiceServicer(object):
     * FAILED_PRECONDITION, reason SPACE_MISMATCH.
     * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
     request cannot finish before its deadline, or if all calls together hold too much memory.
+    * RESOURCE_EXHAUSTED, reason QUOTA, if the quota of the API key is used up.
     * UNAVAILABLE, reason NOT_READY, while the model loads.
     * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
     limit, except with models of a provider (default 60 s).
@@ -169,6 +171,7 @@ class EmbeddingService(object):
     * FAILED_PRECONDITION, reason SPACE_MISMATCH.
     * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
     request cannot finish before its deadline, or if all calls together hold too much memory.
+    * RESOURCE_EXHAUSTED, reason QUOTA, if the quota of the API key is used up.
     * UNAVAILABLE, reason NOT_READY, while the model loads.
     * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
     limit, except with models of a provider (default 60 s).

@@ -20,8 +20,13 @@ Conventions
     have a code and a message only.
   * Request metadata: x-request-id names the call in the server's log and returns in the trailers.
     It has 1 to 128 printable ASCII characters; the server generates one if it is absent or
-    invalid. authorization ("Bearer <key>"), traceparent and tracestate (W3C Trace Context) are
-    reserved for their usual meaning; this version of the server ignores them.
+    invalid. authorization has the API key ("Bearer <key>"), if the server requires one. traceparent
+    and tracestate (W3C Trace Context) are reserved for their usual meaning; this version of the
+    server ignores them.
+  * A server with API keys answers UNAUTHENTICATED, reason KEY_REQUIRED, KEY_INVALID or KEY_EXPIRED,
+    or PERMISSION_DENIED, reason METHOD_NOT_ALLOWED, before it reads the request. To a caller, only
+    the models exist that its key permits. A server without keys that receives one ignores it, and
+    says so by the trailer x-isogloss-warning with the value KEY_IGNORED.
   * The server sends no initial metadata before the first response or the error, so that gRPC
     clients can retry a call that failed.
   * Field numbers 1 to 15, which take one byte on the wire, belong to the fields that most
@@ -52,6 +57,7 @@ class EmbeddingServiceStub:
       * FAILED_PRECONDITION, reason SPACE_MISMATCH.
       * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
         request cannot finish before its deadline, or if all calls together hold too much memory.
+      * RESOURCE_EXHAUSTED, reason QUOTA, if the quota of the API key is used up.
       * UNAVAILABLE, reason NOT_READY, while the model loads.
       * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
         limit, except with models of a provider (default 60 s).
@@ -124,6 +130,7 @@ class EmbeddingServiceAsyncStub:
       * FAILED_PRECONDITION, reason SPACE_MISMATCH.
       * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
         request cannot finish before its deadline, or if all calls together hold too much memory.
+      * RESOURCE_EXHAUSTED, reason QUOTA, if the quota of the API key is used up.
       * UNAVAILABLE, reason NOT_READY, while the model loads.
       * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
         limit, except with models of a provider (default 60 s).
@@ -195,6 +202,7 @@ class EmbeddingServiceServicer(metaclass=abc.ABCMeta):
       * FAILED_PRECONDITION, reason SPACE_MISMATCH.
       * RESOURCE_EXHAUSTED, reason OVERLOADED, if the model's queue has no room for the request, if the
         request cannot finish before its deadline, or if all calls together hold too much memory.
+      * RESOURCE_EXHAUSTED, reason QUOTA, if the quota of the API key is used up.
       * UNAVAILABLE, reason NOT_READY, while the model loads.
       * DEADLINE_EXCEEDED. The work that remains is cancelled. A call without a deadline has no time
         limit, except with models of a provider (default 60 s).

@@ -21,6 +21,7 @@ PROGRAM = "isogloss-server"
 EPILOG = """\
 example:
   isogloss-server serve                 serves the bundled model to this machine
+  isogloss-server keys list             lists the API keys of callers
   isogloss-server models list           lists the known models
 """
 MODELS_EPILOG = """\
@@ -40,6 +41,59 @@ MODELS_VERBS = {
     "show": ("show a model's properties, and its files with their digests", ""),
     "pull": ("download models", "+"),
     "verify": ("run a model's self-test, and compare its vectors with sentence-transformers' if that is installed", ""),
+}
+
+KEYS_EPILOG = """\
+The file has the SHA-256 of each key, never a key itself. `isogloss-server serve --keys-file FILE` reads it, and reads
+it again within a second of a change. A client sends its key as ISOGLOSS_API_KEY or ClientOptions.api_key.
+
+exit status: 0 success, 2 an unknown name, invalid arguments, or a file that is invalid or cannot be written
+
+example:
+  isogloss-server keys add search --keys-file keys.json --texts-per-minute 60000
+  isogloss-server keys rotate search --keys-file keys.json --overlap-hours 24
+"""
+# verb -> help, and that of its NAME, if it has one
+KEYS_VERBS = {
+    "add": ("add a key, and print it once", "name of the caller; several keys may have the same"),
+    "list": ("list the keys, which cannot be printed again", ""),
+    "revoke": ("remove the keys of a name, or one key by its id", "name of the caller, or id of a key"),
+    "rotate": ("add a key with the rights of the newest one of a name, and let the older ones expire", "name"),
+}
+# flag -> its verbs, and the arguments of argparse
+KEYS_FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "--model": (
+        ("add",),
+        {"action": "append", "default": [], "metavar": "NAME", "help": "model that it may use; repeatable (all)"},
+    ),
+    "--method": (
+        ("add",),
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "METHOD",
+            "help": "method that it may call: Embed, EmbedStream or Similarity; repeatable (all)",
+        },
+    ),
+    "--texts-per-minute": (
+        ("add",),
+        {"type": int, "default": 0, "metavar": "TEXTS", "help": "quota; 0 = no limit (0)"},
+    ),
+    "--tokens-per-minute": (
+        ("add",),
+        {"type": int, "default": 0, "metavar": "TOKENS", "help": "quota; 0 = no limit (0)"},
+    ),
+    "--calls": (("add",), {"type": int, "default": 0, "metavar": "CALLS", "help": "calls in flight; 0 = no limit (0)"}),
+    "--expires-days": (
+        ("add", "rotate"),
+        {"type": float, "metavar": "DAYS", "help": "time after which the new key expires (never)"},
+    ),
+    "--overlap-hours": (
+        ("rotate",),
+        {"type": float, "default": 24.0, "metavar": "HOURS", "help": "time in which older keys remain valid (24)"},
+    ),
+    "--json": (("list",), {"action": "store_true", "help": "print all properties as JSON"}),
+    "--keys-file": (tuple(KEYS_VERBS), {"metavar": "FILE", "help": "the file (ISOGLOSS_KEYS_FILE)"}),
 }
 
 
@@ -98,6 +152,7 @@ def parser(*, models: object = None) -> argparse.ArgumentParser:
     )
     serve.add_flags(serve_parser, models=models)
     _add_models(verbs, models)
+    _add_keys(verbs, completed=models is not None)
     completion = verbs.add_parser(
         "completion",
         help="print a script that completes this command in a shell",
@@ -126,6 +181,29 @@ def _add_models(verbs: "argparse._SubParsersAction[Parser]", completed: object) 
             serve.complete_value(added, "MODEL", completed)
 
 
+def _add_keys(verbs: "argparse._SubParsersAction[Parser]", *, completed: bool) -> None:
+    keys = verbs.add_parser(
+        "keys",
+        help="add, list, revoke and rotate the API keys of callers",
+        description="API keys of callers, in the file that `serve --keys-file` reads.",
+        epilog=KEYS_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inner = keys.add_subparsers(dest="keys_verb", required=True, title="verbs", metavar="VERB", parser_class=Parser)
+    for verb, (text, of_name) in KEYS_VERBS.items():
+        parser = inner.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        if of_name:
+            parser.add_argument("name", metavar="NAME", help=of_name)
+        for flag, (of_verbs, options) in KEYS_FLAGS.items():
+            if verb in of_verbs:
+                added = parser.add_argument(flag, **options)
+                serve.complete_value(added, str(options.get("metavar")), None)
+                if completed and flag == "--method":
+                    from isogloss_server.security.keys import METHODS  # noqa: PLC0415 - only completion needs it
+
+                    added.choices = METHODS
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program.
 
@@ -148,6 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from isogloss_server.cli import models  # noqa: PLC0415 - imports the hub's library, which takes long
 
                 return models.run(flags)
+            case "keys":
+                from isogloss_server.cli import keys  # noqa: PLC0415 - imports libraries that `serve` alone needs else
+
+                return keys.run(flags)
             case _:
                 return serve.run(flags)
     except StartupError as error:

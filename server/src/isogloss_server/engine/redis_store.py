@@ -1,4 +1,4 @@
-"""The shared cache's store on Redis; no other module imports redis-py."""
+"""The stores of the shared cache and of the shared quotas on Redis; no other module imports redis-py."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from isogloss_server.engine.shared_cache import CONNECT_TIMEOUT_S, StoreError
 from isogloss_server.errors import SettingsError
+from isogloss_server.security.quotas import MINUTE_S, Amounts, QuotaStoreError
 
 CONNECTIONS = 8  # of one server; further look-ups wait for a connection, within their time limit
 MAX_REPLY_BYTES = 32 * 1024**2  # of one reply: a look-up of 256 rows with 32,768 columns
@@ -72,6 +73,30 @@ class BoundedParser(_AsyncRESP2Parser):
             raise exceptions.InvalidResponse(INVALID_REPLY)
 
 
+def _pool(url: str) -> BlockingConnectionPool:
+    """Returns connections to a URL, none of them open yet; raises SettingsError if it is invalid."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme != "unix" and not (parts.hostname and re.fullmatch(r"(/[0-9]*)?", parts.path)):
+            raise ValueError  # noqa: TRY301 - redis-py would use this machine, or another database
+        # No retries: a look-up has no time for a second attempt. RESP 2: nothing of RESP 3 is needed.
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS,
+            protocol=2,
+            parser_class=BoundedParser,
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+        # Checks the options in the URL; connects to nothing.
+        pool.make_connection()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, exceptions.RedisError):  # its message quotes the URL, and with it the password
+        form = "redis://[:PASSWORD@]HOST[:PORT][/DB] or rediss://..., with options that redis-py has"
+        raise SettingsError(f"invalid URL in cache_redis_url: it must be {form}") from None
+    return pool
+
+
 class RedisStore:
     """Values in one Redis server, under keys with a prefix, with a lifetime."""
 
@@ -86,27 +111,8 @@ class RedisStore:
         Raises:
             SettingsError: The URL is invalid.
         """
-        try:
-            parts = urlsplit(url)
-            if parts.scheme != "unix" and not (parts.hostname and re.fullmatch(r"(/[0-9]*)?", parts.path)):
-                raise ValueError  # noqa: TRY301 - redis-py would use this machine, or another database
-            # No retries: a look-up has no time for a second attempt. RESP 2: nothing of RESP 3 is needed.
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS,
-                protocol=2,
-                parser_class=BoundedParser,
-                retry=Retry(NoBackoff(), 0),
-                socket_connect_timeout=CONNECT_TIMEOUT_S,
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            )
-            # Checks the options in the URL; connects to nothing.
-            pool.make_connection()  # type: ignore[no-untyped-call]
-        except (ValueError, TypeError, exceptions.RedisError):  # its message quotes the URL, and with it the password
-            form = "redis://[:PASSWORD@]HOST[:PORT][/DB] or rediss://..., with options that redis-py has"
-            raise SettingsError(f"invalid URL in cache_redis_url: it must be {form}") from None
+        self._pool = pool = _pool(url)
         self._redis = Redis(connection_pool=pool)
-        self._pool = pool
         self._prefix = prefix
         self._ttl_s = ttl_s
 
@@ -156,6 +162,86 @@ class RedisStore:
 
     def _name(self, key: bytes) -> str:
         return f"{self._prefix}{key.hex()}"
+
+
+# `Buckets.take` of security/quotas.py for the buckets of one caller, by Redis' own clock in milliseconds. ARGV: 1 to
+# take always, then limit and amount of the texts, and of the tokens. Returns 0 if taken, else the milliseconds to wait.
+TAKE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local held = redis.call('HMGET', KEYS[1], 'at', 'texts', 'tokens')
+local elapsed = math.max(0, now - (tonumber(held[1]) or now))
+local levels, wait, lifetime = {}, 0, 0
+for i = 1, 2 do
+  local limit, amount = tonumber(ARGV[2 * i]), tonumber(ARGV[2 * i + 1])
+  if limit > 0 then
+    local level = math.min(limit, (tonumber(held[i + 1]) or limit) + limit * elapsed / MINUTE)
+    wait = math.max(wait, (math.min(amount, limit) - level) * MINUTE / limit)
+    levels[i] = level - amount
+    lifetime = math.max(lifetime, (limit - levels[i]) * MINUTE / limit)
+  end
+end
+if wait > 0 and ARGV[1] == '0' then
+  return math.ceil(wait)
+end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'at', string.format('%.0f', now))
+for i, field in ipairs({'texts', 'tokens'}) do
+  if levels[i] then
+    redis.call('HSET', KEYS[1], field, string.format('%.6f', levels[i]))
+  end
+end
+redis.call('PEXPIRE', KEYS[1], math.ceil(lifetime) + 1000)
+return 0
+""".replace("MINUTE", f"{MINUTE_S * 1e3:.0f}")
+
+
+class RedisQuotaStore:
+    """The token buckets of all callers in one Redis server. A script takes from them, so that no two servers race."""
+
+    def __init__(self, url: str, *, prefix: str) -> None:
+        """Creates a store that connects on first use.
+
+        Args:
+            url: As of RedisStore.
+            prefix: Start of each key; "quota:" and the name of the caller follow.
+
+        Raises:
+            SettingsError: The URL is invalid.
+        """
+        self._pool = _pool(url)
+        self._redis = Redis(connection_pool=self._pool)
+        self._take = self._redis.register_script(TAKE)
+        self._prefix = prefix
+
+    async def take(self, name: str, limits: Amounts, amounts: Amounts, *, always: bool) -> float:
+        """Takes amounts from the buckets of a caller; see `Buckets.take`; raises QuotaStoreError."""
+        (texts, tokens), (text_limit, token_limit) = amounts, limits
+        arguments = [int(always), text_limit, texts, token_limit, tokens]
+        try:
+            reply: Any = await self._take(keys=[f"{self._prefix}quota:{name}"], args=arguments)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise QuotaStoreError(_cause(error)) from None
+        if not isinstance(reply, int) or reply < 0:
+            raise QuotaStoreError(INVALID_REPLY)
+        return reply / 1e3
+
+    async def ping(self) -> None:
+        """Returns when Redis has responded; raises QuotaStoreError."""
+        try:
+            is_pong: Any = await self._redis.ping()
+        except Exception as error:  # noqa: BLE001 - as above
+            raise QuotaStoreError(_cause(error)) from None
+        if is_pong is not True:
+            raise QuotaStoreError(INVALID_REPLY)
+
+    async def close(self) -> None:
+        """Closes all connections; raises QuotaStoreError."""
+        try:
+            await self._redis.aclose()
+            await self._pool.aclose()
+        except Exception as error:  # noqa: BLE001 - as above
+            raise QuotaStoreError(_cause(error)) from None
 
 
 def _cause(reply: object) -> str:

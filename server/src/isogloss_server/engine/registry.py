@@ -1,6 +1,6 @@
 """Registry of the served models, each with its health."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from isogloss_server import metrics
@@ -77,33 +77,40 @@ class Registry:
         """The models, the default first."""
         return list(self._models.values())
 
-    @property
-    def ready_models(self) -> list[ServedModel]:
-        """The loaded models, the default first if it is loaded.
+    def visible(self, allowed: Collection[str] | None) -> list[ServedModel]:
+        """Returns the models that a caller may use, its default first; `allowed` are their names, or None for all."""
+        return [model for model in self.models if allowed is None or model.name in allowed]
+
+    def ready_models(self, allowed: Collection[str] | None = None) -> list[ServedModel]:
+        """Returns the loaded models that a caller may use, its default first if it is loaded; see `visible`.
 
         Raises:
-            ModelNotReadyError: no model is loaded.
+            ModelNotReadyError: none of them is loaded.
+            UnknownModelError: the caller may use none of the served models.
         """
-        loaded = [model for model in self.models if model.is_loaded]
+        self.get("", allowed)
+        loaded = [model for model in self.visible(allowed) if model.is_loaded]
         if not loaded:
             raise ModelNotReadyError("no model is ready yet")
         return loaded
 
-    def get(self, name: str) -> ServedModel:
-        """Returns the model of that name, or the default if the name is empty.
+    def get(self, name: str, allowed: Collection[str] | None = None) -> ServedModel:
+        """Returns the model of that name, or the caller's default if the name is empty; see `visible`.
 
         Raises:
-            UnknownModelError: no model of that name is served.
+            UnknownModelError: no model of that name is served, or the caller may not use it.
         """
-        model = self.find(name)
+        model = self.find(name, allowed)
         if model is None:
-            served = ", ".join(self._models)
-            raise UnknownModelError(f"unknown model; served: {served}", field="model", served=served)
+            served = ", ".join(model.name for model in self.visible(allowed))
+            raise UnknownModelError(f"unknown model; served: {served or 'none'}", field="model", served=served)
         return model
 
-    def find(self, name: str) -> ServedModel | None:
-        """Returns the model of that name, or the default if the name is empty; None if no model has the name."""
-        return self._models.get(name) if name else self.models[0]
+    def find(self, name: str, allowed: Collection[str] | None = None) -> ServedModel | None:
+        """Returns the model of that name, or the caller's default if the name is empty; None if it has none."""
+        if not name:
+            return next(iter(self.visible(allowed)), None)
+        return self._models.get(name) if allowed is None or name in allowed else None
 
     def state(self, model: ServedModel) -> State:
         """Returns the state that health services report for a model: NOT_SERVING while the server drains."""

@@ -285,8 +285,8 @@ def to_health_response(
     return response
 
 
-def to_model_info(model: ServedModel) -> pb.ModelInfo:
-    """Returns the description of a model; raises ModelNotReadyError until it is loaded."""
+def to_model_info(model: ServedModel, texts_per_minute: int = 0) -> pb.ModelInfo:
+    """Returns the description of a model, to a caller with this quota; raises ModelNotReadyError until it is loaded."""
     card, limits = model.ready.embedder.card, model.ready.limits
     return pb.ModelInfo(
         name=model.name,
@@ -295,7 +295,7 @@ def to_model_info(model: ServedModel) -> pb.ModelInfo:
         revision=card.revision,
         dimensions=card.dimensions,
         max_tokens=card.max_tokens,
-        max_texts=limits.max_texts,
+        max_texts=min(limits.max_texts, texts_per_minute or limits.max_texts),
         max_request_bytes=limits.max_request_bytes,
         max_response_bytes=limits.max_response_bytes,
         max_pairs=limits.max_pairs,

@@ -1,7 +1,7 @@
 """grpc.health.v1: reports the states of the registry, like the Health RPC, so that both agree."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -9,14 +9,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from isogloss_server.engine.monitoring import State
 from isogloss_server.engine.registry import Registry
 from isogloss_server.errors import DrainingError, UnknownServiceError
-from isogloss_server.rpc.interceptor import GrpcContext
+from isogloss_server.rpc.interceptor import CallContext
 
 READY = frozenset({State.SERVING, State.DEGRADED})
 Status = health_pb2.HealthCheckResponse
 
 
 class StandardHealth(health_pb2_grpc.HealthServicer):
-    """Health by name: empty is liveness, the service is readiness of the default model, a model's name is its own."""
+    """Health by name: empty is liveness, the service is readiness of the default model, a model's name is its own.
+
+    Its methods receive a CallContext. A caller sees only the models that it may use.
+    """
 
     def __init__(self, registry: Registry, service: str) -> None:
         self._registry = registry
@@ -26,27 +29,29 @@ class StandardHealth(health_pb2_grpc.HealthServicer):
         registry.on_change(self._wake)
 
     async def Check(
-        self, request: health_pb2.HealthCheckRequest, context: GrpcContext
+        self, request: health_pb2.HealthCheckRequest, context: CallContext
     ) -> health_pb2.HealthCheckResponse:
         """Returns the status of one name; NOT_FOUND for an unknown name."""
-        status = self._status(request.service)
+        status = self._status(request.service, context.key.models)
         if status == Status.SERVICE_UNKNOWN:
             raise UnknownServiceError("unknown service; health has the names in its method List", field="service")
         return Status(status=status)
 
-    async def List(self, request: health_pb2.HealthListRequest, context: GrpcContext) -> health_pb2.HealthListResponse:
-        """Returns the status of every name."""
-        names = ["", self._service, *(model.name for model in self._registry.models)]
-        return health_pb2.HealthListResponse(statuses={name: Status(status=self._status(name)) for name in names})
+    async def List(self, request: health_pb2.HealthListRequest, context: CallContext) -> health_pb2.HealthListResponse:
+        """Returns the status of every name that the caller may see."""
+        allowed = context.key.models
+        names = ["", self._service, *(model.name for model in self._registry.visible(allowed))]
+        statuses = {name: Status(status=self._status(name, allowed)) for name in names}
+        return health_pb2.HealthListResponse(statuses=statuses)
 
     async def Watch(
-        self, request: health_pb2.HealthCheckRequest, context: GrpcContext
+        self, request: health_pb2.HealthCheckRequest, context: CallContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Yields the status of one name, now and after each change, until the server stops accepting calls."""
         sent = None
         while not self._ended:
             changed = self._changed
-            status = self._status(request.service)
+            status = self._status(request.service, context.key.models)
             if status != sent:
                 yield Status(status=status)
                 sent = status
@@ -62,11 +67,10 @@ class StandardHealth(health_pb2_grpc.HealthServicer):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _status(self, name: str) -> Any:
+    def _status(self, name: str, allowed: Collection[str] | None) -> Any:
         if not name:
             return Status.SERVING
-        models = {model.name: model for model in self._registry.models}
-        model = self._registry.models[0] if name == self._service else models.get(name)
+        model = self._registry.models[0] if name == self._service else self._registry.find(name, allowed)
         if model is None:
             return Status.SERVICE_UNKNOWN
         return Status.SERVING if self._registry.state(model) in READY else Status.NOT_SERVING

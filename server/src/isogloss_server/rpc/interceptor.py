@@ -6,13 +6,13 @@ import math
 import random
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
-from isogloss.wire.status import REQUEST_ID_TRAILER
+from isogloss.wire.status import KEY_IGNORED, REQUEST_ID_TRAILER, WARNING_TRAILER, Trailer
 
 from isogloss_server import logs
 from isogloss_server.clock import Clock
@@ -32,11 +32,16 @@ from isogloss_server.rpc.call_memory import (
 )
 from isogloss_server.rpc.codec import parse
 from isogloss_server.rpc.status import to_status
+from isogloss_server.security.keys import ANYONE, METHODS, Key, KeyRing
+from isogloss_server.security.quotas import Quotas
 from isogloss_server.security.tls import client_name
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_SMALL_REQUEST_BYTES = 64 * 1024  # of health checks and reflection, which name a model, a service or a file
 ALWAYS_ANSWERED = frozenset({"Health"})  # also if the memory for calls is full; like all of grpc.health.v1
+HEALTH_PREFIX = "/grpc.health.v1.Health/"
+REFLECTION_PREFIX = "/grpc.reflection."  # of all its versions
+KEY_METADATA = "authorization"
 QUIET_S = 0.05  # without a new call, after which callers have noticed that the server is stopping
 
 GrpcContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -53,6 +58,7 @@ class CallContext:
         request_id: Id of the call, the caller's own if it sent a valid one.
         deadline_s: Moment of the clock at which the call expires.
         caller: Name of the caller, "" if it is unknown.
+        key: Rights of the caller.
         texts: Texts of the call so far, for its log line; likewise `tokens` and `model`.
         held_bytes: Memory that is counted for the call until it ends.
         reserved_bytes: Part of it that is for the response, while that is computed.
@@ -63,11 +69,37 @@ class CallContext:
     request_id: str
     deadline_s: float
     caller: str = ""
+    key: Key = ANYONE
     texts: int = 0
     tokens: int = 0
     model: str = ""
     held_bytes: int = 0
     reserved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Rules of the calls that a server accepts.
+
+    Attributes:
+        keys: The keys of callers; None accepts every caller.
+        quotas: The use of the keys.
+        open_health: grpc.health.v1 needs no key.
+        open_reflection: Reflection needs no key.
+        client_certificates: Callers have certificates, whose name is theirs if there is no key.
+    """
+
+    keys: KeyRing | None
+    quotas: Quotas
+    open_health: bool
+    open_reflection: bool
+    client_certificates: bool
+
+    def is_open(self, method: str) -> bool:
+        """Returns True if a method of another service than EmbeddingService, by its full name, needs no key."""
+        if method.startswith(HEALTH_PREFIX):
+            return self.open_health
+        return self.open_reflection and method.startswith(REFLECTION_PREFIX)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -77,15 +109,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     same, but so a call is refused before its request is read, and the time that the request takes is limited.
     """
 
-    def __init__(
-        self, service: str, clock: Clock, memory: CallMemory, *, access_log: bool, client_certificates: bool = False
-    ) -> None:
-        """Takes names of callers from their certificates if `client_certificates`."""
+    def __init__(self, service: str, clock: Clock, memory: CallMemory, access: Access, *, access_log: bool) -> None:
         self._prefix = f"/{service}/"
+        self._access = access
+        self._warned = False  # of a key that is ignored
         self._clock = clock
         self._memory = memory
         self._access_log = access_log
-        self._client_certificates = client_certificates
         self._wrapped: dict[str, Handler] = {}
         self._calls: set[asyncio.Task[Any]] = set()  # of all services
         self._ended = asyncio.Event()
@@ -146,6 +176,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         own = method.startswith(self._prefix)
         name = method.removeprefix(self._prefix)
         always = not own or name in ALWAYS_ANSWERED
+        takes_call = own or method.startswith(HEALTH_PREFIX)
         max_bytes = MAX_SMALL_REQUEST_BYTES if always else None
         read, write = handler.request_deserializer, handler.response_serializer
 
@@ -157,7 +188,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 request = await self._memory.receive(context.read)
                 message = parse(read, self._received(request, call, max_bytes))
                 del request
-                response = await handler.unary_unary(message, call if own else context)
+                response = await handler.unary_unary(message, call if takes_call else context)
                 return self._serialized(write, response, call)
 
             return await self._run(name, run, context, always=always)  # type: ignore[no-any-return]
@@ -173,7 +204,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 """Writes the responses."""
                 if handler.unary_stream is not None:
                     request = self._received(await self._memory.receive(context.read), call, max_bytes)
-                    responses = handler.unary_stream(parse(read, request), context)
+                    responses = handler.unary_stream(parse(read, request), call if takes_call else context)
                 else:
                     responses = handler.stream_stream(_parse_each(read, requests, self._ended, max_bytes), context)
                 async for response in responses:
@@ -215,12 +246,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         began_s = self._clock.monotonic_s()
         remaining_s: float | None = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else began_s + remaining_s
-        call = CallContext(context, method, _request_id(context.invocation_metadata()), deadline_s)
-        if self._client_certificates:
+        metadata: Any = context.invocation_metadata() or ()
+        call = CallContext(context, method, _request_id(metadata), deadline_s)
+        if self._access.client_certificates:
             call.caller = client_name(context.auth_context())
-        identity = (REQUEST_ID_TRAILER, call.request_id)
+        credentials = [value for name, value in metadata if name == KEY_METADATA]
+        identity = self._trailers(call, credentials)
         code = "INTERNAL"
-        context.set_trailing_metadata((identity,))
+        context.set_trailing_metadata(identity)
         ended: Any = partial(self._memory.leave, call)  # after the response is sent, or the call is cancelled
         context.add_done_callback(ended)
         own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
@@ -228,6 +261,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if own and task is not None:
                 self._check_accepting(task)
                 self._in_progress.add(task)
+            self._authenticate(call, credentials)
             self._memory.enter(call, always=always)
             response = await handle(call)
             code = "OK"
@@ -251,7 +285,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # Outside the handler above: grpc's call and the exception of `abort` refer to each other, and would keep the
         # handled error as well.
         trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
-        return await context.abort(status.code, status.proto.message, (*trailers, identity))
+        return await context.abort(status.code, status.proto.message, (*trailers, *identity))
+
+    def _trailers(self, call: CallContext, credentials: Sequence[str | bytes]) -> tuple[Trailer, ...]:
+        """Returns the trailing metadata of every call: its id, and a warning if the server ignores its key."""
+        identity = (REQUEST_ID_TRAILER, call.request_id)
+        if self._access.keys is not None or not credentials:
+            return (identity,)
+        if not self._warned:
+            self._warned = True
+            logs.warning("a caller sent an API key, but the server has no keys; set --keys-file", method=call.method)
+        return identity, (WARNING_TRAILER, KEY_IGNORED)
+
+    def _authenticate(self, call: CallContext, credentials: Sequence[str | bytes]) -> None:
+        """Sets the key of a call, and counts the call; raises a DomainError if the key is missing or has no right."""
+        if self._access.keys is None:
+            return
+        call.key = self._access.keys.authenticate(credentials, optional=self._access.is_open(call.method))
+        call.caller = call.key.name or call.caller
+        call.key.check_method(call.method)
+        if call.method in METHODS:
+            end = self._access.quotas.begin_call(call.key.name, call.key.quota)
+            ended: Any = lambda _context: end()  # noqa: E731 - the type stubs of gRPC do not describe it
+            call.grpc.add_done_callback(ended)
 
     def _check_accepting(self, call: asyncio.Task[Any]) -> None:
         if self._accepted is not None and call not in self._accepted:
@@ -338,6 +394,6 @@ def _checked(request: bytes, max_bytes: int | None) -> bytes:
 
 def _request_id(metadata: Any) -> str:
     """Returns the caller's id of the call if it can be logged, else a new one."""
-    given = next((value for key, value in metadata or () if key == REQUEST_ID_TRAILER), "")
+    given = next((value for key, value in metadata if key == REQUEST_ID_TRAILER), "")
     valid = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
     return given if valid and given.isascii() and given.isprintable() else f"{random.getrandbits(128):032x}"

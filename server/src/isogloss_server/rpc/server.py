@@ -18,10 +18,12 @@ from isogloss_server.engine.registry import Registry
 from isogloss_server.errors import ListenError
 from isogloss_server.rpc.call_memory import CallLimits, CallMemory
 from isogloss_server.rpc.health import StandardHealth
-from isogloss_server.rpc.interceptor import CallInterceptor
+from isogloss_server.rpc.interceptor import Access, CallInterceptor
 from isogloss_server.rpc.reflection import add_reflection
 from isogloss_server.rpc.service import EmbeddingService
 from isogloss_server.rpc.stream import StreamWindow
+from isogloss_server.security.keys import KeyRing
+from isogloss_server.security.quotas import Quotas
 from isogloss_server.security.tls import Certificates
 from isogloss_server.settings.declarations import Settings
 
@@ -89,9 +91,15 @@ class Server:
         pipeline: Pipeline,
         executor: Executor,
         clock: Clock,
+        *,
+        keys: KeyRing | None = None,
+        quotas: Quotas | None = None,
         certificates: Certificates | None = None,
     ) -> None:
-        """Serves plain text without `certificates`."""
+        """Creates a server that does not listen yet.
+
+        Without `keys`, everybody may call; without `certificates`, it serves plain text.
+        """
         limits = CallLimits(
             max_bytes=settings.max_call_bytes,
             max_message_bytes=max_message_bytes(settings),
@@ -100,19 +108,20 @@ class Server:
         )
         self._memory = CallMemory(limits, clock)
         self._certificates = certificates
-        self._calls = CallInterceptor(
-            SERVICE,
-            clock,
-            self._memory,
-            access_log=settings.access_log,
+        access = Access(
+            keys=keys,
+            quotas=quotas or Quotas(clock),
+            open_health=settings.open_health,
+            open_reflection=settings.open_reflection,
             client_certificates=settings.tls_client_ca is not None,
         )
+        self._calls = CallInterceptor(SERVICE, clock, self._memory, access, access_log=settings.access_log)
         GRPC_LOG.addFilter(_is_problem)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[self._calls], options=options(settings))
         self._health = StandardHealth(registry, SERVICE)
         window = StreamWindow(settings.stream_window_requests, settings.stream_window_bytes)
-        service = EmbeddingService(registry, pipeline, executor, clock, window, self._memory)
+        service = EmbeddingService(registry, pipeline, executor, clock, window, self._memory, access=access)
         self._streams = service.streams
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(service, self._grpc)
         self._grpc.add_registered_method_handlers(SERVICE, {"Health": health_handler(service)})

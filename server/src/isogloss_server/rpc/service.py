@@ -1,6 +1,7 @@
 """EmbeddingService: one method for each RPC. Converts the message, calls the pipeline, converts the result."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
@@ -9,12 +10,14 @@ from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
 from isogloss_server.engine.executor import INLINE_NUMBERS, INLINE_RANKINGS, Executor
 from isogloss_server.engine.pipeline import Pipeline
-from isogloss_server.engine.registry import Registry
+from isogloss_server.engine.registry import Registry, ServedModel
+from isogloss_server.engine.request import EmbedRequest, SimilarityRequest
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.rpc import codec
 from isogloss_server.rpc.call_memory import CallMemory
-from isogloss_server.rpc.interceptor import CallContext
+from isogloss_server.rpc.interceptor import Access, CallContext
 from isogloss_server.rpc.stream import EmbedStreams, StreamWindow
+from isogloss_server.security.quotas import UNLIMITED, Charge
 
 UNRESERVED_TEXTS = 16  # of an Embed; its response is so small that it is counted only when it is computed
 INLINE_VECTOR_BYTES = 1 << 17  # of vectors that are decoded on the event loop
@@ -31,8 +34,11 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         clock: Clock,
         window: StreamWindow,
         memory: CallMemory,
+        *,
+        access: Access,
     ) -> None:
         self._registry = registry
+        self._access = access
         self._pipeline = pipeline
         self._executor = executor
         self._memory = memory
@@ -43,7 +49,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: CallContext) -> pb.EmbedResponse:  # type: ignore[override]
         """Embeds texts."""
         if len(request.texts) > UNRESERVED_TEXTS:
-            self._memory.reserve(context, self._response_bytes(request))
+            self._memory.reserve(context, self._response_bytes(request, context))
         return await self._embed(request, context, context.deadline_s, from_stream=False)
 
     async def EmbedStream(  # type: ignore[override]
@@ -55,16 +61,32 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def _embed(
         self, request: pb.EmbedRequest, call: CallContext, deadline_s: float, *, from_stream: bool
     ) -> pb.EmbedResponse:
+        if from_stream and self._access.keys is not None:  # which may have changed since the stream began
+            call.key = self._access.keys.current(call.key)
+            call.key.check_method(call.method)
         call.texts += len(request.texts)
-        call.model = self._registry.get(request.model).name
+        model = self._registry.get(request.model, call.key.models)
+        call.model = request.model = model.name
         decoded = codec.to_embed_request(request, deadline_s, call.caller, from_stream=from_stream)
-        result = await self._pipeline.embed(decoded)
+        async with self._charge(call, decoded, model) as charge:
+            result = await self._pipeline.embed(decoded)
+            if charge is not None:
+                charge.tokens = result.embedded.total_tokens
         call.tokens += result.embedded.total_tokens
         return codec.to_embed_response(result)
 
-    def _response_bytes(self, request: pb.EmbedRequest) -> int:
+    def _charge(
+        self, call: CallContext, request: EmbedRequest | SimilarityRequest, model: ServedModel
+    ) -> AbstractAsyncContextManager[Charge | None]:
+        """Returns the charge to the quota of the call's key, or None without a quota, to be entered."""
+        if call.key.quota is UNLIMITED:
+            return nullcontext()
+        size = request.size(model.ready.embedder.card)
+        return self._access.quotas.charge(call.key.name, call.key.quota, texts=size.texts, text_bytes=size.text_bytes)
+
+    def _response_bytes(self, request: pb.EmbedRequest, call: CallContext) -> int:
         """Returns the maximum size of the response to an Embed; 0 if the request will be refused."""
-        model = self._registry.find(request.model)
+        model = self._registry.find(request.model, call.key.models)
         return codec.max_response_bytes(request, model.ready) if model is not None and model.is_loaded else 0
 
     async def Similarity(  # type: ignore[override]
@@ -72,16 +94,19 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     ) -> pb.SimilarityResponse:
         """Scores queries against candidates."""
         context.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
-        model = self._registry.get(request.model)
-        context.model = model.name
+        model = self._registry.get(request.model, context.key.models)
+        context.model = request.model = model.name
         run = self._executor.run_if_large
         vector_bytes = codec.check_similarity_size(request, model.ready)
         arguments = request, context.deadline_s, context.caller
         decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, *arguments)
         limit = model.ready.limits.max_response_bytes  # beyond it, the pipeline refuses the request
         self._memory.reserve(context, min(limit, decoded.response_bytes))
-        result = await self._pipeline.similarity(decoded)
-        context.tokens = result.total_tokens
+        async with self._charge(context, decoded, model) as charge:
+            result = await self._pipeline.similarity(decoded)
+            context.tokens = result.total_tokens
+            if charge is not None:
+                charge.tokens = result.total_tokens
         if not isinstance(result.compared, Rankings):
             return await run(result.compared.size, INLINE_NUMBERS, codec.to_similarity_response, result)
         neighbors, rankings = len(result.compared.rows), len(result.compared.counts)
@@ -90,13 +115,16 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
 
     async def Health(self, request: pb.HealthRequest, context: CallContext) -> pb.HealthResponse:  # type: ignore[override]
         """Reports the health of the models."""
-        models = [self._registry.get(request.model)] if request.model else self._registry.models
+        allowed = context.key.models
+        model = self._registry.get(request.model, allowed)
+        models = [model] if request.model else self._registry.visible(allowed)
         uptime_s = self._clock.monotonic_s() - self._started_s
         return codec.to_health_response(self._registry, models, version=__version__, uptime_s=uptime_s)
 
     async def ListModels(  # type: ignore[override]
         self, request: pb.ListModelsRequest, context: CallContext
     ) -> pb.ListModelsResponse:
-        """Describes the loaded models, and the limits of one request to each."""
-        models = self._registry.ready_models
-        return pb.ListModelsResponse(models=[codec.to_model_info(model) for model in models])
+        """Describes the loaded models that the caller may use, and the limits of one request to each."""
+        models = self._registry.ready_models(context.key.models)
+        quota = context.key.quota.texts_per_minute
+        return pb.ListModelsResponse(models=[codec.to_model_info(model, quota) for model in models])

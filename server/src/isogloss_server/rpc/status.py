@@ -11,6 +11,8 @@ from isogloss_server import errors
 
 CODES: Mapping[type[errors.DomainError], grpc.StatusCode] = {
     errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,

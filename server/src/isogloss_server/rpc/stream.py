@@ -42,7 +42,7 @@ class EmbedStreams:
     def __init__(
         self,
         embed: Embed,
-        response_bytes: Callable[[pb.EmbedRequest], int],
+        response_bytes: Callable[[pb.EmbedRequest, CallContext], int],
         window: StreamWindow,
         memory: CallMemory,
         clock: Clock,
@@ -72,7 +72,7 @@ class EmbedStreams:
         try:
             while (request := await self._next(call.grpc, ending)) is not None:
                 message = parse(pb.EmbedStreamRequest.FromString, request)
-                await stream.accept(message, len(request), self._response_bytes(message.request))
+                await stream.accept(message, len(request), self._response_bytes(message.request, call))
             await stream.all_answered()
         except DomainError:
             await stream.abort()

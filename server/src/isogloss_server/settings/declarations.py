@@ -250,6 +250,28 @@ class Settings(BaseSettings):
         section="security",
         unit="FILE",
     )
+    keys_file: Path | None = setting(
+        None,
+        "file with the hashes of the API keys that callers need, written by `isogloss-server keys`; read again when it "
+        "changes; without it, everybody may call",
+        section="security",
+        unit="FILE",
+    )
+    open_health: bool = setting(
+        True,
+        "with keys, answer grpc.health.v1 without a key too, except about models by name",
+        section="security",
+        unit="",
+    )
+    open_reflection: bool = setting(
+        False, "with keys, answer server reflection without a key too", section="security", unit=""
+    )
+    require_security: bool = setting(
+        False,
+        "do not start if other machines can reach the server without encryption or keys",
+        section="security",
+        unit="",
+    )
 
     max_queue_s: FiniteFloat = setting(
         30.0,
