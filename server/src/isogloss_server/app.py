@@ -72,6 +72,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     try:
         if settings.metrics_port is not None:
             metrics.watch_tasks(asyncio.get_running_loop())
+            metrics.DRAINING.set_function(lambda: registry.draining)
             metrics_port = metrics.serve(settings.host, settings.metrics_port, clock)
             logs.info("serving metrics", url=f"http://{system.address(settings.host, metrics_port)}/metrics")
         cache.start()
