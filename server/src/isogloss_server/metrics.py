@@ -221,6 +221,23 @@ PROVIDER_OPEN = _providers.gauge(
     "provider_breaker_open", "1 while a provider fails and receives no calls but probes, else 0.", "model"
 )
 
+_security = _Section("Security")
+TLS_NOT_AFTER = _security.gauge(
+    "tls_certificate_not_after_timestamp_seconds",
+    "Unix time at which the certificate of the server, or the first authority of clients, expires.",
+    "certificate",
+)
+TLS_RELOADS = _security.counter(
+    "tls_reloads",
+    "Changes of the files of TLS, by outcome: ok, or failed, in which case the server keeps the certificate it has.",
+    "outcome",
+)
+QUOTA_SHARED_ERRORS = _security.counter(
+    "quota_shared_errors", "Failed operations of the quotas in Redis, after which the server counts alone."
+)
+
+REFUSALS.labels("OVERLOADED")  # 0 until the first one; likewise below
+TLS_RELOADS.labels("failed")
 BUILD.info({"version": __version__, "python_version": platform.python_version()})
 
 
@@ -246,18 +263,24 @@ class Outcomes:
         """Returns those of a method that the server has, such as "Embed" or "grpc.health.v1.Health/Check"."""
         outcomes = cls(CALLS, CALL_SECONDS, name)
         CALLS_IN_FLIGHT.labels(name).set_function(lambda: outcomes.in_flight)
+        for code, reason in (("OK", ""), ("INTERNAL", "INTERNAL")):
+            outcomes._bound(
+                code, reason
+            )  # 0 until the first one: Prometheus sees its increase only from a value before
         return outcomes
 
     def ended(self, code: str, reason: str, seconds: float) -> None:
         """Counts one: the name of its status code, the reason of its error or an empty string, and its time."""
-        children = self._children.get((code, reason))
-        if children is None:
-            children = self._calls.labels(*self._labels, code, reason), self._seconds.labels(*self._labels, code)
-            self._children[code, reason] = children
-        children[0].inc()
-        children[1].observe(seconds)
+        calls, call_seconds = self._children.get((code, reason)) or self._bound(code, reason)
+        calls.inc()
+        call_seconds.observe(seconds)
         if reason and code in REFUSING_CODES:
             REFUSALS.labels(reason).inc()
+
+    def _bound(self, code: str, reason: str) -> tuple[Counter, Histogram]:
+        children = self._calls.labels(*self._labels, code, reason), self._seconds.labels(*self._labels, code)
+        self._children[code, reason] = children
+        return children
 
 
 class ModelMetrics:
