@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+import trustme
 from isogloss import ServingStatus, __version__
 from isogloss.cli import main
 from isogloss.testing import FakeServer
 from isogloss.v1 import embedding_pb2 as pb
 
-from tests.support.fake import DIMENSIONS, SPACE, messages, vector
+from tests.support.fake import DIMENSIONS, SPACE, fake_server, messages, vector
 from tests.support.lying_server import altered, lying_server
 
 
@@ -370,6 +372,78 @@ def test_a_missing_certificate_file_is_named(run: Any) -> None:
     code, _, err = run("health", "--root-certificates", "/nonexistent/ca.pem")
     assert (code, err.count("\n")) == (1, 1)
     assert "/nonexistent/ca.pem" in err
+
+
+@pytest.fixture
+def tls_files(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Provides the files and the name that a client needs, and the address of a server with mutual TLS."""
+    authority = trustme.CA()
+    of_server, own = authority.issue_cert("embeddings.example"), authority.issue_cert("client")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    own.private_key_pem.write_to_path(tmp_path / "key.pem")
+    pair = (of_server.private_key_pem.bytes(), of_server.cert_chain_pems[0].bytes())
+    credentials = grpc.ssl_server_credentials([pair], authority.cert_pem.bytes(), require_client_auth=True)
+    with fake_server(credentials=credentials) as server:
+        yield {
+            "server": server.target,
+            "root-certificates": str(tmp_path / "ca.pem"),
+            "client-certificate": str(tmp_path / "cert.pem"),
+            "client-key": str(tmp_path / "key.pem"),
+            "server-name": "embeddings.example",
+        }
+
+
+def test_tls_is_set_by_flags(run: Any, tls_files: dict[str, str]) -> None:
+    """The command connects with mutual TLS."""
+    flags = [word for name, value in tls_files.items() for word in (f"--{name}", value)]
+    assert run("health", *flags)[0] == 0
+
+
+def test_tls_is_set_by_variables(run: Any, tls_files: dict[str, str]) -> None:
+    """Each flag of TLS has a variable."""
+    variables = {f"ISOGLOSS_{name.upper().replace('-', '_')}": value for name, value in tls_files.items()}
+    assert run("health", **variables)[0] == 0
+
+
+@pytest.mark.parametrize(("value", "refused"), [("1", True), ("0", False), ("", False)])
+def test_a_variable_switches_tls_on(run: Any, value: str, refused: bool) -> None:
+    """ISOGLOSS_TLS=1 is --tls, which fails with a server of plain text."""
+    code, _, err = run("health", ISOGLOSS_TLS=value)
+    assert (code == 1) is refused
+    assert ("does not use TLS" in err) is refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "expected"),
+    [
+        (
+            ["--client-certificate", "CERT"],
+            2,
+            "--client-certificate (or ISOGLOSS_CLIENT_CERTIFICATE) requires --client-key (or ISOGLOSS_CLIENT_KEY)",
+        ),
+        (
+            ["--client-key", "KEY"],
+            2,
+            "ISOGLOSS_CLIENT_KEY) requires --client-certificate (or ISOGLOSS_CLIENT_CERTIFICATE)",
+        ),
+        (
+            ["--root-certificates", "KEY"],
+            2,
+            "--root-certificates (or ISOGLOSS_ROOT_CERTIFICATES) must consist of certificates in PEM",
+        ),
+        (["--client-key", "/no/such/key"], 1, "/no/such/key: No such file or directory"),
+        (["--server-name", "a b"], 2, "ISOGLOSS_SERVER_NAME) must be a host name"),
+    ],
+)
+def test_wrong_flags_of_tls_are_named(
+    run: Any, tls_files: dict[str, str], flags: list[str], status: int, expected: str
+) -> None:
+    """The error names the flag or the file."""
+    places = {"CERT": tls_files["client-certificate"], "KEY": tls_files["client-key"]}
+    code, _, err = run("health", *(places.get(word, word) for word in flags))
+    assert (code, err.count("\n")) == (status, 1)
+    assert expected in err
 
 
 def test_pipes_have_no_colours_unless_requested(run: Any) -> None:

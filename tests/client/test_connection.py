@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,6 +152,34 @@ def test_tls_trusts_a_private_authority_only_if_configured() -> None:
         ):
             client.embed(["a"])
         assert [call.metadata["authorization"] for call in server.requests] == ["Bearer secret-key"]
+
+
+def mutual(authority: trustme.CA, name: str) -> grpc.ServerCredentials:
+    """Returns credentials of a server that requires certificates of an authority."""
+    certificate = authority.issue_cert(name)
+    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+    pairs, roots = [(certificate.private_key_pem.bytes(), chain)], authority.cert_pem.bytes()
+    return grpc.ssl_server_credentials(pairs, roots, require_client_auth=True)
+
+
+def test_a_client_certificate_and_a_server_name_are_used() -> None:
+    """The client has a certificate, and checks the server's against another name than its host."""
+    authority = trustme.CA()
+    own = authority.issue_cert("client")
+    options = ClientOptions(
+        tls=True,
+        root_certificates=authority.cert_pem.bytes(),
+        client_certificate=own.cert_chain_pems[0].bytes(),
+        client_key=own.private_key_pem.bytes(),
+        server_name="embeddings.example",
+    )
+    with fake_server(credentials=mutual(authority, "embeddings.example")) as server:
+        with Client(server.target, options=options) as client:
+            assert len(client.embed(["a"])) == 1
+        without = replace(options, client_certificate=None, client_key=None, attempts=1)
+        with Client(server.target, options=without) as client, pytest.raises(UnavailableError) as raised:
+            client.embed(["a"])
+        assert "require a client certificate (ClientOptions.client_certificate)" in raised.value.message
 
 
 def test_the_api_key_is_sent_but_in_no_repr(server: FakeServer) -> None:

@@ -1,10 +1,12 @@
 """ClientOptions: validation, and the channel arguments made from them."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import trustme
 from isogloss import AsyncClient, Client, ClientOptions, UnavailableError
 from isogloss._channel import address, arguments
 from isogloss.testing import FakeServer
@@ -137,6 +139,51 @@ def test_options_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name) as raised:
         ClientOptions(**{name: value})
     assert name != "api_key" or not value or value not in str(raised.value)
+
+
+PAIR = trustme.CA().issue_cert("client")
+CERTIFICATE, KEY = PAIR.cert_chain_pems[0].bytes(), PAIR.private_key_pem.bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tls": False, "client_certificate": CERTIFICATE, "client_key": KEY}, "client_certificate requires tls=True"),
+        ({"tls": False, "server_name": "a.example"}, "server_name requires tls=True"),
+        ({"client_certificate": CERTIFICATE}, "client_certificate requires client_key"),
+        ({"client_key": KEY}, "client_key requires client_certificate"),
+        ({"root_certificates": b""}, "root_certificates must consist of certificates in PEM"),
+        ({"root_certificates": CERTIFICATE[:100]}, "root_certificates must consist of certificates in PEM"),
+        ({"root_certificates": KEY}, "root_certificates must consist of certificates in PEM"),
+        ({"client_certificate": KEY, "client_key": KEY}, "client_certificate must consist of certificates in PEM"),
+        (
+            {"client_certificate": CERTIFICATE, "client_key": CERTIFICATE},
+            "client_key must be a private key in PEM, not encrypted",
+        ),
+        (
+            {"client_certificate": CERTIFICATE, "client_key": KEY.replace(b"BEGIN", b"BEGIN ENCRYPTED")},
+            "client_key must be a private key in PEM, not encrypted",
+        ),
+        (
+            {"client_certificate": CERTIFICATE, "client_key": KEY.replace(b"KEY-----\n", b"KEY-----\nProc-Type: 4\n")},
+            "client_key must be a private key in PEM, not encrypted",
+        ),
+        ({"client_certificate": CERTIFICATE.decode(), "client_key": KEY}, "client_certificate must be bytes, not str"),
+        ({"server_name": ""}, "server_name must be a host name, not ''"),
+        ({"server_name": "a b"}, "server_name must be a host name, not 'a b'"),
+    ],
+)
+def test_invalid_options_of_tls_are_refused(options: dict[str, Any], message: str) -> None:
+    """The error names the option, and quotes no certificate and no key."""
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ClientOptions(**{"tls": True, **options})
+
+
+def test_the_key_of_a_client_is_in_no_repr() -> None:
+    """The options can be logged."""
+    shown = repr(ClientOptions(tls=True, client_certificate=CERTIFICATE, client_key=KEY))
+    assert "PRIVATE KEY" not in shown
+    assert "CERTIFICATE" not in shown
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

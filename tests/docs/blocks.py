@@ -108,7 +108,7 @@ def run_shell(command: str, folder: Path, address: str) -> None:
     programs = [ROOT / ".venv-proto" / "bin", Path(sys.executable).parent]
     path = os.pathsep.join([*map(str, programs), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "ISOGLOSS_SERVER": address}
-    line = command.replace(ADDRESS, address)
+    line = f"set -o pipefail; {command.replace(ADDRESS, address)}"
     done = subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100
     )

@@ -67,7 +67,15 @@ def test_shell_commands_succeed(block: Block, command: str, server: ServerProces
             blocks.check_make(target)
         case ["pip", "install", *folders]:
             blocks.check_pip(folders)
-        case ["isogloss-server", "serve", *_]:
+        case ["openssl", *_]:
+            _make_certificates(block.file, reader)
+        case ["isogloss", *words] if "--root-certificates" in words:
+            _make_certificates(block.file, reader)
+            with ServerProcess(*blocks.serve_flags(blocks.commands_of(block)[0])) as process:
+                blocks.run_shell(command, reader, process.address)
+        case ["isogloss-server", "serve", *words]:
+            if "--tls-cert" in words:
+                _make_certificates(block.file, reader)
             _write_config(block.file, reader)
             _serve(blocks.serve_flags(command))
         case ["isogloss", *_] | ["buf", "curl", *_] | ["python", "-m", "grpc_tools.protoc", *_]:
@@ -116,6 +124,13 @@ def _write_config(file: Path, folder: Path) -> None:
     for block in of_language("toml"):
         if block.file == file:
             (folder / "isogloss.toml").write_text(block.text, encoding="utf-8")
+
+
+def _make_certificates(file: Path, folder: Path) -> None:
+    """Runs all openssl commands of a document, which use each other's files, in order."""
+    for block, command in COMMANDS:
+        if block.file == file and command.startswith("openssl"):
+            blocks.run_shell(command, folder, "")
 
 
 def _serve(flags: list[str]) -> None:

@@ -22,6 +22,8 @@ CAUSES = [
     (["--model", COHERE, "--cohere-key-file", "FOLDER"], 2, "cannot read the key file"),
     (["--model", COHERE, "--cohere-key-file", "KEY"], 2, "invalid key in"),
     (["--cache-redis-url", "http://localhost"], 2, "cache_redis_url"),
+    (["--tls-cert", "/no/such/cert", "--tls-key", "KEY"], 2, "the file of --tls-cert, /no/such/cert: No such file"),
+    (["--tls-cert", "KEY", "--tls-key", "KEY"], 2, "/key, does not consist of certificates in PEM"),
     (["--model", "FOLDER"], 1, "has no file modules.json"),
     (["--port", "PORT"], 1, "the port is in use"),
     (["--metrics-port", "PORT"], 1, "for metrics"),

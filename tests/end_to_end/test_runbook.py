@@ -1,7 +1,9 @@
 """The runbook: each symptom is provoked on a server, and changes the metrics that the page names for it."""
 
 import asyncio
+import datetime as dt
 import functools
+import itertools
 import os
 import re
 import signal
@@ -15,13 +17,16 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+import trustme
 from isogloss.v1 import embedding_pb2 as pb
 from isogloss.v1 import embedding_pb2_grpc
+from isogloss_server.clock import SystemClock
 from isogloss_server.engine import local_embedder
 from isogloss_server.engine.monitoring import CHECKS, State
 from isogloss_server.models.providers.embedder import FAILURES_TO_OPEN
 
 from tests.end_to_end.test_unread_stderr import SERVE, full_pipe, wait_for
+from tests.support.certificates import HOST, ServerFiles, issue
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.gated_model import GatedModel
@@ -201,6 +206,21 @@ def limiting_rate() -> Iterator[Scrapes]:
     return failing_provider(429)
 
 
+def changing_certificates() -> Iterator[Scrapes]:
+    """A certificate that is replaced, first by a file that is none."""
+    authority = trustme.CA()
+    expires_soon = dt.datetime.now(dt.UTC) + dt.timedelta(days=2)
+    files = ServerFiles(FOLDER[-1], issue(authority, HOST, not_after=expires_soon))
+    certificates = files.load(SystemClock())
+    scrapes = [Scrape.of_this_process()]
+    for issued in ((b"damaged", b"damaged"), issue(authority, HOST)):
+        files.write(issued)
+        certificates.check()  # a change is loaded when it is found a second time
+        certificates.check()
+        scrapes.append(Scrape.of_this_process())
+    yield from itertools.pairwise(scrapes)
+
+
 def redis_down() -> Iterator[Scrapes]:
     """A Redis that nobody serves, beside a server without one."""
     with ExitStack() as stack:
@@ -239,6 +259,7 @@ SYMPTOMS: dict[str, Sequence[Callable[[], Iterator[Scrapes]]]] = {
     "A model does not serve": [starting, refusing_key, stalled, draining],
     "Calls fail with INTERNAL": [raising],
     "Memory is full": [full_memory, full_cache],
+    "Certificates expire or cannot be loaded": [changing_certificates],
     "A provider is down": [unavailable, refusing_key, limiting_rate],
     "Redis is down": [redis_down],
     "Lines are missing in the log": [unread_log],

@@ -1,4 +1,4 @@
-"""Time: the server uses the monotonic clock only."""
+"""Time: the server uses the monotonic clock, and the date only for log lines and for the expiry of credentials."""
 
 import ast
 from pathlib import Path
@@ -8,18 +8,21 @@ import pytest
 
 PACKAGE = Path(isogloss_server.__file__).parent
 WALL = {"datetime": {"logs.py"}}  # log lines have a timestamp, which has no other use
-MONOTONIC = {"monotonic", "sleep"}  # asyncio.sleep uses the monotonic clock of the event loop
+CLOCKS = {"monotonic", "sleep", "time"}  # asyncio.sleep uses the monotonic clock of the event loop
+DATED = ("clock.py", "security/")  # certificates and keys expire at a date
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_only_the_log_reads_the_wall_clock(file: Path) -> None:
-    """No deadline, watchdog or expiry depends on the date of the machine, which only the log reads."""
+def test_only_the_log_and_credentials_depend_on_the_date(file: Path) -> None:
+    """No deadline, watchdog or lifetime of the server's own depends on the date of the machine."""
     tree = ast.parse(file.read_text())
     name = str(file.relative_to(PACKAGE))
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     for module, files in WALL.items():
         assert module not in modules or name in files
+    dated = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "unix_s"]
+    assert not dated or name.startswith(DATED)
     if "time" in modules:
         assert name == "clock.py"
         used = {
@@ -27,4 +30,4 @@ def test_only_the_log_reads_the_wall_clock(file: Path) -> None:
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time"
         }
-        assert used <= MONOTONIC
+        assert used <= CLOCKS

@@ -1,17 +1,24 @@
 import asyncio
+import contextlib
 import re
 import socket
+import ssl
 import threading
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
+import trustme
 from isogloss_server import metrics
 from isogloss_server.clock import SystemClock
 
+from tests.support.certificates import HOST, ServerFiles, issue
 from tests.support.manual_clock import ManualClock
 
 UNITS = ("_seconds", "_bytes", "_tokens", "_texts")
 GAUGES_WITHOUT_UNIT = {"calls_in_flight", "batcher_threads", "model_state", "draining", "tasks"}
+AUTHORITY, OTHER = trustme.CA(), trustme.CA()
 
 
 def value_of(name: str) -> float:
@@ -42,11 +49,14 @@ async def test_metrics_are_served_on_another_thread() -> None:
     assert {"isogloss_tasks", "process_resident_memory_bytes", "process_open_fds"} <= names
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"])
-def test_a_connection_of_the_metrics_ends_after_its_time(sent: bytes) -> None:
-    """A peer that does not finish its request does not keep a thread, whatever it has sent."""
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("sent", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01"])
+def test_a_connection_of_the_metrics_ends_after_its_time(sent: bytes, tls: bool, tmp_path: Path) -> None:
+    """A peer that does not finish its request, or its handshake, does not keep a thread, whatever it has sent."""
     clock = ManualClock()
-    with socket.create_connection(("127.0.0.1", metrics.serve("127.0.0.1", 0, clock)), timeout=30) as connection:
+    context = ServerFiles(tmp_path, issue(AUTHORITY, HOST)).load(clock).context if tls else None
+    port = metrics.serve("127.0.0.1", 0, clock, context)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(sent)
         while not handlers():  # the connection is accepted
             pass
@@ -94,6 +104,54 @@ def test_names_follow_the_conventions_of_prometheus(row: metrics.Row) -> None:
     if row.kind in {"gauge", "histogram"}:
         name = row.name.removeprefix(metrics.PREFIX)
         assert name.endswith(UNITS) or name in GAUGES_WITHOUT_UNIT or name.endswith("_breaker_open")
+
+
+def trusting(authority: trustme.CA, client: trustme.LeafCert | None = None) -> ssl.SSLContext:
+    """Returns the context of a client that trusts an authority."""
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    if client is not None:
+        client.configure_cert(context)
+    return context
+
+
+def scrape(port: int, context: ssl.SSLContext) -> bytes:
+    """Returns the metrics over TLS."""
+    with urllib.request.urlopen(f"https://127.0.0.1:{port}/metrics", timeout=30, context=context) as response:
+        return bytes(response.read())
+
+
+def test_metrics_over_tls_follow_the_certificate(tmp_path: Path) -> None:
+    """Each new connection gets the present certificate; a client that does not trust it gets nothing."""
+    files = ServerFiles(tmp_path, issue(AUTHORITY, HOST))
+    certificates = files.load(SystemClock())
+    port = metrics.serve("127.0.0.1", 0, SystemClock(), certificates.context)
+    assert b"isogloss_tasks" in scrape(port, trusting(AUTHORITY))
+    files.write(issue(OTHER, HOST))
+    certificates.check()
+    certificates.check()
+    assert b"isogloss_tasks" in scrape(port, trusting(OTHER))
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        scrape(port, trusting(AUTHORITY))
+
+
+def test_metrics_over_tls_have_no_plain_text(tmp_path: Path) -> None:
+    """A request in plain text is not answered."""
+    certificates = ServerFiles(tmp_path, issue(AUTHORITY, HOST)).load(SystemClock())
+    port = metrics.serve("127.0.0.1", 0, SystemClock(), certificates.context)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert b"isogloss" not in connection.recv(4096)  # an alert of TLS, or nothing
+
+
+def test_metrics_over_mutual_tls_need_a_client_certificate(tmp_path: Path) -> None:
+    """With an authority of clients, only a client with one of its certificates can read the metrics."""
+    certificates = ServerFiles(tmp_path, issue(AUTHORITY, HOST), OTHER).load(SystemClock())
+    port = metrics.serve("127.0.0.1", 0, SystemClock(), certificates.context)
+    assert b"isogloss_tasks" in scrape(port, trusting(AUTHORITY, OTHER.issue_cert("scraper")))
+    for client in (None, AUTHORITY.issue_cert("scraper")):
+        with pytest.raises((urllib.error.URLError, ssl.SSLError, ConnectionError)):
+            scrape(port, trusting(AUTHORITY, client))
 
 
 def handlers() -> list[threading.Thread]:

@@ -24,6 +24,10 @@ class ManualClock:
         """Returns the current time."""
         return self.now_s
 
+    def unix_s(self) -> float:
+        """Returns the current time, as if the clock counted from 1970."""
+        return self.now_s
+
     async def sleep(self, seconds: float) -> None:
         """Returns after `seconds` of this clock's time."""
         self.requested_sleeps_s.append(seconds)

@@ -43,6 +43,7 @@ class RunningCall:
         self.metadata: Metadata = (*metadata(options), (REQUEST_ID_TRAILER, self.request_id))
         self.wait_for_ready = wait_for_ready
         self._target = options.target
+        self._tls = options.tls
         self._timeout_s = timeout_s
         self._end_s = time.monotonic() + timeout_s
         self.repeats = attempts > 1
@@ -108,7 +109,8 @@ class RunningCall:
             return self._expired(reached=reached)
         if error.code == "UNAVAILABLE" and not error.reason:
             lead = f"lost the connection to {self._target}" if reached else f"cannot connect to {self._target}"
-            return error.replaced(f"{lead}: {connection_problem(error.message)}", request_id=self.request_id)
+            problem = connection_problem(error.message, tls=self._tls)
+            return error.replaced(f"{lead}: {problem}", request_id=self.request_id)
         if error.code == "CANCELLED" and not error.reason:
             message = f"{self._target} ended the call without a reason; it may be stopping, or have too many calls"
             return error.replaced(message, request_id=self.request_id, retryable=True)

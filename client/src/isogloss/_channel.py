@@ -31,7 +31,9 @@ def address(options: ClientOptions) -> str:
 
 def arguments(options: ClientOptions) -> list[tuple[str, int | str]]:
     """Returns the channel arguments for `options`."""
+    override = [] if options.server_name is None else [("grpc.ssl_target_name_override", options.server_name)]
     return [
+        *override,
         ("grpc.primary_user_agent", f"isogloss-python/{__version__}"),
         # All addresses of a name in turn. No retry policy: RunningCall repeats requests, for longer than gRPC can.
         ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
@@ -63,4 +65,8 @@ def metadata(options: ClientOptions) -> tuple[tuple[str, str], ...]:
 
 
 def _credentials(options: ClientOptions) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(root_certificates=options.root_certificates)
+    return grpc.ssl_channel_credentials(
+        root_certificates=options.root_certificates,
+        private_key=options.client_key,
+        certificate_chain=options.client_certificate,
+    )

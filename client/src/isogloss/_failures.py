@@ -17,6 +17,10 @@ from isogloss.wire.status import (
 # Words in gRPC's text of a failed connection -> the problem. They only choose the words of a message: how an error is
 # handled depends on its status.
 CLOSED = "the server closed the connection; it may be stopping, or require ClientOptions.tls"
+CLOSED_TLS = (
+    "the server closed the connection; it may be stopping, or require a client certificate "
+    "(ClientOptions.client_certificate) of an authority that it trusts"
+)
 CONNECTION_PROBLEMS = (
     ("connection refused", "connection refused, so nothing listens there"),
     ("domain name not found", "the host name cannot be resolved"),
@@ -24,9 +28,14 @@ CONNECTION_PROBLEMS = (
     ("errors resolving", "the host name cannot be resolved"),
     ("no such file", "the socket does not exist"),
     ("wrong_version_number", "the server does not use TLS, but ClientOptions.tls is set"),
+    ("certificate has expired", "the server's certificate has expired, or the date of this machine is wrong"),
     ("certificate_verify_failed", "the server's certificate is not trusted; see ClientOptions.root_certificates"),
     ("peer certificate", "the server's certificate is for another host name"),
     ("hostname verification", "the server's certificate is for another host name"),
+    (
+        "failed to create security handshaker",
+        "ClientOptions.client_key does not belong to client_certificate, or gRPC does not support its kind",
+    ),
     ("failed parsing http/2", "the server there does not use gRPC"),
     ("unreachable", "the network is unreachable"),
     ("no route to host", "the network is unreachable"),
@@ -39,11 +48,12 @@ CONNECTION_PROBLEMS = (
 )
 
 
-def connection_problem(text: str) -> str:
+def connection_problem(text: str, *, tls: bool) -> str:
     """Returns the problem in gRPC's text of a failed connection, or the end of the text if it is unknown."""
     lower = text.lower()
     known = (problem for words, problem in CONNECTION_PROBLEMS if words in lower)
-    return next(known, text.rpartition("last error: ")[2])
+    problem = next(known, text.rpartition("last error: ")[2])
+    return CLOSED_TLS if tls and problem == CLOSED else problem
 
 
 def from_rpc_error(failure: grpc.RpcError) -> IsoglossError:

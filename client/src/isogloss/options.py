@@ -3,6 +3,7 @@
 import ipaddress
 import math
 import re
+import ssl
 from dataclasses import dataclass, field
 
 MEBIBYTE = 2**20
@@ -11,6 +12,11 @@ MAX_PORT = 2**16 - 1
 IP_SCHEMES = frozenset({"dns", "ipv4", "ipv6"})
 SCHEMES = IP_SCHEMES | {"unix", "unix-abstract", "vsock", "xds", "google-c2p"}
 ADDRESS = re.compile(r"(?P<host>\[[^\[\]/@]+\]|[^\[\]:/@?#\s]+):(?P<port>[0-9]{1,9})")
+
+TLS_FIELDS = ("root_certificates", "client_certificate", "client_key", "server_name")
+# PKCS#8, PKCS#1 and SEC1. Encrypted keys differ in the first line, or have a header before the data.
+PRIVATE_KEY = re.compile(rb"-----BEGIN ((RSA|EC) )?PRIVATE KEY-----\s+[A-Za-z0-9+/]+=*\s")
+SERVER_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -42,6 +48,15 @@ def _is_loopback_ip(host: str) -> bool:
         return False
 
 
+def _are_certificates(pem: bytes) -> bool:
+    try:
+        # Text around certificates may be UTF-8.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii", "backslashreplace"))
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions:
     """Connection settings of a client. The defaults suit a server on the same machine.
@@ -51,7 +66,13 @@ class ClientOptions:
             "ipv4:10.0.0.1:50051,10.0.0.2:50051"), but not a URL. Requests go to all addresses of a name in turn (round
             robin).
         tls: Encrypt the connection, and check the server's certificate against its host name.
-        root_certificates: Certificate authorities to trust, in PEM; None selects those shipped with gRPC. Needs tls.
+        root_certificates: Certificate authorities to trust, in PEM; None selects those shipped with gRPC. Needs tls,
+            like the next three.
+        client_certificate: Certificate of this client in PEM, followed by those between it and the root, for servers
+            that require one. Needs client_key.
+        client_key: Private key of the client certificate in PEM, not encrypted.
+        server_name: Name to check the server's certificate against, and to send as the authority, instead of the host
+            in target; for tests and tunnels.
         api_key: Sent with every call as `authorization: Bearer KEY`; None sends none. Without tls, the network can
             read it.
         timeout_s: Time limit in seconds for a whole call, including retries and all parts of a split call.
@@ -77,6 +98,9 @@ class ClientOptions:
     target: str = "localhost:50051"
     tls: bool = False
     root_certificates: bytes | None = field(default=None, repr=False)
+    client_certificate: bytes | None = field(default=None, repr=False)
+    client_key: bytes | None = field(default=None, repr=False)
+    server_name: str | None = None
     api_key: str | None = field(default=None, repr=False)
     timeout_s: float = 60.0
     attempts: int = 4
@@ -89,8 +113,7 @@ class ClientOptions:
     def __post_init__(self) -> None:
         self._check_types()
         self._check_target()
-        if self.root_certificates is not None and not self.tls:
-            raise ValueError("root_certificates requires tls=True")
+        self._check_tls()
         # Checked here because the error of grpc, raised by the first call, quotes the key.
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise ValueError("api_key must consist of printable ASCII characters and must not be empty")
@@ -104,7 +127,14 @@ class ClientOptions:
 
     def _check_types(self) -> None:
         required = {"target": str, "tls": bool, "wait_for_ready": bool}
-        optional = {"root_certificates": bytes, "api_key": str, "http_proxy": bool}
+        optional = {
+            "root_certificates": bytes,
+            "client_certificate": bytes,
+            "client_key": bytes,
+            "server_name": str,
+            "api_key": str,
+            "http_proxy": bool,
+        }
         for name, expected in (required | optional).items():
             value = getattr(self, name)
             if not isinstance(value, expected) and (value is not None or name in required):
@@ -125,6 +155,23 @@ class ClientOptions:
                 raise ValueError(f"target {form}, not {self.target!r}; for TLS, set tls=True")
             if not 1 <= int(found["port"]) <= MAX_PORT:
                 raise ValueError(f"target must have a port between 1 and {MAX_PORT}, not {found['port']}")
+
+    def _check_tls(self) -> None:
+        for name in TLS_FIELDS:
+            if getattr(self, name) is not None and not self.tls:
+                raise ValueError(f"{name} requires tls=True")
+        for name, other in (("client_certificate", "client_key"), ("client_key", "client_certificate")):
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise ValueError(f"{name} requires {other}")
+        # Checked here because gRPC reports no cause: each call would fail as if the server were not reachable.
+        for name in ("root_certificates", "client_certificate"):
+            pem = getattr(self, name)
+            if pem is not None and not _are_certificates(pem):
+                raise ValueError(f"{name} must consist of certificates in PEM")
+        if self.client_key is not None and not PRIVATE_KEY.search(self.client_key):
+            raise ValueError("client_key must be a private key in PEM, not encrypted")
+        if self.server_name is not None and not SERVER_NAME.fullmatch(self.server_name):
+            raise ValueError(f"server_name must be a host name, not {self.server_name!r}")
 
     def _check_range(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)

@@ -22,6 +22,7 @@ from isogloss_server.engine.shared_cache import SharedCache
 from isogloss_server.errors import CacheSetupError, ListenError
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.rpc.server import Server
+from isogloss_server.security import tls
 from isogloss_server.settings.declarations import Settings, model_name_and_source
 
 # With Python's default of 5 ms, numpy work on another thread would delay every call, health checks included.
@@ -63,18 +64,23 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     asyncio.get_running_loop().set_exception_handler(_log_unhandled_error)
     signals = StopSignals()
     sources = dict(map(model_name_and_source, settings.model))
+    certificates = tls.load(settings, clock)
     registry = Registry(tuple(sources))
     executor = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, registry.report)
     cache = _cache(settings, clock, partial(registry.report_degraded, "cache"))
-    server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock)
+    server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock, certificates)
     port = await server.start()
     logs.debug("listening", address=system.address(settings.host, port))
     try:
         if settings.metrics_port is not None:
             metrics.watch_tasks(asyncio.get_running_loop())
             metrics.DRAINING.set_function(lambda: registry.draining)
-            metrics_port = metrics.serve(settings.host, settings.metrics_port, clock)
-            logs.info("serving metrics", url=f"http://{system.address(settings.host, metrics_port)}/metrics")
+            context = None if certificates is None else certificates.context
+            metrics_port = metrics.serve(settings.host, settings.metrics_port, clock, context)
+            scheme = "https" if settings.uses_tls else "http"
+            logs.info("serving metrics", url=f"{scheme}://{system.address(settings.host, metrics_port)}/metrics")
+        if certificates is not None:
+            certificates.start()
         cache.start()
         loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
         if not await _finished_before(loading, signals.first):
@@ -91,6 +97,8 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
             return await _drain(server, registry, settings, signals)
     finally:
         await server.stop(None)
+        if certificates is not None:
+            certificates.close()
         registry.close()
         await cache.close()
         executor.close()

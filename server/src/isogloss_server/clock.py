@@ -8,10 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Monotonic time in seconds since an arbitrary moment."""
+    """Monotonic time in seconds since an arbitrary moment, and the date."""
 
     def monotonic_s(self) -> float:
         """Returns the seconds since the moment that the clock counts from."""
+        ...
+
+    def unix_s(self) -> float:
+        """Returns the seconds since the beginning of 1970, UTC, which may jump when the machine's clock is set."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -20,9 +24,10 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The monotonic clock of the operating system."""
+    """The clocks of the operating system."""
 
     monotonic_s = staticmethod(time.monotonic)  # the C function itself: it is called many times a request
+    unix_s = staticmethod(time.time)
 
     async def sleep(self, seconds: float) -> None:
         """Returns after `seconds` seconds."""

@@ -6,8 +6,9 @@ import functools
 import platform
 import socket
 import socketserver
+import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -345,11 +346,12 @@ class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, clock: Clock) -> None:
-        """Listens on the address; raises OSError."""
+    def __init__(self, host: str, port: int, clock: Clock, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
+        """Listens on the address; raises OSError. With `tls`, each connection uses the context that it returns."""
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self.address_family = family
         self._clock = clock
+        self._tls = tls
         self._open: dict[socket.socket, float] = {}  # the connections in order, with the moment at which each expires
         super().__init__((str(address[0]), port), _Handler)
         self.set_app(make_wsgi_app(REGISTRY))
@@ -359,6 +361,17 @@ class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accepts a connection; the thread of the connection makes the handshake of TLS, with its first read."""
+        connection, address = super().get_request()
+        if self._tls is None:
+            return connection, address
+        try:
+            return self._tls().wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+        except OSError:  # the peer has closed the connection already
+            connection.close()
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts the thread of a connection; closes the oldest one if there are too many."""
@@ -386,7 +399,7 @@ class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
         """Makes the reads and writes of a connection's thread fail, so that it ends."""
         self._open.pop(connection, None)
         with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of TLS too, whose state its thread is using
 
 
 class _Handler(WSGIRequestHandler):
@@ -394,13 +407,14 @@ class _Handler(WSGIRequestHandler):
         """Does nothing: scrapes are not logged."""
 
 
-def serve(host: str, port: int, clock: Clock) -> int:
+def serve(host: str, port: int, clock: Clock, tls: Callable[[], ssl.SSLContext] | None = None) -> int:
     """Serves all metrics at /metrics, in Prometheus' text format, on threads of its own.
 
     Args:
         host: The address to listen on.
         port: The port to listen on; 0 for any free port.
         clock: Bounds the time of a connection.
+        tls: Returns the context of TLS for each new connection; None for plain text.
 
     Returns:
         The port.
@@ -409,7 +423,7 @@ def serve(host: str, port: int, clock: Clock) -> int:
         ListenError: The server cannot listen on the address.
     """
     try:
-        server = MetricsServer(host, port, clock)
+        server = MetricsServer(host, port, clock, tls)
     except OSError as error:
         where = system.address(host, port)
         raise ListenError(f"cannot listen on {where} for metrics: {error.strerror}") from error

@@ -20,6 +20,8 @@ EPILOG = """\
 environment:
   ISOGLOSS_SERVER   address of the server, if --server is not given
   ISOGLOSS_API_KEY  API key; there is no flag for it, because other users of the machine can read the arguments
+  ISOGLOSS_TLS      1 for --tls; also ISOGLOSS_ROOT_CERTIFICATES, ISOGLOSS_CLIENT_CERTIFICATE, ISOGLOSS_CLIENT_KEY and
+                    ISOGLOSS_SERVER_NAME for the flags of these names
   NO_COLOR          disables colours, if --color is not given
 
 exit codes: 0 for success, 2 for wrong usage, 1 for other errors, 130 after Ctrl-C
@@ -33,8 +35,18 @@ SOURCES = {
     "target": "--server (or ISOGLOSS_SERVER)",
     "api_key": "ISOGLOSS_API_KEY",
     "timeout_s": "--timeout-s",
-    "root_certificates": "--root-certificates",
+    "root_certificates": "--root-certificates (or ISOGLOSS_ROOT_CERTIFICATES)",
+    "client_certificate": "--client-certificate (or ISOGLOSS_CLIENT_CERTIFICATE)",
+    "client_key": "--client-key (or ISOGLOSS_CLIENT_KEY)",
+    "server_name": "--server-name (or ISOGLOSS_SERVER_NAME)",
 }
+# Flags that imply --tls, and that a variable can replace; those with a file -> its contents, for the help.
+TLS_FILES = {
+    "root_certificates": "certificate authorities to trust",
+    "client_certificate": "certificate of this client",
+    "client_key": "private key of that certificate",
+}
+TLS_VARIABLE = "ISOGLOSS_TLS"
 
 
 class UsageError(Exception):
@@ -183,20 +195,21 @@ def options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Cl
 
     Raises:
         UsageError: A value is out of range; the message names its flag or variable.
-        OSError: The file of --root-certificates cannot be read.
+        OSError: A file of TLS cannot be read.
     """
-    authorities = arguments.root_certificates
+    files = {name: getattr(arguments, name) for name in TLS_FILES}
+    contents = {name: file.read_bytes() for name, file in files.items() if file is not None}
     try:
         return ClientOptions(
             target=arguments.server,
-            tls=arguments.tls or authorities is not None,
-            root_certificates=None if authorities is None else authorities.read_bytes(),
+            tls=arguments.tls or bool(contents) or arguments.server_name is not None,
+            **contents,
+            server_name=arguments.server_name,
             api_key=environment.get("ISOGLOSS_API_KEY") or None,
             timeout_s=arguments.timeout_s,
         )
     except ValueError as error:
-        field, _, problem = str(error).partition(" ")
-        raise UsageError(f"{SOURCES.get(field, field)} {problem}") from None
+        raise UsageError(" ".join(SOURCES.get(word, word) for word in str(error).split(" "))) from None
 
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -214,11 +227,15 @@ def _common(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     group = common.add_argument_group("server and output")
     server = environment.get("ISOGLOSS_SERVER") or SERVER
     group.add_argument("--server", default=server, metavar="HOST:PORT", help="its address (default: %(default)s)")
-    group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
-    authorities = group.add_argument(
-        "--root-certificates", type=Path, metavar="FILE", help="certificate authorities, in PEM; implies --tls"
-    )
-    _complete_files(authorities)
+    tls = environment.get(TLS_VARIABLE, "") not in {"", "0"}
+    group.add_argument("--tls", action="store_true", default=tls, help="encrypt, and check the server's certificate")
+    for name, contents in TLS_FILES.items():
+        flag, file = f"--{name.replace('_', '-')}", environment.get(f"ISOGLOSS_{name.upper()}") or None
+        help_text = f"{contents}, in PEM; implies --tls"
+        _complete_files(group.add_argument(flag, type=Path, default=file, metavar="FILE", help=help_text))
+    server_name = environment.get("ISOGLOSS_SERVER_NAME") or None
+    line = "name in the server's certificate, if it is not the host of --server; implies --tls"
+    group.add_argument("--server-name", default=server_name, metavar="NAME", help=line)
     group.add_argument(
         "--timeout-s",
         type=_number,

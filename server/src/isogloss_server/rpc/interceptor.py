@@ -32,6 +32,7 @@ from isogloss_server.rpc.call_memory import (
 )
 from isogloss_server.rpc.codec import parse
 from isogloss_server.rpc.status import to_status
+from isogloss_server.security.tls import client_name
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_SMALL_REQUEST_BYTES = 64 * 1024  # of health checks and reflection, which name a model, a service or a file
@@ -76,11 +77,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     same, but so a call is refused before its request is read, and the time that the request takes is limited.
     """
 
-    def __init__(self, service: str, clock: Clock, memory: CallMemory, *, access_log: bool) -> None:
+    def __init__(
+        self, service: str, clock: Clock, memory: CallMemory, *, access_log: bool, client_certificates: bool = False
+    ) -> None:
+        """Takes names of callers from their certificates if `client_certificates`."""
         self._prefix = f"/{service}/"
         self._clock = clock
         self._memory = memory
         self._access_log = access_log
+        self._client_certificates = client_certificates
         self._wrapped: dict[str, Handler] = {}
         self._outcomes: dict[str, metrics.Outcomes] = {}
         self._calls: set[asyncio.Task[Any]] = set()  # of all services
@@ -214,6 +219,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         remaining_s: float | None = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else began_s + remaining_s
         call = CallContext(context, method, _request_id(context.invocation_metadata()), deadline_s)
+        if self._client_certificates:
+            call.caller = client_name(context.auth_context())
         identity = (REQUEST_ID_TRAILER, call.request_id)
         code, reason, outcomes = "INTERNAL", "", self._outcomes[method]
         context.set_trailing_metadata((identity,))

@@ -22,10 +22,12 @@ from isogloss_server.rpc.health import StandardHealth
 from isogloss_server.rpc.interceptor import CallInterceptor
 from isogloss_server.rpc.service import EmbeddingService
 from isogloss_server.rpc.stream import StreamWindow
+from isogloss_server.security.tls import Certificates
 from isogloss_server.settings.declarations import Settings
 
 SERVICE = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
 CLOSE_S = 0.5  # time for the peers of idle connections to learn that the server closes them
+HANDSHAKE_S = 20.0  # time in which a new connection must begin to use HTTP/2, the handshake of TLS included
 MAX_REFUSAL_S = 1.0  # time for callers to notice that the server is stopping, before connections are closed
 LAST_STATUS_S = 0.2  # time for the statuses of calls that are ended to arrive
 # Calls that have arrived and have not begun, of each method: about 11 KiB each. Beyond it, gRPC cancels calls without a
@@ -46,6 +48,7 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 60_000),  # closes connections whose peer has vanished
         ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(HANDSHAKE_S)),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_connection_calls),
         # By default, gRPC refuses calls also below that number, if earlier ones have ended only for their caller.
@@ -71,8 +74,15 @@ class Server:
     """Serves a pipeline over gRPC on one address."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, pipeline: Pipeline, executor: Executor, clock: Clock
+        self,
+        settings: Settings,
+        registry: Registry,
+        pipeline: Pipeline,
+        executor: Executor,
+        clock: Clock,
+        certificates: Certificates | None = None,
     ) -> None:
+        """Serves plain text without `certificates`."""
         limits = CallLimits(
             max_bytes=settings.max_call_bytes,
             max_message_bytes=max_message_bytes(settings),
@@ -80,7 +90,14 @@ class Server:
             response_timeout_s=settings.response_timeout_s,
         )
         self._memory = CallMemory(limits, clock)
-        self._calls = CallInterceptor(SERVICE, clock, self._memory, access_log=settings.access_log)
+        self._certificates = certificates
+        self._calls = CallInterceptor(
+            SERVICE,
+            clock,
+            self._memory,
+            access_log=settings.access_log,
+            client_certificates=settings.tls_client_ca is not None,
+        )
         GRPC_LOG.addFilter(_is_problem)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[self._calls], options=options(settings))
@@ -103,7 +120,10 @@ class Server:
         check_free(host, port)
         address = system.address(host, port)
         try:
-            bound = self._grpc.add_insecure_port(address)
+            if self._certificates is None:
+                bound = self._grpc.add_insecure_port(address)
+            else:
+                bound = self._grpc.add_secure_port(address, self._certificates.credentials())
         except RuntimeError as error:
             raise ListenError(f"cannot listen on {address}: {error}") from error
         await self._grpc.start()

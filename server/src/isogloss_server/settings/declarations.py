@@ -234,6 +234,23 @@ class Settings(BaseSettings):
         le=7 * 86_400,
     )
 
+    tls_cert: Path | None = setting(
+        None,
+        "certificate of the server in PEM, followed by those between it and the root; with it, the ports use TLS; read "
+        "again when it changes",
+        section="security",
+        unit="FILE",
+    )
+    tls_key: Path | None = setting(
+        None, "private key of the certificate in PEM, not encrypted", section="security", unit="FILE"
+    )
+    tls_client_ca: Path | None = setting(
+        None,
+        "certificate authorities in PEM; with it, callers need a certificate of one of them",
+        section="security",
+        unit="FILE",
+    )
+
     max_queue_s: FiniteFloat = setting(
         30.0,
         "estimated seconds that other requests may delay a request to a model, half of it for BULK; beyond it, calls "
@@ -409,6 +426,11 @@ class Settings(BaseSettings):
         file = _read(Path(named[0])) if named else {}
         sources = [InitSettingsSource(settings_cls, values) for values in (flags, variables, file)]
         return tuple(sources)
+
+    @property
+    def uses_tls(self) -> bool:
+        """True if the ports use TLS."""
+        return self.tls_cert is not None
 
     @property
     def graph_cache_folder(self) -> Path | None:

@@ -16,7 +16,10 @@ from isogloss_server.settings.declarations import PREFIX, Settings
 
 MAX_ERRORS = 5  # in one message
 MAX_NAME_CHARACTERS = 80  # of an unknown setting, in a message
-CLIENT_VARIABLES = frozenset({"ISOGLOSS_SERVER", "ISOGLOSS_API_KEY"})
+CLIENT_VARIABLES = frozenset(
+    f"ISOGLOSS_{name}"
+    for name in ("SERVER", "API_KEY", "TLS", "ROOT_CERTIFICATES", "CLIENT_CERTIFICATE", "CLIENT_KEY", "SERVER_NAME")
+)
 KEY_VARIABLES = {"cohere": "CO_API_KEY", "openai": "OPENAI_API_KEY", "nvidia": "NVIDIA_API_KEY"}
 PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})  # of httpx, in either case
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")

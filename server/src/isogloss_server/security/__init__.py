@@ -1,0 +1,1 @@
+"""Security of the server: who may call it, and how much."""
