@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-extended coverage serve check bench soak fuzz proto docs model lock clean \
-	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-long \
+	test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream test-redis test-prometheus test-long \
 	sbom licences
 
 help: ## lists the commands
@@ -37,7 +37,7 @@ check: .venv/.development .venv-proto/.ready ## checks lint, types, layers, curr
 	$(BIN)/pytest -q tests/contract tests/test_house.py
 
 # The tests marked `live` call real providers, so no command runs them: pytest -m live.
-APART := not packages and not sentence_transformers and not upstream and not live and not redis and not long
+APART := not packages and not sentence_transformers and not upstream and not live and not redis and not prometheus and not long
 
 # Runs that count towards `make coverage`, the servers that they start included.
 COUNTED := $(BIN)/coverage run -m pytest -q
@@ -46,7 +46,7 @@ test: check ## runs check, then every test that needs no second environment
 	$(BIN)/coverage erase
 	$(COUNTED) -m "$(APART)" --ignore tests/contract --ignore tests/test_house.py
 
-test-all: test test-long test-redis coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## runs what CI runs: test, each group in an environment of its own, and coverage
+test-all: test test-long test-redis test-prometheus coverage test-packages test-client-lowest test-server-lowest test-sentence-transformers test-upstream ## runs what CI runs: test, each group in an environment of its own, and coverage
 
 coverage: .venv/.development ## reports the coverage of the last `make test` and later groups; fails if it is too low
 	-$(BIN)/coverage combine -q --append  # nothing to combine, if it ran before
@@ -84,6 +84,9 @@ test-upstream: .venv/.development .venv-upstream/.ready
 
 test-redis: .venv/.development .redis/.ready
 	NEED_REDIS=1 $(COUNTED) -m redis tests/redis
+
+test-prometheus: .venv/.development .prometheus/.ready
+	NEED_PROMETHEUS=1 $(COUNTED) -m prometheus tests/prometheus
 
 RESULTS := benchmarks/results
 WORKLOADS := single batch bulk trickle
@@ -126,7 +129,7 @@ model: .venv-sentence-transformers/.ready ## bundles a trained model (TRAINED=FO
 	.venv-sentence-transformers/bin/python training/card.py $(TRAINED) $(BUNDLED)
 
 clean: ## removes environments and caches
-	rm -rf .venv .venv-* .redis .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .redis .prometheus .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/uv: constraints/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -208,12 +211,19 @@ lock: .venv/bin/uv ## writes the versions of every environment, with hashes, to 
 		$(COMPILE) constraints/$$name.in -o constraints/$$name.txt || exit 1; \
 	done
 
-# Without a redis-server, unpacks Debian's package without installing it, which needs no rights and starts no service.
+# Without a redis-server or a Prometheus, unpacks Debian's package without installing it, which needs no rights and starts
+# no service.
 REDIS_DEBS := redis-server redis-tools libjemalloc2 liblzf1
+PROMETHEUS_DEBS := prometheus
+unpack = { apt-get -q download $(1) || { apt-get -q update && apt-get -q download $(1); }; } && \
+	for package in *.deb; do dpkg -x $$package . || exit 1; done && rm *.deb
 
 .redis/.ready:
 	mkdir -p .redis
-	command -v redis-server || { cd .redis && \
-		{ apt-get -q download $(REDIS_DEBS) || { apt-get -q update && apt-get -q download $(REDIS_DEBS); }; } && \
-		for package in *.deb; do dpkg -x $$package . || exit 1; done && rm *.deb; }
+	command -v redis-server || { cd .redis && $(call unpack,$(REDIS_DEBS)); }
+	@touch $@
+
+.prometheus/.ready:
+	mkdir -p .prometheus
+	command -v prometheus promtool || { cd .prometheus && $(call unpack,$(PROMETHEUS_DEBS)); }
 	@touch $@

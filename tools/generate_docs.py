@@ -1,4 +1,4 @@
-"""Generates the reference pages of docs/ from the code: settings, errors and contract.
+"""Generates the reference pages of docs/ from the code: settings, errors, metrics and contract.
 
 `python -m tools.generate_docs` writes the pages. With `--check` it writes nothing, and exits with status 1 if a page is
 not current.
@@ -13,6 +13,7 @@ from typing import Literal, get_args, get_origin
 from annotated_types import Ge, Le
 from isogloss import errors as client_errors
 from isogloss_server import errors as server_errors
+from isogloss_server import metrics
 from isogloss_server.rpc.status import code_of
 from isogloss_server.settings.declarations import PREFIX, Settings
 from pydantic.fields import FieldInfo
@@ -67,6 +68,17 @@ texts are sent, so that `request_id` is `None`.
 
 """
 
+METRICS = """\
+# Metrics
+
+`--metrics-port` serves these metrics at `/metrics`, in Prometheus' text format or OpenMetrics. A histogram has the
+suffixes `_bucket`, `_sum` and `_count`. No label has a value that a caller chooses: models are those that the server
+serves, under their names in `--model`; codes are the statuses of gRPC, and reasons those of [errors.md](errors.md).
+[runbook.md](runbook.md) describes what to look at when something is wrong.
+
+"""
+PROCESS_SECTION = "Process"
+
 
 def settings_page() -> str:
     """Returns docs/settings.md: a table of all settings."""
@@ -111,12 +123,36 @@ def errors_page() -> str:
     )
 
 
+def metrics_page() -> str:
+    """Returns docs/metrics.md: a table of the metrics of each section, and of those of the process."""
+    declared = [*metrics.TABLE, *_process_metrics()]
+    text = [GENERATED.format(source="server/src/isogloss_server/metrics.py"), METRICS.rstrip("\n"), "\n"]
+    for section in dict.fromkeys(row.section for row in declared):
+        rows = [
+            (code(row.name), row.kind, ", ".join(map(code, row.labels)), prose(row.meaning))
+            for row in declared
+            if row.section == section
+        ]
+        text += [f"\n## {section}\n\n", table(("Metric", "Type", "Labels", "Meaning"), rows)]
+    return "".join(text)
+
+
+def _process_metrics() -> Iterator[metrics.Row]:
+    """Yields the metrics that prometheus-client collects by itself."""
+    for family in metrics.REGISTRY.collect():
+        if not family.name.startswith(metrics.PREFIX):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = tuple(dict.fromkeys(label for sample in family.samples for label in sample.labels))
+            yield metrics.Row(PROCESS_SECTION, name, family.type, labels, family.documentation)
+
+
 def pages() -> Mapping[Path, str]:
     """Returns the text of each generated page by its path."""
     contract = GENERATED.format(source="proto/isogloss/v1/embedding.proto") + contract_page()
     return {
         DOCS / "settings.md": settings_page(),
         DOCS / "errors.md": errors_page(),
+        DOCS / "metrics.md": metrics_page(),
         DOCS / "contract.md": contract,
     }
 

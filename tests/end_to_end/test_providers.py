@@ -143,8 +143,8 @@ def test_metrics_count_calls_texts_and_billed_tokens(fake: FakeProvider, stub: A
 def _metrics(url: str) -> Counter[str]:
     with urllib.request.urlopen(url, timeout=60) as answer:
         lines = answer.read().decode().splitlines()
-    counted = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#") and "_created" not in line]
-    return Counter({name: float(value) for name, value in counted if "isogloss_provider" in name})
+    counted = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+    return Counter({name: float(value) for name, value in counted if "isogloss_provider" in name and "_total" in name})
 
 
 def startup_error(*flags: str, env: dict[str, str | None], status: int) -> str:

@@ -57,6 +57,13 @@ def test_a_vector_does_not_depend_on_the_batch(
     assert worst <= (0 if HAS_AVX512 else BATCH_INVARIANCE[precision])
 
 
+@pytest.mark.parametrize("lengths", [[1], [5, 3, 9], [600, 700]])
+def test_positions_for_metrics_are_those_of_the_graph(minilm: Path, lengths: list[int]) -> None:
+    """The positions of a batch, for the efficiency of the packing, are the slots that the graph computes."""
+    given = np.array(lengths)
+    assert load(minilm).positions(given) == len(pack(given).slots) >= sum(lengths)
+
+
 @pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "distilbert"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 def test_each_family_has_the_vectors_of_the_numpy_reference(model_type: str, pooling: str, tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def test_damaged_values(redis: RedisServer, damage: Callable[[bytes], bytes]) ->
         redis.client.mset({name: damage(value) for name, value in redis.values().items()})
         answer = server.embed(TEXTS)
         assert (answer.timings.cached_rows, answer.embeddings.data == right) == (0, True)
-        assert server.metric('isogloss_cache_rows_total{level="shared",outcome="bad"}') == len(TEXTS)
+        assert server.metric('isogloss_cache_rows_total{level="shared",model="isogloss-static",outcome="bad"}') == len(
+            TEXTS
+        )
         until(lambda: all_hits(server))
 
 
@@ -161,7 +163,9 @@ def test_forged_values(redis: RedisServer, row: float) -> None:
             assert len(forged) == len(value)
             redis.client.set(name, forged)
         assert server.embed(TEXTS).embeddings.data == right
-        assert server.metric('isogloss_cache_rows_total{level="shared",outcome="bad"}') == len(TEXTS)
+        assert server.metric('isogloss_cache_rows_total{level="shared",model="isogloss-static",outcome="bad"}') == len(
+            TEXTS
+        )
         until(lambda: all_hits(server))
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -15,6 +16,8 @@ from isogloss_server.clock import SystemClock
 from tests.support.certificates import HOST, ServerFiles, issue
 from tests.support.manual_clock import ManualClock
 
+UNITS = ("_seconds", "_bytes", "_tokens", "_texts")
+GAUGES_WITHOUT_UNIT = {"calls_in_flight", "batcher_threads", "model_state", "draining", "tasks"}
 AUTHORITY, OTHER = trustme.CA(), trustme.CA()
 
 
@@ -77,6 +80,30 @@ def test_connections_beyond_the_limit_close_the_oldest() -> None:
         connection.close()
     while handlers():
         pass
+
+
+def test_the_table_has_every_metric_of_the_server() -> None:
+    """What is exposed under the prefix is in the table, and the reverse, with type, labels and meaning."""
+    exposed = {family.name: family for family in metrics.REGISTRY.collect() if family.name.startswith(metrics.PREFIX)}
+    declared = {row.name.removesuffix("_total").removesuffix("_info"): row for row in metrics.TABLE}
+    assert len(declared) == len(metrics.TABLE)
+    assert exposed.keys() == declared.keys()
+    for name, row in declared.items():
+        assert (exposed[name].type, exposed[name].documentation) == (row.kind, row.meaning)
+        given = {label for sample in exposed[name].samples for label in sample.labels} - {"le"}
+        assert row.kind == "info" or given <= set(row.labels)
+
+
+@pytest.mark.parametrize("row", metrics.TABLE, ids=lambda row: str(row.name))
+def test_names_follow_the_conventions_of_prometheus(row: metrics.Row) -> None:
+    """Counters end with _total, info metrics with _info, and others with their base unit if they have one."""
+    assert re.fullmatch(r"isogloss(_[a-z]+)+", row.name)
+    assert row.meaning.endswith(".")
+    assert row.name.endswith("_total") == (row.kind == "counter")
+    assert row.name.endswith("_info") == (row.kind == "info")
+    if row.kind in {"gauge", "histogram"}:
+        name = row.name.removeprefix(metrics.PREFIX)
+        assert name.endswith(UNITS) or name in GAUGES_WITHOUT_UNIT or name.endswith("_breaker_open")
 
 
 def trusting(authority: trustme.CA, client: trustme.LeafCert | None = None) -> ssl.SSLContext:

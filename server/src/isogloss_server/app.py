@@ -128,7 +128,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     port = await server.start()
     logs.debug("listening", address=system.address(settings.host, port))
     try:
-        _serve_metrics(settings, clock, security.certificates)
+        _serve_metrics(settings, registry, clock, security.certificates)
         cache.start()
         security.start(sources)
         loading = asyncio.ensure_future(_load(registry, sources, settings, executor, clock))
@@ -152,10 +152,11 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         executor.close()
 
 
-def _serve_metrics(settings: Settings, clock: Clock, certificates: Certificates | None) -> None:
+def _serve_metrics(settings: Settings, registry: Registry, clock: Clock, certificates: Certificates | None) -> None:
     if settings.metrics_port is None:
         return
     metrics.watch_tasks(asyncio.get_running_loop())
+    metrics.DRAINING.set_function(lambda: registry.draining)
     context = None if certificates is None else certificates.context
     port = metrics.serve(settings.host, settings.metrics_port, clock, context)
     scheme = "http" if certificates is None else "https"

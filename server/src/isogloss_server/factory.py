@@ -90,6 +90,8 @@ def load(
             watchdog_s=settings.watchdog_s,
             throughput=backlog.throughput,
             report=report,
+            name=name,
+            positions=loaded.positions,
         )
     embedder = LocalEmbedder(
         loaded.model,

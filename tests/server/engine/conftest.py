@@ -1,6 +1,7 @@
 """Fixture of the tests of the batcher."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from isogloss_server.clock import Clock
@@ -27,6 +28,7 @@ def make_batcher() -> Iterator[Callable[..., Batcher]]:
         tokens: int = 1000,
         report: Report = ignore_report,
         throughput: Throughput | None = None,
+        **measured: Any,
     ) -> Batcher:
         made.append(
             Batcher(
@@ -38,6 +40,7 @@ def make_batcher() -> Iterator[Callable[..., Batcher]]:
                 watchdog_s=WATCHDOG_S,
                 throughput=throughput or new_throughput(),
                 report=report,
+                **measured,
             )
         )
         return made[-1]

@@ -21,6 +21,7 @@ from isogloss_server.system import COMPUTING_NICE
 from tests.support.gated_model import WATCHDOG_S, GatedModel, batch_of, occupy, row_of
 from tests.support.in_process import new_throughput
 from tests.support.manual_clock import ManualClock
+from tests.support.scrape import Scrape
 
 INTERACTIVE, BULK = Urgency(), Urgency(Priority.BULK)
 
@@ -34,6 +35,21 @@ async def test_rows_are_in_the_order_of_the_texts(make_batcher: Callable[..., Ba
     assert computed.rows.dtype == np.float32
     assert sorted(text for batch in model.batches for text in batch) == sorted(texts)
     assert len(model.batches) == len(computed.spans) > 2
+
+
+async def test_batches_are_measured_with_and_without_padding(make_batcher: Callable[..., Batcher]) -> None:
+    """Each batch counts its texts, its tokens and the positions that the model computes for them, and its time."""
+    model = GatedModel(gated=True)
+    batcher = make_batcher(model, threads=1, name="padded", positions=lambda lengths: len(lengths) * int(lengths.max()))
+    calls = [await occupy(batcher, model), batcher.submit(batch_of([1], [2, 2], [3, 3, 3, 3]), INTERACTIVE)]
+    model.release(2)
+    await asyncio.gather(*calls)
+    scrape, labels = Scrape.of_this_process(), '{model="padded"}'
+    assert scrape.value(f"isogloss_batch_texts_sum{labels}") == 1 + 3
+    assert scrape.value(f"isogloss_batch_tokens_sum{labels}") == 1 + 7
+    assert scrape.value(f"isogloss_batch_positions_total{labels}") == 1 + 3 * 4
+    assert scrape.value(f"isogloss_batch_duration_seconds_count{labels}") == 2
+    assert scrape.value(f"isogloss_batcher_threads{labels}") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a nice value is that of a thread only on Linux")

@@ -181,7 +181,7 @@ async def test_a_row_error_counts_as_a_miss() -> None:
     from isogloss_server import metrics
 
     def rows(outcome: str) -> float:
-        labels = {"level": "memory", "outcome": outcome}
+        labels = {"model": "", "level": "memory", "outcome": outcome}
         return metrics.REGISTRY.get_sample_value("isogloss_cache_rows_total", labels) or 0.0
 
     before = {outcome: rows(outcome) for outcome in ("hit", "joined", "miss")}

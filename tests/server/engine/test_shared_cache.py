@@ -115,7 +115,8 @@ def store() -> DictStore:
 
 
 def counted(level: str, outcome: str) -> float:
-    return metrics.REGISTRY.get_sample_value("isogloss_cache_rows_total", {"level": level, "outcome": outcome}) or 0.0
+    labels = {"model": "", "level": level, "outcome": outcome}
+    return metrics.REGISTRY.get_sample_value("isogloss_cache_rows_total", labels) or 0.0
 
 
 def errors(operation: str) -> float:

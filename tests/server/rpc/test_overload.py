@@ -35,7 +35,7 @@ def overload_error(error: grpc.aio.AioRpcError) -> tuple[str, float, dict[str, A
 
 def rejected_calls() -> float:
     labels = {"model": "test", "priority": "interactive"}
-    return metrics.REGISTRY.get_sample_value("isogloss_refused_calls_total", labels) or 0.0
+    return metrics.REGISTRY.get_sample_value("isogloss_admission_refusals_total", labels) or 0.0
 
 
 async def rejection(call: Any) -> tuple[str, float, dict[str, Any]]:
@@ -56,7 +56,8 @@ async def test_a_full_queue_rejects_calls_with_a_retry_delay() -> None:
         assert (reason, retry_s, trailers["grpc-retry-pushback-ms"]) == ("OVERLOADED", 5.0, "5000")
         assert (await stub.Health(pb.HealthRequest())).models[0].queued_texts == 10
         assert rejected_calls() == before + 1
-        assert metrics.REGISTRY.get_sample_value("isogloss_queue_tokens", {"model": "test"}) == 100
+        labels = {"model": "test", "priority": "interactive"}
+        assert metrics.REGISTRY.get_sample_value("isogloss_queue_tokens", labels) == 100
         embedder.open.set()
         assert [len(response.embeddings.data) for response in await asyncio.gather(*admitted)] == [16] * 10
         await stub.Embed(pb.EmbedRequest(texts=[TEXT]))

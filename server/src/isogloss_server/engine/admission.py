@@ -155,6 +155,14 @@ class Admission:
         """Tokens of requests that wait or are computed, estimated until they are known."""
         return math.ceil(sum(slot.tokens for slot in self._slots))
 
+    def queued_tokens(self, priority: Priority) -> int:
+        """Returns the part of `tokens` that one priority has; safe from any thread."""
+        return math.ceil(sum(slot.tokens for slot in self._slots.copy() if slot.priority is priority))
+
+    def queued_bytes(self, priority: Priority) -> int:
+        """Returns the bytes of texts, vectors and rows of one priority's requests; safe from any thread."""
+        return self._bytes[priority]
+
     def admit(self, request: Request, is_cached: Callable[[], bool] = lambda: False) -> "Admitted":
         """Returns a context manager that holds a slot for a checked request, whose texts count as queued meanwhile.
 
@@ -185,7 +193,7 @@ class Admission:
             if not request.from_stream:
                 self._check_wait(slot, request.deadline_s - began_s, is_cached)
         except OverloadedError:
-            metrics.REFUSED_CALLS.labels(self._name, slot.priority.value).inc()
+            metrics.ADMISSION_REFUSALS.labels(self._name, slot.priority.value).inc()
             raise
         self._slots.add(slot)
         self._bytes[slot.priority] += slot.memory_bytes

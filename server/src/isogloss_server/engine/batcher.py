@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from isogloss_server import system
+from isogloss_server import metrics, system
 from isogloss_server.clock import Clock
 from isogloss_server.engine.backlog import Throughput
 from isogloss_server.engine.batch_queue import BatchScheduler, InferenceResult, QueuedText, Submission, to_token_batch
@@ -25,7 +25,7 @@ from isogloss_server.errors import (
     OutOfMemoryError,
     WorkerDiedError,
 )
-from isogloss_server.models.interfaces import Model, Rows, TokenBatch, Urgency
+from isogloss_server.models.interfaces import Model, Positions, Rows, TokenBatch, Urgency, without_padding
 
 STALL_FACTOR = 8  # a batch may take this many times as long as the measured speed predicts, plus the time limit
 
@@ -120,6 +120,8 @@ class Batcher:
         watchdog_s: float,
         throughput: Throughput,
         report: Report = ignore_report,
+        name: str = "",
+        positions: Positions = without_padding,
     ) -> None:
         """Starts the threads.
 
@@ -132,7 +134,11 @@ class Batcher:
             watchdog_s: Time limit of a batch, in addition to the time that the measured speed predicts for it.
             throughput: Measures tokens a second of one thread.
             report: Receives the health of batches and threads; called from any thread.
+            name: The name that the model is served under, for metrics.
+            positions: Returns the positions that the model computes for a batch.
         """
+        self._metrics = metrics.BatchMetrics(name, threads)
+        self._positions = positions
         self._model = model
         self._dimensions = dimensions
         self._clock = clock
@@ -245,9 +251,11 @@ class Batcher:
         running = self._watchdog.begin(batch, STALL_FACTOR * tokens / rate if rate else 0.0)
         began_s = self._clock.monotonic_s()
         try:
-            rows = checked_forward(self._model, to_token_batch(part), self._dimensions)
+            token_batch = to_token_batch(part)
+            rows = checked_forward(self._model, token_batch, self._dimensions)
             ended_s = self._clock.monotonic_s()
             self._throughput.record(tokens, ended_s - began_s)
+            self._metrics.computed(len(part), tokens, self._positions(token_batch.lengths), ended_s - began_s)
             if broken := [part[at] for at in np.flatnonzero(~np.isfinite(rows).all(axis=1))]:
                 self._fail_batch(broken, non_finite_error())
             else:

@@ -6,7 +6,7 @@ computes the rest. Equal texts of a local model meet in its batch queue instead.
 
 import asyncio
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ STATIC = "static"  # backend of models that take microseconds for a text
 MAX_FAILED_WAITS = 2
 
 Texts = Mapping[bytes, str]  # distinct texts by key
+_Stored = tuple[bytes, int | None, bool, str]  # an entry, and the name of its model
 
 
 class Cache:
@@ -73,8 +74,11 @@ class Cache:
         urgency: Urgency,
         *,
         allow_partial: bool = False,
+        model: str = "",
     ) -> Embedded:
         """Returns the result that `embedder.embed` would return; each distinct text is embedded at most once.
+
+        The metrics count its rows under the name `model`.
 
         Raises:
             DomainError: the computation failed, or the deadline passed while the call waited for another computation.
@@ -83,7 +87,9 @@ class Cache:
             return await embedder.embed(texts, input_type, truncation, urgency, allow_partial=allow_partial)
         keys = cache_keys(texts, embedder.card, input_type, truncation)
         from_memory = self._levels.memory.find(keys)
-        lookup = _Lookup(self._levels, embedder, (input_type, truncation), urgency, allow_partial=allow_partial)
+        lookup = _Lookup(
+            self._levels, embedder, (input_type, truncation), urgency, allow_partial=allow_partial, model=model
+        )
         missing = {key: text for key, text, entry in zip(keys, texts, from_memory, strict=True) if entry is None}
         known = await lookup.resolve(missing)
         lookup.count(len(texts), from_memory.count(None))
@@ -106,7 +112,7 @@ class MemoryCache:
         """Creates a cache whose entries occupy at most `max_bytes` bytes, overhead included; 0 stores none."""
         self.size_bytes = 0
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._entries: OrderedDict[bytes, _Stored] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -114,30 +120,35 @@ class MemoryCache:
     def find(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """Returns the entry of each key, or None."""
         get, mark_used = self._entries.get, self._entries.move_to_end
-        entries = []
+        entries: list[Entry | None] = []
         for key in keys:
-            entry = get(key)
-            if entry is not None:
+            stored = get(key)
+            if stored is None:
+                entries.append(None)
+            else:
                 mark_used(key)
-            entries.append(entry)
+                entries.append(stored[:3])
         return entries
 
-    def put(self, entries: Mapping[bytes, Entry]) -> None:
-        """Stores entries. A stored entry is not replaced, so that a text's row does not change while it is cached."""
-        kept, evicted = self._entries, 0
+    def put(self, entries: Mapping[bytes, Entry], model: str = "") -> None:
+        """Stores entries of one model.
+
+        A stored entry is not replaced, so that a text's row does not change while it is cached.
+        """
+        kept, evicted = self._entries, Counter[str]()
         for key, entry in entries.items():
             cost = len(entry[0]) + ENTRY_BYTES
             if key in kept or cost > self._max_bytes:
                 continue
-            kept[key] = entry
+            kept[key] = (*entry, model)
             self.size_bytes += cost
             while self.size_bytes > self._max_bytes:
-                _, (row, _, _) = kept.popitem(last=False)
+                _, (row, _, _, its_model) = kept.popitem(last=False)
                 self.size_bytes -= len(row) + ENTRY_BYTES
-                evicted += 1
+                evicted[its_model] += 1
         metrics.CACHE_BYTES.set(self.size_bytes)
-        if evicted:
-            metrics.CACHE_EVICTIONS.inc(evicted)
+        for its_model, rows in evicted.items():
+            metrics.CACHE_EVICTIONS.labels(its_model).inc(rows)
 
 
 class InFlight:
@@ -241,6 +252,7 @@ class _Lookup:
         urgency: Urgency,
         *,
         allow_partial: bool,
+        model: str,
     ) -> None:
         self.computed: list[Embedded] = []
         self.row_errors: dict[bytes, DomainError] = {}
@@ -253,6 +265,7 @@ class _Lookup:
         self._options = options
         self._urgency = urgency
         self._allow_partial = allow_partial
+        self._model = model
 
     async def resolve(self, missing: Texts) -> dict[bytes, Entry]:
         """Returns an entry for each text without a row error: from an in-flight computation, else computed here.
@@ -290,7 +303,7 @@ class _Lookup:
         computed = self._embedded_rows + self._shared_rows
         for outcome, rows in (("hit", texts - misses), ("joined", misses - computed), ("miss", computed)):
             if rows:
-                metrics.CACHE_ROWS.labels("memory", outcome).inc(rows)
+                metrics.cache_rows(self._model, "memory", outcome).inc(rows)
 
     def _unresolved(self, texts: Texts, known: dict[bytes, Entry]) -> Texts:
         """Returns the texts that have neither an entry nor an error; adds entries that are in memory meanwhile."""
@@ -304,7 +317,7 @@ class _Lookup:
         levels = self._levels
         with levels.in_flight.begin(list(texts), self._urgency.priority) as in_flight:
             if levels.shared is not None:
-                in_flight.entries.update(await levels.shared.find(list(texts), self._embedder.card))
+                in_flight.entries.update(await levels.shared.find(list(texts), self._embedder.card, self._model))
                 self._shared_rows += len(in_flight.entries)
                 texts = {key: text for key, text in texts.items() if key not in in_flight.entries}
             if texts:
@@ -312,7 +325,7 @@ class _Lookup:
                 if levels.shared is not None:
                     levels.shared.put(computed)
                 in_flight.entries.update(computed)
-            levels.memory.put(in_flight.entries)
+            levels.memory.put(in_flight.entries, self._model)
             return in_flight.entries
 
     async def _embed(self, texts: Texts, in_flight: InFlight) -> dict[bytes, Entry]:

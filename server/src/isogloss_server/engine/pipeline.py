@@ -129,7 +129,7 @@ class Pipeline:
             model=model.name,
             space_id=card.space_id,
             embedded=embedded,
-            timings=self._timings(began_s, slot.waited_s, [embedded]),
+            timings=self._timings(model, request, began_s, slot.waited_s, [embedded]),
         )
 
     async def similarity(self, request: SimilarityRequest) -> SimilarityResult:
@@ -159,7 +159,7 @@ class Pipeline:
             truncated_queries=embedded[0].truncated_rows,
             truncated_candidates=embedded[-1].truncated_rows,
             total_tokens=sum(part.total_tokens for part in embedded),
-            timings=self._timings(began_s, slot.waited_s, embedded),
+            timings=self._timings(model, request, began_s, slot.waited_s, embedded),
         )
 
     async def _embed_sides(
@@ -268,9 +268,12 @@ class Pipeline:
             truncation,
             Urgency(request.priority, request.deadline_s, slot),
             allow_partial=allow_partial,
+            model=model.name,
         )
         if allow_partial or not embedded.row_errors:  # else the rows are undefined
-            model.embedded_texts += len(embedded.rows) - len(embedded.row_errors)
+            texts = len(embedded.rows) - len(embedded.row_errors)
+            model.embedded_texts += texts
+            model.metrics.embedded(request.priority, texts, embedded.total_tokens)
         return embedded.spread(rows, len(side.texts), empty) if empty else embedded
 
     def _is_cached(self, card: ModelCard, request: EmbedRequest | SimilarityRequest) -> bool:
@@ -279,15 +282,29 @@ class Pipeline:
         truncation = resolve_truncation(request, card)
         return bool(texts) and all(self._cache.has(card, side.texts, side.input_type, truncation) for side in texts)
 
-    def _timings(self, began_s: float, waited_s: float, embedded: Sequence[Embedded]) -> Timings:
-        """Returns the timings; of sides that were embedded concurrently, the longest of each stage."""
-        return Timings(
+    def _timings(
+        self,
+        model: ServedModel,
+        request: EmbedRequest | SimilarityRequest,
+        began_s: float,
+        waited_s: float,
+        embedded: Sequence[Embedded],
+    ) -> Timings:
+        """Returns the timings, and measures them; of sides embedded concurrently, the longest of each stage."""
+        timings = Timings(
             total_s=self._clock.monotonic_s() - began_s,
             tokenization_s=max(part.tokenization_s for part in embedded),
             queue_s=waited_s + max(part.queue_s for part in embedded),
             inference_s=max(part.inference_s for part in embedded),
             cached_rows=sum(part.cached_rows for part in embedded),
         )
+        model.metrics.answered(
+            request.priority,
+            wait_s=timings.queue_s,
+            tokenization_s=timings.tokenization_s,
+            inference_s=timings.inference_s,
+        )
+        return timings
 
 
 def _require_no_row_errors(embedded: Embedded, side: TextSide | VectorSide) -> None:

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+from isogloss.wire.enums import Priority
 
 from isogloss_server import metrics
 from isogloss_server.engine.admission import Admission
@@ -26,20 +29,40 @@ class ServedModel:
     Attributes:
         name: The name in requests.
         health: Receives the states of the model's parts.
+        metrics: Counts the model's texts, and measures its requests.
         embedded_texts: Texts embedded since the server started, cached ones included.
     """
 
     def __init__(self, name: str, on_change: Callable[[], None]) -> None:
         self.name = name
         self.health = HealthReporter(name, on_change)
+        self.metrics = metrics.ModelMetrics(name)
         self.embedded_texts = 0
         self._ready: ReadyModel | None = None
+        for state in State:
+            metrics.MODEL_STATE.labels(name, state.name.lower()).set_function(partial(self._is_in, state))
 
     def serve(self, ready: ReadyModel) -> None:
         """Accepts requests for the model from now on."""
         self._ready = ready
-        metrics.QUEUE_TOKENS.labels(self.name).set_function(lambda: ready.admission.tokens)
+        for priority in Priority:
+            queued_tokens = partial(ready.admission.queued_tokens, priority)
+            metrics.QUEUE_TOKENS.labels(self.name, priority.value).set_function(queued_tokens)
+            queued_bytes = partial(ready.admission.queued_bytes, priority)
+            metrics.QUEUE_BYTES.labels(self.name, priority.value).set_function(queued_bytes)
+        card = ready.embedder.card
+        metrics.MODEL.labels(self.name).info(
+            {
+                "backend": card.backend,
+                "space_id": card.space_id,
+                "revision": card.revision,
+                "dimensions": str(card.dimensions[0]),
+            }
+        )
         self.health.start_serving()
+
+    def _is_in(self, state: State) -> bool:
+        return self.health.state is state
 
     @property
     def queued_texts(self) -> int:

@@ -129,6 +129,7 @@ class SharedCache:
             first_pause_s=FIRST_PAUSE_S,
             max_pause_s=MAX_PAUSE_S,
         )
+        metrics.CACHE_SHARED_OPEN.set_function(lambda: self._breaker.is_open)
         self._pending: deque[tuple[bytes, Entry]] = deque()  # to be written
         self._pending_bytes = 0
         self._wake = asyncio.Event()
@@ -148,8 +149,13 @@ class SharedCache:
         with contextlib.suppress(StoreError):
             await self._store.close()
 
-    async def find(self, keys: Sequence[bytes], card: ModelCard) -> dict[bytes, Entry]:
+    async def find(self, keys: Sequence[bytes], card: ModelCard, model: str = "") -> dict[bytes, Entry]:
         """Looks keys up, in batches; the first batch that fails or is late ends the look-up.
+
+        Args:
+            keys: The keys.
+            card: The card of their model.
+            model: The name that it is served under, for metrics.
 
         Returns:
             The entries found that the model of `card` can have computed.
@@ -165,7 +171,7 @@ class SharedCache:
             decoded = {key: entry for key, value in present.items() if (entry := decode_entry(key, value, width))}
             entries = plausible_entries(decoded, card)
             found |= entries
-            _count(hit=len(entries), miss=len(part) - len(present), bad=len(present) - len(entries))
+            _count(model, hit=len(entries), miss=len(part) - len(present), bad=len(present) - len(entries))
         return found
 
     def put(self, entries: Mapping[bytes, Entry]) -> None:
@@ -241,7 +247,7 @@ def _cause(error: Exception) -> str:
     return str(error) or "no response within the time limit"  # a TimeoutError has no message
 
 
-def _count(*, hit: int, miss: int, bad: int) -> None:
+def _count(model: str, *, hit: int, miss: int, bad: int) -> None:
     for outcome, rows in (("hit", hit), ("miss", miss), ("bad", bad)):
         if rows:
-            metrics.CACHE_ROWS.labels("shared", outcome).inc(rows)
+            metrics.cache_rows(model, "shared", outcome).inc(rows)

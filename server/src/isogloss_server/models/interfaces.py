@@ -4,7 +4,7 @@ Letters in array shapes, here and everywhere: n texts, t tokens of all texts tog
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from isogloss_server.errors import DomainError
 
 Rows = NDArray[np.float32]  # [n, d]
+# Returns the positions that a runtime computes for a batch of texts with these lengths, int64 [n], padding included.
+Positions = Callable[[NDArray[np.int64]], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class TokenBatch:
 
     ids: NDArray[np.int32]
     lengths: NDArray[np.int64]
+
+
+def without_padding(lengths: NDArray[np.int64]) -> int:
+    """Returns the tokens of a batch, for runtimes without padding; see Positions."""
+    return int(lengths.sum())
 
 
 class Model(Protocol):

@@ -9,7 +9,7 @@ from isogloss.wire.enums import InputType
 
 from isogloss_server import logs
 from isogloss_server.errors import ModelFilesError, UnsupportedModelError
-from isogloss_server.models.interfaces import Model, ModelCard, Tolerance
+from isogloss_server.models.interfaces import Model, ModelCard, Positions, Tolerance, without_padding
 from isogloss_server.models.model_folder import MAX_SIZE, ModelFolder, fingerprint, flag, integer, read_json
 from isogloss_server.models.tokenizer import TextTokenizer
 
@@ -80,6 +80,7 @@ class LoadedModel:
     batched: bool  # True if batches of several callers' texts are faster
     release_pages: Callable[[], None] = lambda: None  # after the self-test: frees memory that only loading needed
     threads: int | None = None  # batches at a time that the runtime requires; None: the setting's
+    positions: Positions = without_padding
 
 
 def module_names(folder: ModelFolder) -> list[str]:

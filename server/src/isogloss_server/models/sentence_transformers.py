@@ -97,6 +97,7 @@ def load(folder: ModelFolder, device: str) -> LoadedModel:
         tolerance=TOLERANCES[model.precision],
         batched=True,
         threads=1,  # torch parallelizes each batch itself
+        positions=lambda lengths: len(lengths) * int(lengths.max()),
     )
 
 

@@ -122,7 +122,7 @@ class CallMemory:
         others = self._used - held
         share = 1.0 if size <= CALL_BYTES else LARGE_SHARE
         if others > 0 and self._used + size > share * self._limits.max_bytes:
-            metrics.REFUSED_FOR_MEMORY.inc()
+            metrics.MEMORY_REFUSALS.inc()
             raise _overloaded("the memory for calls is full", used_bytes=self._used, limit=self._limits.max_bytes)
 
     def hold_for(self, call: Holder, size: int) -> None:
@@ -242,7 +242,7 @@ class CallMemory:
             for task, (_, check) in arrivals.items():
                 if excess <= 0 or self._checks - check <= SLOW_CHECKS:
                     break
-                metrics.REFUSED_FOR_MEMORY.inc()
+                metrics.MEMORY_REFUSALS.inc()
                 self._refuse(task, _overloaded("the memory for requests is full, and this one arrives slowly"))
                 excess -= 1
 

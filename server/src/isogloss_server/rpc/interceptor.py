@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import grpc
 from isogloss.wire.status import KEY_IGNORED, REQUEST_ID_TRAILER, WARNING_TRAILER, Trailer
 
-from isogloss_server import logs
+from isogloss_server import logs, metrics
 from isogloss_server.clock import Clock
 from isogloss_server.errors import (
     DomainError,
@@ -117,6 +117,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._memory = memory
         self._access_log = access_log
         self._wrapped: dict[str, Handler] = {}
+        self._outcomes: dict[str, metrics.Outcomes] = {}
         self._calls: set[asyncio.Task[Any]] = set()  # of all services
         self._ended = asyncio.Event()
         self._in_progress: set[asyncio.Task[Any]] = set()  # of the EmbeddingService alone, from their request
@@ -168,6 +169,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:  # unknown methods are not stored: a caller could name any number of them
+                metrics.CALLS.labels(metrics.UNKNOWN_METHOD, "UNIMPLEMENTED", "").inc()
                 return None
             self._wrapped[method] = self._wrap(handler, method)
         return self._wrapped[method]
@@ -175,6 +177,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: Any, method: str) -> Handler:
         own = method.startswith(self._prefix)
         name = method.removeprefix(self._prefix)
+        self._outcomes[name] = metrics.Outcomes.of_method(name.removeprefix("/"))
         always = not own or name in ALWAYS_ANSWERED
         takes_call = own or method.startswith(HEALTH_PREFIX)
         max_bytes = MAX_SMALL_REQUEST_BYTES if always else None
@@ -252,11 +255,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call.caller = client_name(context.auth_context())
         credentials = [value for name, value in metadata if name == KEY_METADATA]
         identity = self._trailers(call, credentials)
-        code = "INTERNAL"
+        code, reason, outcomes = "INTERNAL", "", self._outcomes[method]
         context.set_trailing_metadata(identity)
         ended: Any = partial(self._memory.leave, call)  # after the response is sent, or the call is cancelled
         context.add_done_callback(ended)
         own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
+        outcomes.in_flight += 1
         try:
             if own and task is not None:
                 self._check_accepting(task)
@@ -275,13 +279,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             else:
                 code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
                 raise
-            code = status.code.name
+            code, reason = status.code.name, status.reason
             release_frames(error)
         finally:
             if task is not None:
                 self._in_progress.discard(task)
+            took_s = self._clock.monotonic_s() - began_s
+            outcomes.in_flight -= 1
+            outcomes.ended(code, reason, took_s)
             if self._access_log and own:
-                logs.call(call, code, (self._clock.monotonic_s() - began_s) * 1e3)
+                logs.call(call, code, took_s * 1e3)
         # Outside the handler above: grpc's call and the exception of `abort` refer to each other, and would keep the
         # handled error as well.
         trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())

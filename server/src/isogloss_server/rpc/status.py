@@ -24,9 +24,10 @@ CODES: Mapping[type[errors.DomainError], grpc.StatusCode] = {
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Status of a failed call: the code, and google.rpc.Status for trailers and EmbedStreamResponse."""
+    """Status of a failed call: code, reason, and google.rpc.Status for trailers and EmbedStreamResponse."""
 
     code: grpc.StatusCode
+    reason: str
     proto: status_pb2.Status
     retry_after_s: float | None = None
     is_retried: bool = False
@@ -44,7 +45,8 @@ def code_of(error: errors.DomainError) -> grpc.StatusCode:
 def to_status(error: errors.DomainError) -> Status:
     """Returns the status of an error, with size-limited details."""
     code = code_of(error)
-    return Status(code, build(code.value[0], error.message, _details(error)), error.retry_after_s, error.is_retried)
+    proto = build(code.value[0], error.message, _details(error))
+    return Status(code, error.reason, proto, error.retry_after_s, error.is_retried)
 
 
 def to_row_status(error: errors.DomainError) -> status_pb2.Status:

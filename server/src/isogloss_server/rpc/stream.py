@@ -10,12 +10,15 @@ from typing import Any, Protocol
 import grpc
 from isogloss.v1 import embedding_pb2 as pb
 
+from isogloss_server import metrics
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DeadlineExceededError, DomainError, DrainingError, DuplicateIdError
 from isogloss_server.rpc.call_memory import REQUEST_COPIES, RESPONSE_COPIES, CallMemory
 from isogloss_server.rpc.codec import parse
 from isogloss_server.rpc.interceptor import CallContext, GrpcContext, is_shutdown, release_frames, to_domain_error
 from isogloss_server.rpc.status import to_status
+
+OUTCOMES = metrics.Outcomes(metrics.STREAM_REQUESTS, metrics.STREAM_REQUEST_SECONDS)  # of the requests of all streams
 
 
 class Embed(Protocol):
@@ -178,20 +181,23 @@ class _OpenStream:
         self._answered.set()
 
     async def _response(self, message: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
+        began_s = self._clock.monotonic_s()
         try:
             timeout_s = message.timeout.ToNanoseconds() / 1e9 if message.HasField("timeout") else None
             deadline_s = self._call.deadline_s
             if timeout_s is not None:
-                deadline_s = min(deadline_s, self._clock.monotonic_s() + timeout_s)
+                deadline_s = min(deadline_s, began_s + timeout_s)
             async with asyncio.timeout(timeout_s):
                 response = await self._embed(message.request, self._call, deadline_s, from_stream=True)
         except TimeoutError:
-            expired = DeadlineExceededError("the timeout of the request has passed")
-            return pb.EmbedStreamResponse(id=message.id, error=to_status(expired).proto)
+            status = to_status(DeadlineExceededError("the timeout of the request has passed"))
         except BaseException as error:
             if is_shutdown(error):
                 raise
             status = to_status(to_domain_error(error, self._call))
             release_frames(error)
-            return pb.EmbedStreamResponse(id=message.id, error=status.proto)
-        return pb.EmbedStreamResponse(id=message.id, response=response)
+        else:
+            OUTCOMES.ended("OK", "", self._clock.monotonic_s() - began_s)
+            return pb.EmbedStreamResponse(id=message.id, response=response)
+        OUTCOMES.ended(status.code.name, status.reason, self._clock.monotonic_s() - began_s)
+        return pb.EmbedStreamResponse(id=message.id, error=status.proto)

@@ -21,7 +21,7 @@ from isogloss_server.models.openvino import architecture, numpy_reference
 from isogloss_server.models.openvino import graph as encoder_graph
 from isogloss_server.models.openvino.architecture import Encoder
 from isogloss_server.models.openvino.graph_cache import DEVICE, Compiled, compiled
-from isogloss_server.models.openvino.model import Embeddings, OpenVinoModel
+from isogloss_server.models.openvino.model import Embeddings, OpenVinoModel, rounded_tokens
 from isogloss_server.models.pooling import DenseLayer, Head
 from isogloss_server.models.safetensors_file import Tensors
 from isogloss_server.models.tokenizer import TextTokenizer
@@ -80,6 +80,7 @@ def load(folder: ModelFolder, runtime: Runtime) -> LoadedModel:
         tolerance=TOLERANCES[precision],
         batched=True,
         release_pages=lambda: _release_pages(file.mapped, graph.memory),
+        positions=lambda lengths: rounded_tokens(int(lengths.sum())),
     )
 
 

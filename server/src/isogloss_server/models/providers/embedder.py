@@ -126,6 +126,7 @@ class ProviderEmbedder:
             first_pause_s=FIRST_PAUSE_S,
             max_pause_s=MAX_PAUSE_S,
         )
+        metrics.PROVIDER_OPEN.labels(name).set_function(lambda: self.breaker.is_open)
         self._reported = ""  # the last report: a reason, or an empty string
         self._closing: asyncio.Task[None] | None = None
 
@@ -272,7 +273,7 @@ class ProviderEmbedder:
         Raises:
             ProviderCallError: The call returned no vectors of these texts.
         """
-        columns = self.card.dimensions[0]
+        columns, began_s = self.card.dimensions[0], self._clock.monotonic_s()
         try:
             response = await call(self._provider, texts, options, timeout_s=timeout_s, columns=columns)
         except ProviderCallError as error:
@@ -282,6 +283,8 @@ class ProviderEmbedder:
             if error.kind.counts_as_failure:
                 self.breaker.failed(str(error))
             raise
+        finally:
+            metrics.PROVIDER_CALL_SECONDS.labels(self._name).observe(self._clock.monotonic_s() - began_s)
         metrics.PROVIDER_CALLS.labels(self._name, "ok").inc()
         metrics.PROVIDER_TEXTS.labels(self._name).inc(len(texts))
         metrics.PROVIDER_BILLED_TOKENS.labels(self._name).inc(response.billed_tokens)
