@@ -22,7 +22,7 @@ from isogloss_server.engine.shared_cache import SharedCache
 from isogloss_server.errors import CacheSetupError, ListenError
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.rpc.server import Server
-from isogloss_server.security.keys import KeyRing, check_security
+from isogloss_server.security.keys import KeyRing, check_security, warn_of_insecurities
 from isogloss_server.security.quotas import Quotas, SharedBuckets
 from isogloss_server.settings.declarations import Settings, model_name_and_source
 
@@ -77,6 +77,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     pipeline = Pipeline(registry, executor, clock, cache)
     server = Server(settings, registry, pipeline, executor, clock, keys=keys, quotas=quotas)
     port = await server.start()
+    warn_of_insecurities(settings)
     logs.debug("listening", address=system.address(settings.host, port))
     try:
         if settings.metrics_port is not None:
