@@ -24,7 +24,7 @@ from isogloss_server.errors import CacheSetupError, ListenError
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.rpc.server import Server
 from isogloss_server.security import tls
-from isogloss_server.security.keys import KeyRing, check_security
+from isogloss_server.security.keys import KeyRing, check_security, warn_of_insecurities
 from isogloss_server.security.quotas import Quotas, SharedBuckets
 from isogloss_server.security.tls import Certificates
 from isogloss_server.settings.declarations import Settings, model_name_and_source
@@ -126,6 +126,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         certificates=security.certificates,
     )
     port = await server.start()
+    warn_of_insecurities(settings)
     logs.debug("listening", address=system.address(settings.host, port))
     try:
         _serve_metrics(settings, registry, clock, security.certificates)

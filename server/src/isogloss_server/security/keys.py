@@ -361,17 +361,17 @@ PROTECTIONS: tuple[tuple[Callable[[Settings], bool], str], ...] = (
 
 
 def check_security(settings: Settings) -> None:
-    """Warns about each protection that a server lacks which other machines can reach.
-
-    Raises:
-        SettingsError: There is one, and `require_security` is set.
-    """
+    """Raises SettingsError if a protection is missing that `require_security` requires."""
     missing = insecurities(settings)
-    if not missing:
-        return
-    if settings.require_security:
+    if missing and settings.require_security:
         raise SettingsError(f"require_security: {settings.host} can be reached without {' and '.join(missing)}")
-    logs.warning("other machines can reach this server unprotected", host=settings.host, missing=", ".join(missing))
+
+
+def warn_of_insecurities(settings: Settings) -> None:
+    """Logs the protections that a server lacks which other machines can reach, if there are any."""
+    if missing := insecurities(settings):
+        where, names = settings.host, ", ".join(missing)
+        logs.warning("other machines can reach this server unprotected", host=where, missing=names)
 
 
 def insecurities(settings: Settings) -> list[str]:
