@@ -11,7 +11,7 @@ from typing import Any, Never
 
 from isogloss._arguments import seconds
 from isogloss._bulk import BulkTiming
-from isogloss._channel import metadata
+from isogloss._channel import metadata, trace_context
 from isogloss._embed import KnownLimits
 from isogloss._failures import connection_problem
 from isogloss.errors import (
@@ -174,7 +174,7 @@ class BaseClient:
         """
         return {
             "timeout": running.remaining_s(),
-            "metadata": running.metadata,
+            "metadata": (*running.metadata, *trace_context()),
             "wait_for_ready": running.wait_for_ready or (self._reached and running.repeats),
         }
 

@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from isogloss_server import factory, logs, metrics, system
+from isogloss_server import factory, logs, metrics, system, tracing
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.shared_cache import SharedCache
-from isogloss_server.errors import CacheSetupError, ListenError
+from isogloss_server.errors import CacheSetupError, ListenError, TracingSetupError
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings.declarations import Settings, model_name_and_source
@@ -66,7 +66,8 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     registry = Registry(tuple(sources))
     executor = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, registry.report)
     cache = _cache(settings, clock, partial(registry.report_degraded, "cache"))
-    server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock)
+    tracer = _tracer() if settings.tracing else None
+    server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock, tracer)
     port = await server.start()
     logs.debug("listening", address=system.address(settings.host, port))
     try:
@@ -93,6 +94,8 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         registry.close()
         await cache.close()
         executor.close()
+        if tracer is not None:
+            tracer.close()
 
 
 async def _load(
@@ -140,6 +143,26 @@ def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -
         store = RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
         shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, on_health=on_health)
     return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
+
+
+def _tracer() -> tracing.Tracer:
+    """Returns the tracer. OpenTelemetry is an extra, imported only if calls are traced.
+
+    Raises:
+        TracingSetupError: The packages are missing, or a variable of OpenTelemetry is invalid.
+    """
+    try:
+        from isogloss_server.opentelemetry_tracer import OpenTelemetryTracer  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "opentelemetry":
+            raise
+        extra = "pip install 'isogloss-server[tracing]'"
+        raise TracingSetupError(f"tracing requires packages that are not installed: {extra}") from None
+    try:
+        return OpenTelemetryTracer()
+    except Exception as error:
+        cause = f"{type(error).__name__}; see the values of the variables OTEL_..."
+        raise TracingSetupError(f"cannot set up tracing: {cause}") from error
 
 
 async def _finished_before(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:

@@ -6,16 +6,18 @@ import math
 import random
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 from isogloss.wire.status import REQUEST_ID_TRAILER
 
-from isogloss_server import logs
+from isogloss_server import logs, tracing
 from isogloss_server.clock import Clock
+from isogloss_server.engine.pipeline import Timings
 from isogloss_server.errors import (
     DomainError,
     DrainingError,
@@ -34,6 +36,7 @@ from isogloss_server.rpc.codec import parse
 from isogloss_server.rpc.status import to_status
 
 MAX_REQUEST_ID_CHARACTERS = 128
+MAX_USER_AGENT_CHARACTERS = 256  # in the log
 MAX_SMALL_REQUEST_BYTES = 64 * 1024  # of health checks and reflection, which name a model, a service or a file
 ALWAYS_ANSWERED = frozenset({"Health"})  # also if the memory for calls is full; like all of grpc.health.v1
 QUIET_S = 0.05  # without a new call, after which callers have noticed that the server is stopping
@@ -52,7 +55,13 @@ class CallContext:
         request_id: Id of the call, the caller's own if it sent a valid one.
         deadline_s: Moment of the clock at which the call expires.
         caller: Name of the caller, "" if it is unknown.
-        texts: Texts of the call so far, for its log line; likewise `tokens` and `model`.
+        metadata: The metadata that the caller sent; of several values of a key, the first one.
+        texts: Texts of the call so far, for its log line; likewise `tokens`, `model` and `priority`.
+        reason: Reason of the error that it ended with.
+        trace_id: Id of its trace, "" if there is none.
+        span: Its span, if calls are traced.
+        queue_s: Seconds that its requests so far have waited, None if none has a result; likewise `tokenization_s` and
+            `inference_s`.
         held_bytes: Memory that is counted for the call until it ends.
         reserved_bytes: Part of it that is for the response, while that is computed.
     """
@@ -61,12 +70,37 @@ class CallContext:
     method: str
     request_id: str
     deadline_s: float
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     caller: str = ""
     texts: int = 0
     tokens: int = 0
     model: str = ""
+    priority: str = ""
+    reason: str = ""
+    trace_id: str = ""
+    span: tracing.Span | None = None
+    queue_s: float | None = None
+    tokenization_s: float | None = None
+    inference_s: float | None = None
     held_bytes: int = 0
     reserved_bytes: int = 0
+
+    @property
+    def peer(self) -> str:
+        """The address of the other end of the connection, as ipv4:HOST:PORT, ipv6:[HOST]:PORT or unix:PATH."""
+        return unquote(self.grpc.peer())
+
+    @property
+    def user_agent(self) -> str:
+        """The program of the caller, as it names itself."""
+        return str(self.metadata.get("user-agent", ""))[:MAX_USER_AGENT_CHARACTERS]
+
+    def add_result(self, tokens: int, timings: Timings) -> None:
+        """Adds the result of one request."""
+        self.tokens += tokens
+        self.queue_s = (self.queue_s or 0.0) + timings.queue_s
+        self.tokenization_s = (self.tokenization_s or 0.0) + timings.tokenization_s
+        self.inference_s = (self.inference_s or 0.0) + timings.inference_s
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -76,7 +110,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     same, but so a call is refused before its request is read, and the time that the request takes is limited.
     """
 
-    def __init__(self, service: str, clock: Clock, memory: CallMemory, *, access_log: bool) -> None:
+    def __init__(
+        self,
+        service: str,
+        clock: Clock,
+        memory: CallMemory,
+        *,
+        access_log: bool,
+        tracer: tracing.Tracer | None = None,
+    ) -> None:
+        self._tracer = tracer
         self._prefix = f"/{service}/"
         self._clock = clock
         self._memory = memory
@@ -210,13 +253,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         began_s = self._clock.monotonic_s()
         remaining_s: float | None = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else began_s + remaining_s
-        call = CallContext(context, method, _request_id(context.invocation_metadata()), deadline_s)
+        own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
+        metadata = _first_values(context.invocation_metadata())
+        call = CallContext(context, method, _request_id(metadata), deadline_s, metadata)
+        if own:
+            self._trace(call, began_s)
         identity = (REQUEST_ID_TRAILER, call.request_id)
         code = "INTERNAL"
         context.set_trailing_metadata((identity,))
         ended: Any = partial(self._memory.leave, call)  # after the response is sent, or the call is cancelled
         context.add_done_callback(ended)
-        own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
         try:
             if own and task is not None:
                 self._check_accepting(task)
@@ -228,9 +274,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except BaseException as error:
             # The error is in no variable that outlives this block: gRPC keeps the frame.
             if not is_shutdown(error):
-                status = to_status(to_domain_error(error, call))
+                status = to_status(domain_error := to_domain_error(error, call))
+                call.reason = domain_error.reason
             elif own and self._ending and isinstance(error, asyncio.CancelledError):
                 status = to_status(DrainingError("the server stopped before the call was finished; send it again"))
+                call.reason = DrainingError.reason
             else:
                 code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
                 raise
@@ -239,12 +287,40 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             if task is not None:
                 self._in_progress.discard(task)
-            if self._access_log and own:
-                logs.call(call, code, (self._clock.monotonic_s() - began_s) * 1e3)
+            if own:
+                self._finish(call, code, began_s)
         # Outside the handler above: grpc's call and the exception of `abort` refer to each other, and would keep the
         # handled error as well.
         trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
         return await context.abort(status.code, status.proto.message, (*trailers, identity))
+
+    def _trace(self, call: CallContext, began_s: float) -> None:
+        """Sets the trace of a call: its own span if calls are traced, else only the id that the caller sent."""
+        if self._tracer is None:
+            call.trace_id = tracing.trace_id(call.metadata)
+            return
+        call.span = self._tracer.start(f"{self._prefix[1:]}{call.method}", call.metadata, began_s)
+        call.trace_id = call.span.trace_id
+        if call.span.is_recorded:
+            tracing.enter(call.span)
+
+    def _finish(self, call: CallContext, code: str, began_s: float) -> None:
+        """Logs a call that has ended, and ends its span."""
+        ended_s = self._clock.monotonic_s()
+        if self._access_log:
+            logs.call(call, code, ended_s - began_s)
+        if call.span is not None:
+            attributes = {
+                "rpc.status_code": code,
+                "isogloss.request_id": call.request_id,
+                "isogloss.texts": call.texts,
+                "isogloss.tokens": call.tokens,
+                **tracing.peer_attributes(call.peer),
+            }
+            for name in ("reason", "model", "priority", "caller"):
+                if value := getattr(call, name):
+                    attributes[f"isogloss.{name}"] = value
+            call.span.end(ended_s, attributes, error=code if code in tracing.SERVER_ERRORS else "")
 
     def _check_accepting(self, call: asyncio.Task[Any]) -> None:
         if self._accepted is not None and call not in self._accepted:
@@ -329,8 +405,13 @@ def _checked(request: bytes, max_bytes: int | None) -> bytes:
     return request
 
 
-def _request_id(metadata: Any) -> str:
+def _first_values(metadata: Any) -> dict[str, Any]:
+    """Returns metadata by key; of several values of a key, the first one."""
+    return {key: value for key, value in reversed(metadata or ())}  # noqa: C416 - the pairs are of a class of gRPC
+
+
+def _request_id(metadata: Mapping[str, Any]) -> str:
     """Returns the caller's id of the call if it can be logged, else a new one."""
-    given = next((value for key, value in metadata or () if key == REQUEST_ID_TRAILER), "")
+    given = metadata.get(REQUEST_ID_TRAILER, "")
     valid = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
     return given if valid and given.isascii() and given.isprintable() else f"{random.getrandbits(128):032x}"

@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
 
-from isogloss_server import system
+from isogloss_server import system, tracing
 from isogloss_server.clock import Clock
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
@@ -71,7 +71,13 @@ class Server:
     """Serves a pipeline over gRPC on one address."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, pipeline: Pipeline, executor: Executor, clock: Clock
+        self,
+        settings: Settings,
+        registry: Registry,
+        pipeline: Pipeline,
+        executor: Executor,
+        clock: Clock,
+        tracer: tracing.Tracer | None = None,
     ) -> None:
         limits = CallLimits(
             max_bytes=settings.max_call_bytes,
@@ -80,7 +86,7 @@ class Server:
             response_timeout_s=settings.response_timeout_s,
         )
         self._memory = CallMemory(limits, clock)
-        self._calls = CallInterceptor(SERVICE, clock, self._memory, access_log=settings.access_log)
+        self._calls = CallInterceptor(SERVICE, clock, self._memory, access_log=settings.access_log, tracer=tracer)
         GRPC_LOG.addFilter(_is_problem)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[self._calls], options=options(settings))

@@ -58,8 +58,9 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         call.texts += len(request.texts)
         call.model = self._registry.get(request.model).name
         decoded = codec.to_embed_request(request, deadline_s, call.caller, from_stream=from_stream)
+        call.priority = decoded.priority.value
         result = await self._pipeline.embed(decoded)
-        call.tokens += result.embedded.total_tokens
+        call.add_result(result.embedded.total_tokens, result.timings)
         return codec.to_embed_response(result)
 
     def _response_bytes(self, request: pb.EmbedRequest) -> int:
@@ -80,8 +81,9 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, *arguments)
         limit = model.ready.limits.max_response_bytes  # beyond it, the pipeline refuses the request
         self._memory.reserve(context, min(limit, decoded.response_bytes))
+        context.priority = decoded.priority.value
         result = await self._pipeline.similarity(decoded)
-        context.tokens = result.total_tokens
+        context.add_result(result.total_tokens, result.timings)
         if not isinstance(result.compared, Rankings):
             return await run(result.compared.size, INLINE_NUMBERS, codec.to_similarity_response, result)
         neighbors, rankings = len(result.compared.rows), len(result.compared.counts)
