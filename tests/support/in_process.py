@@ -21,6 +21,7 @@ from isogloss_server.errors import TextWithoutTokensError
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Urgency
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings.declarations import Settings
+from isogloss_server.tracing import Tracer
 
 CARD = ModelCard(backend="test", space_id="s-test", dimensions=(4, 2), max_tokens=10)
 LIMITS = Limits(max_texts=5000, max_request_bytes=1 << 22, max_response_bytes=1 << 24, max_pairs=1 << 22)
@@ -110,14 +111,20 @@ def ready_registry(embedder: Embedder, clock: Clock | None = None, **limits: Any
 
 @asynccontextmanager
 async def stoppable_serving(
-    registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
+    registry: Registry,
+    clock: Clock | None = None,
+    *,
+    cache: Cache | None = None,
+    tracer: Tracer | None = None,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
     """Serves a registry on a free port; yields the stub, with `stub.channel` and `stub.address`, and `Server.stop`."""
     clock, executor = clock or SystemClock(), Executor(2)
     for model in registry.models:
         if model.is_loaded:
             model.ready.admission._clock = clock
-    server = Server(Settings(port=0, **settings), registry, Pipeline(registry, executor, clock, cache), executor, clock)
+    pipeline = Pipeline(registry, executor, clock, cache)
+    server = Server(Settings(port=0, **settings), registry, pipeline, executor, clock, tracer)
     port = await server.start()
     try:
         address = f"127.0.0.1:{port}"
@@ -132,8 +139,13 @@ async def stoppable_serving(
 
 @asynccontextmanager
 async def serving(
-    registry: Registry, clock: Clock | None = None, *, cache: Cache | None = None, **settings: Any
+    registry: Registry,
+    clock: Clock | None = None,
+    *,
+    cache: Cache | None = None,
+    tracer: Tracer | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Any]:
     """Serves a registry on a free port; yields the stub."""
-    async with stoppable_serving(registry, clock, cache=cache, **settings) as (stub, _):
+    async with stoppable_serving(registry, clock, cache=cache, tracer=tracer, **settings) as (stub, _):
         yield stub

@@ -22,7 +22,7 @@ from isogloss_server.tracing import Attributes, Span
 
 SERVICE = "isogloss-server"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"  # the first version in which the conventions of RPC are stable
-FLUSH_S = 5.0  # time for the spans that wait at the end of the process
+FLUSH_S = 2.0  # time for the spans that wait at the end of the process
 NS = 1_000_000_000
 
 

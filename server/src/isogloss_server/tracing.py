@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 from isogloss_server.clock import Clock
 
+PACKAGE = "isogloss_server"
 TRACEPARENT = "traceparent"  # https://www.w3.org/TR/trace-context/
 _TRACE_ID = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 # Statuses that are errors of a server, by https://opentelemetry.io/docs/specs/semconv/rpc/grpc/; others are a caller's.
@@ -105,8 +106,14 @@ def record(span: Span, name: str, times_s: tuple[float, float], attributes: Attr
 
 
 def error_type(error: BaseException | None) -> str:
-    """Returns the reason of an error, or its class; never its message. An empty string for None."""
-    return "" if error is None else str(getattr(error, "reason", type(error).__qualname__))
+    """Returns the reason of an error of this package, or the class of an error; an empty string for None.
+
+    The attribute `reason` of a library's error may be a message, which could quote a text.
+    """
+    if error is None:
+        return ""
+    name = type(error).__qualname__
+    return str(getattr(error, "reason", name)) if type(error).__module__.startswith(f"{PACKAGE}.") else name
 
 
 class QueuedCall:

@@ -280,7 +280,7 @@ class ProviderEmbedder:
             with tracing.timed("provider call", self._clock, attributes, is_call=True):
                 response = await call(self._provider, texts, options, timeout_s=timeout_s, columns=columns)
         except ProviderCallError as error:
-            metrics.PROVIDER_CALLS.labels(self._name, error.kind.error.reason).inc()
+            metrics.PROVIDER_CALLS.labels(self._name, error.reason).inc()
             if error.kind.misconfigured:
                 self._report_health(str(error))
             if error.kind.counts_as_failure:
