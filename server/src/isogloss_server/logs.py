@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Protocol, TypeAlias
 
 # Libraries whose lower levels are not logged: OpenAI's SDK logs requests, and with them texts.
-QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "redis")
+QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "opentelemetry", "redis")
 # Lines that wait for stderr. A line beyond this number is dropped, and so are the next ones, until half of the waiting
 # lines are written. So the gaps in a log are few, and one line reports each.
 MAX_WAITING_LINES = 8192
