@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import re
 import threading
@@ -141,12 +140,11 @@ CALLS: dict[str, tuple[Call, str]] = {
     ),
 }
 # What a provider sends back, and the reason of the error.
-LATER = {"Retry-After": "3600"}  # beyond the deadline, so that nothing is retried
 PROVIDER_FAULTS: dict[str, tuple[Scripted, str]] = {
     "refusal": (Scripted(status=400, body=f'{{"message": "invalid text: {TEXT}"}}'.encode()), "PROVIDER_REFUSED"),
     "key": (Scripted(status=401, body=f'{{"message": "no such key: {MARK}"}}'.encode()), "PROVIDER_CREDENTIALS"),
-    "failure": (Scripted(status=500, headers=LATER, body=f"<html>{TEXT}</html>".encode()), "PROVIDER_UNAVAILABLE"),
-    "limit": (Scripted(status=429, headers=LATER, body=f'{{"message": "{TEXT}"}}'.encode()), "PROVIDER_RATE_LIMIT"),
+    "failure": (Scripted(status=500, body=f"<html>{TEXT}</html>".encode()), "PROVIDER_UNAVAILABLE"),
+    "limit": (Scripted(status=429, body=f'{{"message": "{TEXT}"}}'.encode()), "PROVIDER_RATE_LIMIT"),
     "no-json": (Scripted(body=f"{{{TEXT}".encode()), "PROVIDER_ANSWER"),
     "no-vectors": (Scripted(body=f'{{"embeddings": {{"float": ["{TEXT}"]}}}}'.encode()), "PROVIDER_ANSWER"),
     "reset": (Scripted(ending=Ending.RESET), "PROVIDER_UNAVAILABLE"),
@@ -175,8 +173,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             for name, (call, _) in CALLS.items():
                 outcomes[name] = code_of(call, stub)
             for name, (fault, _) in PROVIDER_FAULTS.items():
-                fake.always = fault
-                outcomes[name] = code_of(embed(model=name), stub)
+                fake.script.append(fault)
+                code_of(embed(model=name, texts=[f"{TEXT} {name}"]), stub)  # no text that is cached
             with isogloss.Client(server.address) as client:
                 list(client.embed_many([TEXT] * 100))
             raw_calls(server.address)
@@ -186,7 +184,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             page = urllib.request.urlopen(url, timeout=60).read().decode()
             server.stop()
         spans = "".join(map(str, collector.requests))
+        outcomes |= dict(map(provider_fault, filter(is_failed_provider_call, collector.spans)))
     return {"output": "".join(server.lines), "metrics": page, "spans": spans, **outcomes}
+
+
+def is_failed_provider_call(span: Any) -> bool:
+    """Returns whether a span is of a call to the provider that failed."""
+    return span.name == "provider call" and any(attribute.key == "error.type" for attribute in span.attributes)
+
+
+def provider_fault(span: Any) -> tuple[str, str]:
+    """Returns the model and the reason of a failed call to the provider."""
+    attributes = {attribute.key: attribute.value.string_value for attribute in span.attributes}
+    return attributes["isogloss.model"], attributes["error.type"]
 
 
 def code_of(call: Call, stub: Any) -> str:
@@ -214,10 +224,9 @@ def test_the_calls_take_the_paths_that_they_are_for(written: dict[str, str], nam
 
 
 @pytest.mark.parametrize("name", PROVIDER_FAULTS)
-def test_the_faults_of_the_provider_are_logged_by_their_reason(written: dict[str, str], name: str) -> None:
-    """The log has the reason of each fault of the provider."""
-    lines = [json.loads(line) for line in written["output"].splitlines() if '"isogloss_server.access"' in line]
-    assert [line["reason"] for line in lines if line["model"] == name] == [PROVIDER_FAULTS[name][1]]
+def test_the_faults_of_the_provider_are_in_the_spans_by_their_reason(written: dict[str, str], name: str) -> None:
+    """The span of the call to the provider has the reason of the fault."""
+    assert written[name] == PROVIDER_FAULTS[name][1]
 
 
 @pytest.mark.parametrize("kind", ["output", "metrics", "spans"])
