@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
-from isogloss_server import tracing
+from isogloss_server import app, tracing
 from isogloss_server.engine.admission import AdmissionLimits
+from isogloss_server.errors import TracingSetupError
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
@@ -347,3 +349,12 @@ def test_the_reason_of_a_librarys_error_is_not_recorded() -> None:
     """Errors of libraries may have an attribute `reason` with a message; only their class is recorded."""
     error = UnicodeDecodeError("utf-8", b"x", 0, 1, SECRET)
     assert tracing.error_type(error) == "UnicodeDecodeError"
+
+
+def test_missing_packages_have_their_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without OpenTelemetry, a server that shall record traces does not start, and reports what installs it."""
+    monkeypatch.delitem(sys.modules, "isogloss_server.opentelemetry_tracer", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(TracingSetupError, match=r"pip install 'isogloss-server\[tracing\]'"):
+        app._tracer()
