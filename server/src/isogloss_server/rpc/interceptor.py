@@ -59,7 +59,7 @@ class CallContext:
         texts: Texts of the call so far, for its log line; likewise `tokens`, `model` and `priority`.
         reason: Reason of the error that it ended with.
         trace_id: Id of its trace, "" if there is none.
-        span: Its span, if calls are traced.
+        span: Its span, if its trace is sampled.
         queue_s: Seconds that its requests so far have waited, None if none has a result; likewise `tokenization_s` and
             `inference_s`.
         held_bytes: Memory that is counted for the call until it ends.
@@ -299,10 +299,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if self._tracer is None:
             call.trace_id = tracing.trace_id(call.metadata)
             return
-        call.span = self._tracer.start(f"{self._prefix[1:]}{call.method}", call.metadata, began_s)
-        call.trace_id = call.span.trace_id
-        if call.span.is_recorded:
-            tracing.enter(call.span)
+        span = self._tracer.start(f"{self._prefix[1:]}{call.method}", call.metadata, began_s)
+        call.trace_id = span.trace_id
+        if span.is_recorded:
+            call.span = span
+            tracing.enter(span)
 
     def _finish(self, call: CallContext, code: str, began_s: float) -> None:
         """Logs a call that has ended, and ends its span."""
