@@ -11,7 +11,7 @@ from typing import Any, Never
 
 from isogloss._arguments import seconds
 from isogloss._bulk import BulkTiming
-from isogloss._channel import metadata, trace_context
+from isogloss._channel import metadata
 from isogloss._embed import KnownLimits
 from isogloss._failures import connection_problem
 from isogloss.errors import (
@@ -121,6 +121,23 @@ class RunningCall:
         elif not reached:
             message += "; no call of this client has been answered yet, so the address may be wrong"
         return DeadlineExceededError(message, request_id=self.request_id)
+
+
+def trace_context() -> tuple[tuple[str, str], ...]:
+    """Returns the metadata that makes a call a part of the current trace; none if the program has no current span.
+
+    Without an import of OpenTelemetry: a program that has a span has imported it. If OpenTelemetry's instrumentation of
+    grpc is active, it puts the context of its own span in this one's place.
+    """
+    current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    if current_span is None:
+        return ()
+    context = current_span().get_span_context()
+    if not context.is_valid:
+        return ()
+    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    state = context.trace_state.to_header()
+    return (("traceparent", parent), ("tracestate", state)) if state else (("traceparent", parent),)
 
 
 def _backoff_s(failures: int) -> float:

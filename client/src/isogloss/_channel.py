@@ -1,7 +1,6 @@
 """Creates the gRPC channels of the clients from ClientOptions: credentials, keepalive, load balancing, proxy."""
 
 import json
-import sys
 
 import grpc
 
@@ -61,23 +60,6 @@ def uses_http_proxy(options: ClientOptions) -> bool:
 def metadata(options: ClientOptions) -> tuple[tuple[str, str], ...]:
     """Returns the metadata to send with every call."""
     return (("authorization", f"Bearer {options.api_key}"),) if options.api_key else ()
-
-
-def trace_context() -> tuple[tuple[str, str], ...]:
-    """Returns the metadata that makes a call a part of the current trace; none if the program has no current span.
-
-    Without an import of OpenTelemetry: a program that has a span has imported it. If OpenTelemetry's instrumentation of
-    grpc is active, it puts the context of its own span in this one's place.
-    """
-    current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
-    if current_span is None:
-        return ()
-    context = current_span().get_span_context()
-    if not context.is_valid:
-        return ()
-    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-    state = context.trace_state.to_header()
-    return (("traceparent", parent), ("tracestate", state)) if state else (("traceparent", parent),)
 
 
 def _credentials(options: ClientOptions) -> grpc.ChannelCredentials:

@@ -52,16 +52,8 @@ class CallFields(Protocol):
     queue_s: float | None
     tokenization_s: float | None
     inference_s: float | None
-
-    @property
-    def peer(self) -> str:
-        """The address of the other end of the connection."""
-        ...
-
-    @property
-    def user_agent(self) -> str:
-        """The program of the caller, as it names itself."""
-        ...
+    peer: str
+    user_agent: str
 
 
 class LineQueue(QueueHandler):

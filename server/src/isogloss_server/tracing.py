@@ -131,12 +131,6 @@ class QueuedCall:
             self.span.start("queue", self._submitted_s).end(moment_s, error=error)
 
 
-def queued(now_s: float) -> QueuedCall | None:
-    """Returns the wait of the current call for a batch; None if the call is not traced."""
-    span = _current.get()
-    return None if span is None else QueuedCall(span, now_s)
-
-
 def record_batch(
     calls: Sequence[QueuedCall], times_s: tuple[float, float], attributes: Attributes, *, error: str = ""
 ) -> None:

@@ -176,6 +176,8 @@ class Admission:
 
     async def enter(self, request: Request, size: RequestSize, is_cached: Callable[[], bool]) -> Slot:
         """Returns a slot for a request; see `admit`, which frees it too."""
+        if tracing.current() is None:
+            return await self._enter(request, size, is_cached)
         with tracing.timed("admission", self._clock):
             return await self._enter(request, size, is_cached)
 

@@ -176,7 +176,8 @@ class Batcher:
         """
         future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
         submission = Submission(len(batch.lengths), self._dimensions, urgency, future)
-        submission.traced = tracing.queued(self._clock.monotonic_s())
+        if (span := tracing.current()) is not None:
+            submission.traced = tracing.QueuedCall(span, self._clock.monotonic_s())
         with self._changed:
             if self._closed:
                 raise draining_error()

@@ -17,7 +17,6 @@ from isogloss.wire.status import REQUEST_ID_TRAILER
 
 from isogloss_server import logs, tracing
 from isogloss_server.clock import Clock
-from isogloss_server.engine.pipeline import Timings
 from isogloss_server.errors import (
     DomainError,
     DrainingError,
@@ -57,6 +56,8 @@ class CallContext:
         caller: Name of the caller, "" if it is unknown.
         metadata: The metadata that the caller sent; of several values of a key, the first one.
         texts: Texts of the call so far, for its log line; likewise `tokens`, `model` and `priority`.
+        peer: The other end of the connection, ipv4:HOST:PORT, ipv6:[HOST]:PORT or unix:PATH, once the call has ended.
+        user_agent: The program of the caller, as it names itself, once the call has ended.
         reason: Reason of the error that it ended with.
         trace_id: Id of its trace, "" if there is none.
         span: Its span, if its trace is sampled.
@@ -76,6 +77,8 @@ class CallContext:
     tokens: int = 0
     model: str = ""
     priority: str = ""
+    peer: str = ""
+    user_agent: str = ""
     reason: str = ""
     trace_id: str = ""
     span: tracing.Span | None = None
@@ -84,23 +87,6 @@ class CallContext:
     inference_s: float | None = None
     held_bytes: int = 0
     reserved_bytes: int = 0
-
-    @property
-    def peer(self) -> str:
-        """The address of the other end of the connection, as ipv4:HOST:PORT, ipv6:[HOST]:PORT or unix:PATH."""
-        return unquote(self.grpc.peer())
-
-    @property
-    def user_agent(self) -> str:
-        """The program of the caller, as it names itself."""
-        return str(self.metadata.get("user-agent", ""))[:MAX_USER_AGENT_CHARACTERS]
-
-    def add_result(self, tokens: int, timings: Timings) -> None:
-        """Adds the result of one request."""
-        self.tokens += tokens
-        self.queue_s = (self.queue_s or 0.0) + timings.queue_s
-        self.tokenization_s = (self.tokenization_s or 0.0) + timings.tokenization_s
-        self.inference_s = (self.inference_s or 0.0) + timings.inference_s
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -297,7 +283,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _trace(self, call: CallContext, began_s: float) -> None:
         """Sets the trace of a call: its own span if calls are traced, else only the id that the caller sent."""
         if self._tracer is None:
-            call.trace_id = tracing.trace_id(call.metadata)
+            if tracing.TRACEPARENT in call.metadata:
+                call.trace_id = tracing.trace_id(call.metadata)
             return
         span = self._tracer.start(f"{self._prefix[1:]}{call.method}", call.metadata, began_s)
         call.trace_id = span.trace_id
@@ -308,6 +295,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _finish(self, call: CallContext, code: str, began_s: float) -> None:
         """Logs a call that has ended, and ends its span."""
         ended_s = self._clock.monotonic_s()
+        call.peer = unquote(call.grpc.peer())
+        call.user_agent = str(call.metadata.get("user-agent", ""))[:MAX_USER_AGENT_CHARACTERS]
         if self._access_log:
             logs.call(call, code, ended_s - began_s)
         if call.span is not None:

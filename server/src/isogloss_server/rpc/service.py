@@ -8,7 +8,7 @@ from isogloss.v1 import embedding_pb2_grpc
 from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
 from isogloss_server.engine.executor import INLINE_NUMBERS, INLINE_RANKINGS, Executor
-from isogloss_server.engine.pipeline import Pipeline
+from isogloss_server.engine.pipeline import Pipeline, Timings
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.similarity import Rankings
 from isogloss_server.rpc import codec
@@ -60,7 +60,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         decoded = codec.to_embed_request(request, deadline_s, call.caller, from_stream=from_stream)
         call.priority = decoded.priority.value
         result = await self._pipeline.embed(decoded)
-        call.add_result(result.embedded.total_tokens, result.timings)
+        _count(call, result.embedded.total_tokens, result.timings)
         return codec.to_embed_response(result)
 
     def _response_bytes(self, request: pb.EmbedRequest) -> int:
@@ -83,7 +83,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self._memory.reserve(context, min(limit, decoded.response_bytes))
         context.priority = decoded.priority.value
         result = await self._pipeline.similarity(decoded)
-        context.add_result(result.total_tokens, result.timings)
+        _count(context, result.total_tokens, result.timings)
         if not isinstance(result.compared, Rankings):
             return await run(result.compared.size, INLINE_NUMBERS, codec.to_similarity_response, result)
         neighbors, rankings = len(result.compared.rows), len(result.compared.counts)
@@ -102,3 +102,11 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         """Describes the loaded models, and the limits of one request to each."""
         models = self._registry.ready_models
         return pb.ListModelsResponse(models=[codec.to_model_info(model) for model in models])
+
+
+def _count(call: CallContext, tokens: int, timings: Timings) -> None:
+    """Adds the result of one request to the fields of the call's log line."""
+    call.tokens += tokens
+    call.queue_s = (call.queue_s or 0.0) + timings.queue_s
+    call.tokenization_s = (call.tokenization_s or 0.0) + timings.tokenization_s
+    call.inference_s = (call.inference_s or 0.0) + timings.inference_s
