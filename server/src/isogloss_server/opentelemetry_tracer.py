@@ -37,8 +37,9 @@ class OpenTelemetrySpan:
 
     @property
     def trace_id(self) -> str:
-        """The id of the trace, 32 hexadecimal digits."""
-        return f"{self._span.get_span_context().trace_id:032x}"
+        """The id of the trace, 32 hexadecimal digits; an empty string if OTEL_SDK_DISABLED is set."""
+        context = self._span.get_span_context()
+        return f"{context.trace_id:032x}" if context.is_valid else ""
 
     @property
     def is_recorded(self) -> bool:

@@ -1,8 +1,8 @@
 """Traces: the spans of calls, behind an interface without a library, and the trace context that callers send.
 
 A call is traced if the tracer has made a span for it. `current` returns that span, or None, and this question is all
-that tracing costs an untraced call. A span has times, counts, and names that the server chose, such as a model's or the
-reason of an error. It never has a text, or the message of an error.
+that tracing costs an untraced call. A span has times, counts, ids, and names that the server chose, such as that of a
+model or the reason of an error. It never has a text, or the message of an error.
 """
 
 import re

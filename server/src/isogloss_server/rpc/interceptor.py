@@ -71,7 +71,7 @@ class CallContext:
     method: str
     request_id: str
     deadline_s: float
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)  # with the key
     caller: str = ""
     texts: int = 0
     tokens: int = 0
@@ -260,15 +260,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except BaseException as error:
             # The error is in no variable that outlives this block: gRPC keeps the frame.
             if not is_shutdown(error):
-                status = to_status(domain_error := to_domain_error(error, call))
-                call.reason = domain_error.reason
+                status = to_status(to_domain_error(error, call))
             elif own and self._ending and isinstance(error, asyncio.CancelledError):
                 status = to_status(DrainingError("the server stopped before the call was finished; send it again"))
-                call.reason = DrainingError.reason
             else:
                 code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
                 raise
-            code = status.code.name
+            code, call.reason = status.code.name, status.reason
             release_frames(error)
         finally:
             if task is not None:
@@ -294,6 +292,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _finish(self, call: CallContext, code: str, began_s: float) -> None:
         """Logs a call that has ended, and ends its span."""
+        if not self._access_log and call.span is None:
+            return
         ended_s = self._clock.monotonic_s()
         call.peer = unquote(call.grpc.peer())
         call.user_agent = str(call.metadata.get("user-agent", ""))[:MAX_USER_AGENT_CHARACTERS]

@@ -24,9 +24,10 @@ NAMES: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Status of a failed call: the code, and google.rpc.Status for trailers and EmbedStreamResponse."""
+    """Status of a failed call: code and reason, and google.rpc.Status for trailers and EmbedStreamResponse."""
 
     code: grpc.StatusCode
+    reason: str
     proto: status_pb2.Status
     retry_after_s: float | None = None
     is_retried: bool = False
@@ -49,7 +50,9 @@ def code_name(number: int) -> str:
 def to_status(error: errors.DomainError) -> Status:
     """Returns the status of an error, with size-limited details."""
     code = code_of(error)
-    return Status(code, build(code.value[0], error.message, _details(error)), error.retry_after_s, error.is_retried)
+    return Status(
+        code, error.reason, build(code.value[0], error.message, _details(error)), error.retry_after_s, error.is_retried
+    )
 
 
 def to_row_status(error: errors.DomainError) -> status_pb2.Status:
