@@ -231,7 +231,7 @@ def test_the_help_begins_with_what_most_servers_set(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     sections = [line[:-1] for line in capsys.readouterr().out.splitlines() if line.endswith(":") and line[0].isalpha()]
-    expected = "options address models limits queue cache Redis providers metrics stopping logs example"
+    expected = "options address models limits queue cache Redis providers metrics traces stopping logs example"
     assert " ".join(sections) == expected
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isogloss_server import factory, logs, metrics, system, tracing
+from isogloss_server._version import __version__
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor, WatchedExecutor
@@ -23,6 +24,7 @@ from isogloss_server.errors import CacheSetupError, ListenError, TracingSetupErr
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.rpc.server import Server
 from isogloss_server.settings.declarations import Settings, model_name_and_source
+from isogloss_server.settings.sources import printable
 
 # With Python's default of 5 ms, numpy work on another thread would delay every call, health checks included.
 SWITCH_INTERVAL_S = 0.0005
@@ -69,6 +71,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     tracer = _tracer() if settings.tracing else None
     server = Server(settings, registry, Pipeline(registry, executor, clock, cache), executor, clock, tracer)
     port = await server.start()
+    logs.info("starting", version=__version__, **printable(settings))
     logs.debug("listening", address=system.address(settings.host, port))
     try:
         if settings.metrics_port is not None:

@@ -9,10 +9,9 @@ from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
 from isogloss_server import logs
-from isogloss_server._version import __version__
 from isogloss_server.errors import StartupError
 from isogloss_server.settings.declarations import PREFIX, Settings
-from isogloss_server.settings.sources import configure_libraries, load, printable, unknown_variables
+from isogloss_server.settings.sources import configure_libraries, load, unknown_variables
 
 EPILOG = """\
 Each setting is a flag, an environment variable, and a key of the TOML file of --config. A flag wins over the variable,
@@ -75,7 +74,6 @@ def run(flags: Mapping[str, Any]) -> int:
     """
     settings = load(flags)
     logs.configure(settings.log_level, settings.log_format)
-    logs.info("starting", version=__version__, **printable(settings))
     for line in unknown_variables():
         logs.warning(line)
     configure_libraries()
