@@ -38,7 +38,13 @@ MARK = "swordfish"
 TEXT = f"one {MARK} two"
 EMBED = "/isogloss.v1.EmbeddingService/Embed"
 SMALL = "text-embedding-3-small"
-METADATA = (("authorization", f"Bearer {MARK}"), ("x-own", MARK), ("traceparent", MARK), ("baggage", f"a={MARK}"))
+METADATA = (
+    ("authorization", f"Bearer {MARK}"),
+    ("x-own", MARK),
+    ("traceparent", f"00-{1:032x}-{1:016x}-01"),
+    ("tracestate", MARK),  # invalid, since it has no value
+    ("baggage", f"a={MARK}"),
+)
 Call = Callable[[Any], Any]
 
 

@@ -4,6 +4,7 @@ OpenTelemetry's own variables configure it, such as OTEL_EXPORTER_OTLP_ENDPOINT,
 OTEL_RESOURCE_ATTRIBUTES and OTEL_BSP_MAX_QUEUE_SIZE: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -24,6 +25,7 @@ SERVICE = "isogloss-server"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"  # the first version in which the conventions of RPC are stable
 FLUSH_S = 2.0  # time for the spans that wait at the end of the process
 NS = 1_000_000_000
+logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)  # its warnings quote headers of callers
 
 
 class OpenTelemetrySpan:
