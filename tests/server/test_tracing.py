@@ -321,6 +321,19 @@ async def test_calls_to_a_provider_are_spans_with_their_outcome(spans: Spans) ->
     assert SECRET not in "".join(span.to_json() for span in spans.ended)
 
 
+async def test_a_disabled_sdk_records_nothing_and_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With OTEL_SDK_DISABLED, calls succeed without spans, and the log has only the ids that callers send."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    caplog.set_level(logging.INFO)
+    spans = Spans()
+    async with serving(ready_registry(CountingEmbedder()), tracer=spans.tracer) as stub:
+        assert [await embed(stub, "one"), await embed(stub, "one", traceparent=PARENT)] == ["OK", "OK"]
+    assert spans.ended == []
+    assert [record.fields["trace_id"] for record in caplog.records if hasattr(record, "fields")] == ["", TRACE]
+
+
 async def test_health_checks_are_not_traced(spans: Spans) -> None:
     """Calls of other services, which load balancers send all the time, have no spans."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
