@@ -19,6 +19,11 @@ OF_GOOGLE = {
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
 }  # two distributions in one package
+OF_OPENTELEMETRY = {  # of several distributions; all else is of the first
+    "opentelemetry": "opentelemetry-api",
+    "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+}
 NOT_INSTALLED = {"sentence_transformers", "torch", "transformers"}  # here; each has the name of its distribution
 PIN = re.compile(r"^([a-z0-9-]+)==([^\s;]+)")
 INSTALLED = metadata.packages_distributions()
@@ -42,6 +47,8 @@ def distribution(module: str) -> str:
     top = module.split(".", maxsplit=1)[0]
     if top == "google":
         return OF_GOOGLE[".".join(module.split(".")[:2])]
+    if top == "opentelemetry":
+        return OF_OPENTELEMETRY.get(".".join(module.split(".")[:2]), OF_OPENTELEMETRY[top])
     if top in NOT_INSTALLED | set(SOURCES) | {"isogloss_server"}:
         return canonicalize_name(top)
     [found] = set(INSTALLED[top])

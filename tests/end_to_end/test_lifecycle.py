@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import isogloss
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -33,6 +34,18 @@ def test_a_signal_drains_and_ends_with_status_0(number: signal.Signals) -> None:
     process.signal(number)
     assert process.wait() == 0
     assert any('"stopped"' in line for line in process.lines)
+
+
+def test_the_first_line_has_the_version_the_models_and_the_changed_settings() -> None:
+    """The log begins with what is started; secrets are masked, and settings with their default are left out."""
+    with ServerProcess("--drain-s", "7", "--cache-redis-url", "redis://:swordfish@127.0.0.1:1") as process:
+        line = process.wait_for("starting")
+        assert process.address
+    assert json.loads(process.lines[0]) == line
+    assert (line["version"], line["models"]) == (isogloss.__version__, ["isogloss-static"])
+    settings = {"port": 0, "drain_s": 7.0, "log_format": "json", "cache_redis_url": "**********"}
+    assert line["settings"] == settings
+    assert "swordfish" not in "".join(process.lines)
 
 
 def test_the_port_file_has_the_port_while_the_server_accepts_calls(tmp_path: Path) -> None:
@@ -255,7 +268,9 @@ def test_a_missing_model_is_one_line_and_status_1(tmp_path: Path) -> None:
     """Missing model files are one line."""
     process = ServerProcess("--model", f"mine={tmp_path}")
     assert process.wait() == 1
-    assert process.lines == [f"isogloss-server: model folder {tmp_path} has no file modules.json\n"]
+    assert [line for line in process.lines if not line.startswith("{")] == [
+        f"isogloss-server: model folder {tmp_path} has no file modules.json\n"
+    ]
 
 
 def test_two_models_are_served_under_their_names(static_folder: Path) -> None:

@@ -167,3 +167,19 @@ for _ in range(20):
     assert subprocess.run([sys.executable, "-c", program], stderr=writer, check=False, timeout=60).returncode == 0
     os.close(writer)
     os.close(reader)
+
+
+def test_quoted_characters_are_read_back_from_json() -> None:
+    """What is quoted in a line of JSON is the same text for its reader."""
+    text = "a\n\x85\x9b\u2028\U000e0001 Grüße 𝕏"
+    record = logging.LogRecord("name", logging.INFO, "", 0, text, None, None)
+    line = logs.JsonFormatter().format(record)
+    assert json.loads(line)["message"] == text
+    assert "Grüße 𝕏" in line
+
+
+def test_a_mapping_and_a_list_are_words_in_a_line_of_text() -> None:
+    """The parts of a mapping are fields of their own, and a list is separated by commas; nothing is empty."""
+    record = logging.LogRecord("name", logging.INFO, "", 0, "starting", None, None)
+    record.fields = {"models": ["a", "b"], "settings": {"port": 0, "host": ""}, "none": None, "empty": ""}
+    assert logs.TextFormatter().format(record).endswith("starting models=a,b settings.port=0")

@@ -13,7 +13,7 @@ from isogloss_server.cli import PROGRAM, main, parser
 from isogloss_server.cli.serve import add_flags
 from isogloss_server.errors import SettingsError
 from isogloss_server.settings.declarations import Settings
-from isogloss_server.settings.sources import load, unknown_variables
+from isogloss_server.settings.sources import load, printable, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +234,7 @@ def test_the_help_begins_with_what_most_servers_set(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     sections = [line[:-1] for line in capsys.readouterr().out.splitlines() if line.endswith(":") and line[0].isalpha()]
-    expected = "options address models limits security queue cache Redis providers metrics stopping logs example"
+    expected = "options address models limits security queue cache Redis providers metrics traces stopping logs example"
     assert " ".join(sections) == expected
 
 
@@ -377,3 +377,27 @@ def test_numpy_computes_on_the_calling_thread() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+def test_the_log_has_the_models_and_the_settings_that_differ() -> None:
+    """Models are listed, and settings with their default value are left out."""
+    assert printable(parse()) == {"models": ["isogloss-static"], "settings": {}}
+    changed = printable(parse("--port", "7", "--no-access-log", "--graph-cache", "/tmp", "--model", "a=b"))
+    assert changed == {"models": ["a=b"], "settings": {"port": 7, "access_log": False, "graph_cache": "/tmp"}}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--cache-redis-url", "redis://:swordfish@host"),
+        ("--model", "openai:m@http://user:swordfish@host/v1"),
+        ("--model", "openai:m@user:sword@swordfish@host/v1"),
+        ("--model", "m=openai:m@https://host/v1?key=swordfish"),
+        ("--host", "https://swordfish@host"),
+    ],
+)
+def test_secrets_are_masked_in_the_log(flag: str, value: str) -> None:
+    """Passwords and queries of URLs are masked, also if the setting will be rejected for having them."""
+    written = str(printable(parse(flag, value)))
+    assert "swordfish" not in written
+    assert "***" in written

@@ -25,6 +25,7 @@ from isogloss_server.security.keys import KeyRing
 from isogloss_server.security.quotas import Quotas
 from isogloss_server.security.tls import Certificates
 from isogloss_server.settings.declarations import Settings
+from isogloss_server.tracing import Tracer
 
 CARD = ModelCard(backend="test", space_id="s-test", dimensions=(4, 2), max_tokens=10)
 LIMITS = Limits(max_texts=5000, max_request_bytes=1 << 22, max_response_bytes=1 << 24, max_pairs=1 << 22)
@@ -148,6 +149,7 @@ async def stoppable_serving(
     certificates: Certificates | None = None,
     keys: KeyRing | None = None,
     quotas: Quotas | None = None,
+    tracer: Tracer | None = None,
     **settings: Any,
 ) -> AsyncIterator[tuple[Any, Callable[[float | None], Awaitable[None]]]]:
     """Serves a registry on a free port; yields the stub, with `stub.channel` and `stub.address`, and `Server.stop`.
@@ -168,6 +170,7 @@ async def stoppable_serving(
         keys=keys,
         quotas=quotas,
         certificates=certificates,
+        tracer=tracer,
     )
     port = await server.start()
     try:

@@ -19,6 +19,7 @@ from isogloss_server.engine.monitoring import CHECKS, State
 from isogloss_server.engine.registry import Registry
 from isogloss_server.models import model_folder, static
 from isogloss_server.models.interfaces import Model
+from isogloss_server.tracing import Tracer
 
 from tests.support.gated_model import DIMENSIONS, WATCHDOG_S
 from tests.support.in_process import new_throughput, ready, serving
@@ -112,7 +113,13 @@ def rows_of(*texts: str) -> list[list[float]]:
 
 @asynccontextmanager
 async def serving_model(
-    folder: Path, model: Model, *, queued: bool = True, threads: int = 1, tokens: int = 100
+    folder: Path,
+    model: Model,
+    *,
+    queued: bool = True,
+    threads: int = 1,
+    tokens: int = 100,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[ModelServer]:
     """Serves `model` with the tokenizer of the static folder: with a batcher, or else on a watched executor."""
     clock, registry = ManualClock(), Registry(["test"])
@@ -138,7 +145,7 @@ async def serving_model(
     )
     served.serve(ready(embedder, clock))
     try:
-        async with serving(registry, clock) as stub:
+        async with serving(registry, clock, tracer=tracer) as stub:
             yield ModelServer(stub, registry, clock, batcher)
     finally:
         embedder.close(wait_s=60)

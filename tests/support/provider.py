@@ -24,6 +24,7 @@ from isogloss_server.engine.request import Limits
 from isogloss_server.models.providers import catalog
 from isogloss_server.models.providers.embedder import ProviderEmbedder, ProviderLimits
 from isogloss_server.models.providers.interface import Provider
+from isogloss_server.tracing import Tracer
 from pydantic import SecretStr
 
 from tests.support.fake_provider import FakeProvider
@@ -76,7 +77,9 @@ def client_of(hosted: catalog.HostedModel) -> Provider:
 
 
 @asynccontextmanager
-async def remote(fake: FakeProvider, source: str, clock: ManualClock, **terms: Any) -> AsyncIterator[Remote]:
+async def remote(
+    fake: FakeProvider, source: str, clock: ManualClock, *, tracer: Tracer | None = None, **terms: Any
+) -> AsyncIterator[Remote]:
     """Serves a model of the fake provider's as "m"; `terms` are those that differ from the provider's."""
     hosted = catalog.resolve(f"{source}@{fake.address}{'' if source.startswith('cohere') else '/v1'}")
     card = hosted.card(hosted.known.dimensions or (fake.widths[hosted.model],))
@@ -96,7 +99,7 @@ async def remote(fake: FakeProvider, source: str, clock: ManualClock, **terms: A
     backlog = Backlog(Throughput(full_units=1, memory_units=16), lanes=8, turn=1)
     model.serve(ReadyModel(embedder, LIMITS, Admission("m", card, AdmissionLimits(bulk_slots=32), clock, backlog)))
     try:
-        async with serving(registry, clock) as stub:
+        async with serving(registry, clock, tracer=tracer) as stub:
             yield Remote(embedder, model, stub)
     finally:
         embedder.close()

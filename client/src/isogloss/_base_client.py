@@ -129,6 +129,23 @@ class RunningCall:
         return DeadlineExceededError(message, request_id=self.request_id)
 
 
+def trace_context() -> tuple[tuple[str, str], ...]:
+    """Returns the metadata that makes a call a part of the current trace; none if the program has no current span.
+
+    Without an import of OpenTelemetry: a program that has a span has imported it. If OpenTelemetry's instrumentation of
+    grpc is active, it puts the context of its own span in this one's place.
+    """
+    current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    if current_span is None:
+        return ()
+    context = current_span().get_span_context()
+    if not context.is_valid:
+        return ()
+    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    state = context.trace_state.to_header()
+    return (("traceparent", parent), ("tracestate", state)) if state else (("traceparent", parent),)
+
+
 def _backoff_s(failures: int) -> float:
     """Returns the delay after `failures` consecutive failures: exponential, with jitter of a fifth."""
     return float(min(FIRST_DELAY_S * 3.0 ** min(failures - 1, 9), MAX_DELAY_S) * random.uniform(0.8, 1.2))  # noqa: S311
@@ -181,7 +198,7 @@ class BaseClient:
         """
         return {
             "timeout": running.remaining_s(),
-            "metadata": running.metadata,
+            "metadata": (*running.metadata, *trace_context()),
             "wait_for_ready": running.wait_for_ready or (self._reached and running.repeats),
         }
 

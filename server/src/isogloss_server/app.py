@@ -13,14 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from isogloss_server import factory, logs, metrics, system
+from isogloss_server import factory, logs, metrics, system, tracing
+from isogloss_server._version import __version__
 from isogloss_server.clock import Clock, SystemClock
 from isogloss_server.engine.cache import Cache
 from isogloss_server.engine.executor import Executor, WatchedExecutor
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.shared_cache import SharedCache
-from isogloss_server.errors import CacheSetupError, ListenError
+from isogloss_server.errors import CacheSetupError, ListenError, TracingSetupError
 from isogloss_server.models.catalog import is_hosted
 from isogloss_server.rpc.server import Server
 from isogloss_server.security import tls
@@ -28,6 +29,7 @@ from isogloss_server.security.keys import KeyRing, check_security, warn_of_insec
 from isogloss_server.security.quotas import Quotas, SharedBuckets
 from isogloss_server.security.tls import Certificates
 from isogloss_server.settings.declarations import Settings, model_name_and_source
+from isogloss_server.settings.sources import printable
 
 if TYPE_CHECKING:
     from isogloss_server.engine.redis_store import RedisQuotaStore, RedisStore
@@ -115,6 +117,7 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
     executor = WatchedExecutor(settings.worker_threads, settings.watchdog_s, clock, registry.report)
     cache = _cache(settings, clock, partial(registry.report_degraded, "cache"))
     pipeline = Pipeline(registry, executor, clock, cache)
+    tracer = _tracer() if settings.tracing else None
     server = Server(
         settings,
         registry,
@@ -124,9 +127,11 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         keys=security.keys,
         quotas=security.quotas,
         certificates=security.certificates,
+        tracer=tracer,
     )
     port = await server.start()
     warn_of_insecurities(settings)
+    logs.info("starting", version=__version__, **printable(settings))
     logs.debug("listening", address=system.address(settings.host, port))
     try:
         _serve_metrics(settings, registry, clock, security.certificates)
@@ -151,6 +156,8 @@ async def serve(settings: Settings, clock: Clock | None = None) -> int:
         await security.close()
         await cache.close()
         executor.close()
+        if tracer is not None:
+            tracer.close()
 
 
 def _serve_metrics(settings: Settings, registry: Registry, clock: Clock, certificates: Certificates | None) -> None:
@@ -239,6 +246,26 @@ def _warn_of_unserved_models(keys: KeyRing, served: Collection[str]) -> None:
     scoped = {model for key in keys.keys for model in key.models or ()}
     if unserved := sorted(scoped.difference(served)):
         logs.warning("keys have models in their scopes that are not served", models=", ".join(unserved))
+
+
+def _tracer() -> tracing.Tracer:
+    """Returns the tracer. OpenTelemetry is an extra, imported only if calls are traced.
+
+    Raises:
+        TracingSetupError: The packages are missing, or a variable of OpenTelemetry is invalid.
+    """
+    try:
+        from isogloss_server.opentelemetry_tracer import OpenTelemetryTracer  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "opentelemetry":
+            raise
+        extra = "pip install 'isogloss-server[tracing]'"
+        raise TracingSetupError(f"tracing requires packages that are not installed: {extra}") from None
+    try:
+        return OpenTelemetryTracer()
+    except Exception as error:
+        cause = f"{type(error).__name__}; see the values of the variables OTEL_..."
+        raise TracingSetupError(f"cannot set up tracing: {cause}") from error
 
 
 async def _finished_before(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:

@@ -398,5 +398,9 @@ class CacheSetupError(StartupError):
     """The shared cache cannot be used: its package is missing."""
 
 
+class TracingSetupError(StartupError):
+    """Traces cannot be exported: the packages are missing, or a variable of OpenTelemetry is invalid."""
+
+
 class ListenError(StartupError):
     """The server cannot listen on the address, or cannot write its port file."""

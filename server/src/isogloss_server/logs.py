@@ -13,14 +13,14 @@ import stat
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
 from typing import Protocol, TypeAlias
 
 # Libraries whose lower levels are not logged: OpenAI's SDK logs requests, and with them texts.
-QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "redis")
+QUIET = ("cohere", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "opentelemetry", "redis")
 # Lines that wait for stderr. A line beyond this number is dropped, and so are the next ones, until half of the waiting
 # lines are written. So the gaps in a log are few, and one line reports each.
 MAX_WAITING_LINES = 8192
@@ -45,6 +45,15 @@ class CallFields(Protocol):
     texts: int
     tokens: int
     model: str
+    priority: str
+    caller: str
+    reason: str
+    trace_id: str
+    queue_s: float | None
+    tokenization_s: float | None
+    inference_s: float | None
+    peer: str
+    user_agent: str
 
 
 class LineQueue(QueueHandler):
@@ -228,13 +237,13 @@ def _write(descriptor: int, data: bytes) -> None:
             writable.poll()
 
 
-def call(fields: CallFields, code: str, milliseconds: float) -> None:
+def call(fields: CallFields, code: str, total_s: float) -> None:
     """Logs a finished call.
 
     Args:
         fields: Properties of the call.
         code: Name of the gRPC status.
-        milliseconds: Duration of the call.
+        total_s: Duration of the call.
     """
     _access.info(
         "call",
@@ -242,14 +251,27 @@ def call(fields: CallFields, code: str, milliseconds: float) -> None:
             "fields": {
                 "method": fields.method,
                 "code": code,
-                "ms": round(milliseconds, 3),
+                "reason": fields.reason,
+                "ms": _milliseconds(total_s),
+                "queue_ms": _milliseconds(fields.queue_s),
+                "tokenization_ms": _milliseconds(fields.tokenization_s),
+                "inference_ms": _milliseconds(fields.inference_s),
                 "texts": fields.texts,
                 "tokens": fields.tokens,
                 "model": fields.model,
+                "priority": fields.priority,
+                "caller": fields.caller,
+                "peer": fields.peer,
+                "user_agent": fields.user_agent,
                 "request_id": fields.request_id,
+                "trace_id": fields.trace_id,
             }
         },
     )
+
+
+def _milliseconds(duration_s: float | None) -> float | None:
+    return None if duration_s is None else round(duration_s * 1e3, 3)
 
 
 def info(message: str, **fields: object) -> None:
@@ -283,7 +305,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line for a record."""
-        return json.dumps(_fields(record), ensure_ascii=False, default=str)
+        return _json(_fields(record))
 
 
 class TextFormatter(logging.Formatter):
@@ -297,13 +319,28 @@ class TextFormatter(logging.Formatter):
             message = "".join(map(_visible, message))
         head = f"{fields.pop('time')} {fields.pop('level'):7} {message}"
         fields.pop("logger")
-        return " ".join([head, *(f"{name}={_word(value)}" for name, value in fields.items() if value != "")])
+        return " ".join([head, *(f"{name}={_word(value)}" for name, value in _flat(fields) if value not in ("", None))])
+
+
+def _flat(fields: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yields fields with a value that is text or a number; the parts of a mapping as NAME.PART."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{part}", str(inner)) for part, inner in value.items())
+        else:
+            yield name, ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _word(value: object) -> str:
     """Returns a value, quoted if it has characters that separate fields."""
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if set(text) & set(' ="\\') or not text.isprintable() else text
+    return _json(text) if set(text) & set(' ="\\') or not text.isprintable() else text
+
+
+def _json(value: object) -> str:
+    """Returns a value as JSON in printable characters: others control terminals, or end lines for some readers."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _visible(character: str) -> str:

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from isogloss.wire.enums import Priority
 
-from isogloss_server import metrics
+from isogloss_server import metrics, tracing
 from isogloss_server.clock import Clock
 from isogloss_server.engine.backlog import Backlog, Work
 from isogloss_server.engine.request import EmbedRequest, RequestSize, SimilarityRequest
@@ -184,6 +184,12 @@ class Admission:
 
     async def enter(self, request: Request, size: RequestSize, is_cached: Callable[[], bool]) -> Slot:
         """Returns a slot for a request; see `admit`, which frees it too."""
+        if tracing.current() is None:
+            return await self._enter(request, size, is_cached)
+        with tracing.timed("admission", self._clock):
+            return await self._enter(request, size, is_cached)
+
+    async def _enter(self, request: Request, size: RequestSize, is_cached: Callable[[], bool]) -> Slot:
         began_s = self._clock.monotonic_s()
         if began_s >= request.deadline_s:
             raise DeadlineExceededError(PAST_DEADLINE)

@@ -20,6 +20,7 @@ from isogloss.wire.enums import Priority
 
 from isogloss_server.engine.backlog import LONGEST_TURN_S, Throughput
 from isogloss_server.models.interfaces import Progress, Rows, TokenBatch, Urgency
+from isogloss_server.tracing import QueuedCall
 
 BULK_SHARE = 8  # while both priorities wait, one batch in BULK_SHARE is of BULK
 # While INTERACTIVE calls arrive, BULK is computed in small batches, to keep their wait short. It costs BULK a fifth to
@@ -59,6 +60,7 @@ class Submission:
         "rows",
         "spans",
         "texts",
+        "traced",
         "waiting",
     )  # fmt: skip
 
@@ -69,6 +71,7 @@ class Submission:
         self.spans: list[tuple[float, float]] = []
         self.deadline_s = urgency.deadline_s
         self.progress: Progress | None = urgency.progress
+        self.traced: QueuedCall | None = None
         self.future = future  # used only on its event loop
         self.missing = texts  # texts without a row yet
         self.texts = 0  # queued ones

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from isogloss_server import metrics, system
+from isogloss_server import metrics, system, tracing
 from isogloss_server.clock import Clock
 from isogloss_server.engine.backlog import Throughput
 from isogloss_server.engine.batch_queue import BatchScheduler, InferenceResult, QueuedText, Submission, to_token_batch
@@ -182,6 +182,8 @@ class Batcher:
         """
         future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
         submission = Submission(len(batch.lengths), self._dimensions, urgency, future)
+        if (span := tracing.current()) is not None:
+            submission.traced = tracing.QueuedCall(span, self._clock.monotonic_s())
         with self._changed:
             if self._closed:
                 raise draining_error()
@@ -203,6 +205,9 @@ class Batcher:
             thread.join(max(0.0, until_s - self._clock.monotonic_s()))
 
     def _on_done(self, submission: Submission, future: "asyncio.Future[InferenceResult]") -> None:
+        if submission.traced is not None and (future.cancelled() or future.exception() is not None):
+            error = "CancelledError" if future.cancelled() else tracing.error_type(future.exception())
+            submission.traced.leave(self._clock.monotonic_s(), error=error)
         if future.cancelled():
             with self._changed:
                 submission.queue.drop(submission)
@@ -260,6 +265,7 @@ class Batcher:
                 self._fail_batch(broken, non_finite_error())
             else:
                 self._failures.batch_succeeded()
+            self._record_batch(part, (began_s, ended_s))
             self._deliver(part, rows, (began_s, ended_s))
         except MemoryError as error:
             if len(part) == 1:
@@ -268,10 +274,21 @@ class Batcher:
         except SystemExit:  # ends the worker, see _run_worker
             raise
         except BaseException as error:  # noqa: BLE001 - a panic of a Rust library is a BaseException
+            self._record_batch(part, (began_s, self._clock.monotonic_s()), error)
             self._fail_batch(part, error)
         finally:
             self._watchdog.end(running)
         return True
+
+    def _record_batch(
+        self, batch: list[QueuedText], times_s: tuple[float, float], error: BaseException | None = None
+    ) -> None:
+        """Records a computed batch, if a call with texts of it is traced."""
+        submissions = dict.fromkeys(submission for text in batch for submission, _ in text.owners)
+        calls = [submission.traced for submission in submissions if submission.traced is not None]
+        if calls:
+            attributes = {"isogloss.texts": len(batch), "isogloss.tokens": sum(text.length for text in batch)}
+            tracing.record_batch(calls, times_s, attributes, error=tracing.error_type(error))
 
     def _on_stall(self, batch: list[QueuedText]) -> None:
         """Fails a batch that exceeds its time limit and, if all threads are stalled, all queued texts."""

@@ -8,6 +8,7 @@ import numpy as np
 from isogloss.wire.enums import InputType, Truncation
 from numpy.typing import NDArray
 
+from isogloss_server import tracing
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.engine.backlog import Throughput
 from isogloss_server.engine.batch_queue import InferenceResult
@@ -160,6 +161,8 @@ class LocalEmbedder:
                 blocks.append(block)
                 tokenized_texts += len(part)
                 self._report(block, urgency, is_last=tokenized_texts == len(texts))
+                if (span := tracing.current()) is not None:
+                    _record(block, span)
                 row_errors |= {first + row: error for row, error in block.tokenized.row_errors.items()}
                 if self._batcher is not None and (allow_partial or not row_errors):
                     batch = _without_errors(block.tokenized)
@@ -232,6 +235,14 @@ class LocalEmbedder:
 
     def _encode(self, texts: Sequence[str]) -> TokenBatch:
         return self._tokenizer.encode(texts, Truncation.END).batch
+
+
+def _record(block: _Block, span: tracing.Span) -> None:
+    """Adds the tokenization of a block to the span of its call, and its inference unless a batcher runs it."""
+    attributes = {"isogloss.tokens": len(block.tokenized.batch.ids)}
+    tracing.record(span, "tokenization", (block.began_s, block.tokenized_s), attributes)
+    for times_s in () if block.result is None else block.result.spans:
+        tracing.record(span, "inference", times_s)
 
 
 def _tokenization_s(blocks: Sequence[_Block]) -> float:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from isogloss.wire.matrix import Elements, to_elements, unit_length
 
+from isogloss_server import tracing
 from isogloss_server.clock import Clock
 from isogloss_server.engine.admission import Slot
 from isogloss_server.engine.cache import Cache
@@ -148,7 +149,8 @@ class Pipeline:
                 await self._comparable(side, part.rows, columns)
                 for side, part in zip(request.sides, embedded, strict=True)
             ]
-            compared = await self._compare(request, rows[0], rows[-1], slot.size.products)
+            with tracing.timed("comparison", self._clock):
+                compared = await self._compare(request, rows[0], rows[-1], slot.size.products)
             for side, part in zip(request.sides, embedded, strict=True):
                 if isinstance(side, TextSide):
                     slot.record(part)

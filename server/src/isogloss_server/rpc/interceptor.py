@@ -6,15 +6,16 @@ import math
 import random
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 from isogloss.wire.status import KEY_IGNORED, REQUEST_ID_TRAILER, WARNING_TRAILER, Trailer
 
-from isogloss_server import logs, metrics
+from isogloss_server import logs, metrics, tracing
 from isogloss_server.clock import Clock
 from isogloss_server.errors import (
     DomainError,
@@ -37,6 +38,7 @@ from isogloss_server.security.quotas import Quotas
 from isogloss_server.security.tls import client_name
 
 MAX_REQUEST_ID_CHARACTERS = 128
+MAX_USER_AGENT_CHARACTERS = 256  # in the log
 MAX_SMALL_REQUEST_BYTES = 64 * 1024  # of health checks and reflection, which name a model, a service or a file
 ALWAYS_ANSWERED = frozenset({"Health"})  # also if the memory for calls is full; like all of grpc.health.v1
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
@@ -59,7 +61,15 @@ class CallContext:
         deadline_s: Moment of the clock at which the call expires.
         caller: Name of the caller, "" if it is unknown.
         key: Rights of the caller.
-        texts: Texts of the call so far, for its log line; likewise `tokens` and `model`.
+        metadata: The metadata that the caller sent; of several values of a key, the first one.
+        texts: Texts of the call so far, for its log line; likewise `tokens`, `model` and `priority`.
+        peer: The other end of the connection, ipv4:HOST:PORT, ipv6:[HOST]:PORT or unix:PATH, once the call has ended.
+        user_agent: The program of the caller, as it names itself, once the call has ended.
+        reason: Reason of the error that it ended with.
+        trace_id: Id of its trace, "" if there is none.
+        span: Its span, if its trace is sampled.
+        queue_s: Seconds that its requests so far have waited, None if none has a result; likewise `tokenization_s` and
+            `inference_s`.
         held_bytes: Memory that is counted for the call until it ends.
         reserved_bytes: Part of it that is for the response, while that is computed.
     """
@@ -68,11 +78,21 @@ class CallContext:
     method: str
     request_id: str
     deadline_s: float
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)  # with the key
     caller: str = ""
     key: Key = ANYONE
     texts: int = 0
     tokens: int = 0
     model: str = ""
+    priority: str = ""
+    peer: str = ""
+    user_agent: str = ""
+    reason: str = ""
+    trace_id: str = ""
+    span: tracing.Span | None = None
+    queue_s: float | None = None
+    tokenization_s: float | None = None
+    inference_s: float | None = None
     held_bytes: int = 0
     reserved_bytes: int = 0
 
@@ -109,7 +129,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     same, but so a call is refused before its request is read, and the time that the request takes is limited.
     """
 
-    def __init__(self, service: str, clock: Clock, memory: CallMemory, access: Access, *, access_log: bool) -> None:
+    def __init__(
+        self,
+        service: str,
+        clock: Clock,
+        memory: CallMemory,
+        access: Access,
+        *,
+        access_log: bool,
+        tracer: tracing.Tracer | None = None,
+    ) -> None:
+        self._tracer = tracer
         self._prefix = f"/{service}/"
         self._access = access
         self._warned = False  # of a key that is ignored
@@ -249,17 +279,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         began_s = self._clock.monotonic_s()
         remaining_s: float | None = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else began_s + remaining_s
-        metadata: Any = context.invocation_metadata() or ()
-        call = CallContext(context, method, _request_id(metadata), deadline_s)
+        own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
+        pairs: Any = context.invocation_metadata() or ()
+        metadata = _first_values(pairs)
+        call = CallContext(context, method, _request_id(metadata), deadline_s, metadata)
         if self._access.client_certificates:
             call.caller = client_name(context.auth_context())
-        credentials = [value for name, value in metadata if name == KEY_METADATA]
+        if own:
+            self._trace(call, began_s)
+        credentials = [value for name, value in pairs if name == KEY_METADATA]
         identity = self._trailers(call, credentials)
-        code, reason, outcomes = "INTERNAL", "", self._outcomes[method]
+        code, outcomes = "INTERNAL", self._outcomes[method]
         context.set_trailing_metadata(identity)
         ended: Any = partial(self._memory.leave, call)  # after the response is sent, or the call is cancelled
         context.add_done_callback(ended)
-        own, task = not method.startswith("/"), asyncio.current_task()  # other services keep their full name
         outcomes.in_flight += 1
         try:
             if own and task is not None:
@@ -279,16 +312,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             else:
                 code = "DEADLINE_EXCEEDED" if self._clock.monotonic_s() >= call.deadline_s else "CANCELLED"
                 raise
-            code, reason = status.code.name, status.reason
+            code, call.reason = status.code.name, status.reason
             release_frames(error)
         finally:
             if task is not None:
                 self._in_progress.discard(task)
-            took_s = self._clock.monotonic_s() - began_s
             outcomes.in_flight -= 1
-            outcomes.ended(code, reason, took_s)
-            if self._access_log and own:
-                logs.call(call, code, took_s * 1e3)
+            outcomes.ended(code, call.reason, self._clock.monotonic_s() - began_s)
+            if own:
+                self._finish(call, code, began_s)
         # Outside the handler above: grpc's call and the exception of `abort` refer to each other, and would keep the
         # handled error as well.
         trailers = status.trailers(call.deadline_s - self._clock.monotonic_s())
@@ -315,6 +347,40 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             end = self._access.quotas.begin_call(call.key.name, call.key.quota)
             ended: Any = lambda _context: end()  # noqa: E731 - the type stubs of gRPC do not describe it
             call.grpc.add_done_callback(ended)
+
+    def _trace(self, call: CallContext, began_s: float) -> None:
+        """Sets the trace of a call: its own span if calls are traced, else only the id that the caller sent."""
+        if self._tracer is None:
+            if tracing.TRACEPARENT in call.metadata:
+                call.trace_id = tracing.trace_id(call.metadata)
+            return
+        span = self._tracer.start(f"{self._prefix[1:]}{call.method}", call.metadata, began_s)
+        call.trace_id = span.trace_id
+        if span.is_recorded:
+            call.span = span
+            tracing.enter(span)
+
+    def _finish(self, call: CallContext, code: str, began_s: float) -> None:
+        """Logs a call that has ended, and ends its span."""
+        if not self._access_log and call.span is None:
+            return
+        ended_s = self._clock.monotonic_s()
+        call.peer = unquote(call.grpc.peer())
+        call.user_agent = str(call.metadata.get("user-agent", ""))[:MAX_USER_AGENT_CHARACTERS]
+        if self._access_log:
+            logs.call(call, code, ended_s - began_s)
+        if call.span is not None:
+            attributes = {
+                "rpc.status_code": code,
+                "isogloss.request_id": call.request_id,
+                "isogloss.texts": call.texts,
+                "isogloss.tokens": call.tokens,
+                **tracing.peer_attributes(call.peer),
+            }
+            for name in ("reason", "model", "priority", "caller"):
+                if value := getattr(call, name):
+                    attributes[f"isogloss.{name}"] = value
+            call.span.end(ended_s, attributes, error=code if code in tracing.SERVER_ERRORS else "")
 
     def _check_accepting(self, call: asyncio.Task[Any]) -> None:
         if self._accepted is not None and call not in self._accepted:
@@ -399,8 +465,13 @@ def _checked(request: bytes, max_bytes: int | None) -> bytes:
     return request
 
 
-def _request_id(metadata: Any) -> str:
+def _first_values(metadata: Any) -> dict[str, Any]:
+    """Returns metadata by key; of several values of a key, the first one."""
+    return {key: value for key, value in reversed(metadata or ())}  # noqa: C416 - the pairs are of a class of gRPC
+
+
+def _request_id(metadata: Mapping[str, Any]) -> str:
     """Returns the caller's id of the call if it can be logged, else a new one."""
-    given = next((value for key, value in metadata if key == REQUEST_ID_TRAILER), "")
+    given = metadata.get(REQUEST_ID_TRAILER, "")
     valid = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_CHARACTERS
     return given if valid and given.isascii() and given.isprintable() else f"{random.getrandbits(128):032x}"

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from isogloss.v1 import embedding_pb2, embedding_pb2_grpc
 
-from isogloss_server import system
+from isogloss_server import system, tracing
 from isogloss_server.clock import Clock
 from isogloss_server.engine.executor import Executor
 from isogloss_server.engine.pipeline import Pipeline
@@ -95,6 +95,7 @@ class Server:
         keys: KeyRing | None = None,
         quotas: Quotas | None = None,
         certificates: Certificates | None = None,
+        tracer: tracing.Tracer | None = None,
     ) -> None:
         """Creates a server that does not listen yet.
 
@@ -115,7 +116,9 @@ class Server:
             open_reflection=settings.open_reflection,
             client_certificates=settings.tls_client_ca is not None,
         )
-        self._calls = CallInterceptor(SERVICE, clock, self._memory, access, access_log=settings.access_log)
+        self._calls = CallInterceptor(
+            SERVICE, clock, self._memory, access, access_log=settings.access_log, tracer=tracer
+        )
         GRPC_LOG.addFilter(_is_problem)
         self._settings = settings
         self._grpc = grpc.aio.server(interceptors=[self._calls], options=options(settings))

@@ -9,7 +9,7 @@ from isogloss.v1 import embedding_pb2_grpc
 from isogloss_server._version import __version__
 from isogloss_server.clock import Clock
 from isogloss_server.engine.executor import INLINE_NUMBERS, INLINE_RANKINGS, Executor
-from isogloss_server.engine.pipeline import Pipeline
+from isogloss_server.engine.pipeline import Pipeline, Timings
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.request import EmbedRequest, SimilarityRequest
 from isogloss_server.engine.similarity import Rankings
@@ -68,11 +68,12 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         model = self._registry.get(request.model, call.key.models)
         call.model = request.model = model.name
         decoded = codec.to_embed_request(request, deadline_s, call.caller, from_stream=from_stream)
+        call.priority = decoded.priority.value
         async with self._charge(call, decoded, model) as charge:
             result = await self._pipeline.embed(decoded)
             if charge is not None:
                 charge.tokens = result.embedded.total_tokens
-        call.tokens += result.embedded.total_tokens
+        _count(call, result.embedded.total_tokens, result.timings)
         return codec.to_embed_response(result)
 
     def _charge(
@@ -102,11 +103,12 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         decoded = await run(vector_bytes, INLINE_VECTOR_BYTES, codec.to_similarity_request, *arguments)
         limit = model.ready.limits.max_response_bytes  # beyond it, the pipeline refuses the request
         self._memory.reserve(context, min(limit, decoded.response_bytes))
+        context.priority = decoded.priority.value
         async with self._charge(context, decoded, model) as charge:
             result = await self._pipeline.similarity(decoded)
-            context.tokens = result.total_tokens
             if charge is not None:
                 charge.tokens = result.total_tokens
+        _count(context, result.total_tokens, result.timings)
         if not isinstance(result.compared, Rankings):
             return await run(result.compared.size, INLINE_NUMBERS, codec.to_similarity_response, result)
         neighbors, rankings = len(result.compared.rows), len(result.compared.counts)
@@ -128,3 +130,11 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         models = self._registry.ready_models(context.key.models)
         quota = context.key.quota.texts_per_minute
         return pb.ListModelsResponse(models=[codec.to_model_info(model, quota) for model in models])
+
+
+def _count(call: CallContext, tokens: int, timings: Timings) -> None:
+    """Adds the result of one request to the fields of the call's log line."""
+    call.tokens += tokens
+    call.queue_s = (call.queue_s or 0.0) + timings.queue_s
+    call.tokenization_s = (call.tokenization_s or 0.0) + timings.tokenization_s
+    call.inference_s = (call.inference_s or 0.0) + timings.inference_s

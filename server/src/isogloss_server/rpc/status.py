@@ -21,10 +21,12 @@ CODES: Mapping[type[errors.DomainError], grpc.StatusCode] = {
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
 
+NAMES: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Status of a failed call: code, reason, and google.rpc.Status for trailers and EmbedStreamResponse."""
+    """Status of a failed call: code and reason, and google.rpc.Status for trailers and EmbedStreamResponse."""
 
     code: grpc.StatusCode
     reason: str
@@ -40,6 +42,11 @@ class Status:
 def code_of(error: errors.DomainError) -> grpc.StatusCode:
     """Returns the status code of an error's class."""
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
+def code_name(number: int) -> str:
+    """Returns the name of a status code."""
+    return NAMES[number]
 
 
 def to_status(error: errors.DomainError) -> Status:

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import grpc
 from isogloss.v1 import embedding_pb2 as pb
 
-from isogloss_server import metrics
+from isogloss_server import metrics, tracing
 from isogloss_server.clock import Clock
 from isogloss_server.errors import DeadlineExceededError, DomainError, DrainingError, DuplicateIdError
 from isogloss_server.rpc.call_memory import REQUEST_COPIES, RESPONSE_COPIES, CallMemory
 from isogloss_server.rpc.codec import parse
 from isogloss_server.rpc.interceptor import CallContext, GrpcContext, is_shutdown, release_frames, to_domain_error
-from isogloss_server.rpc.status import to_status
+from isogloss_server.rpc.status import code_name, to_status
 
 OUTCOMES = metrics.Outcomes(metrics.STREAM_REQUESTS, metrics.STREAM_REQUEST_SECONDS)  # of the requests of all streams
 
@@ -160,7 +160,7 @@ class _OpenStream:
 
     async def _answer(self, message: pb.EmbedStreamRequest) -> None:
         """Answers one request with its response or its own error; responses are written one at a time."""
-        response = await self._response(message)
+        response = await self._traced_response(message)
         async with self._writing:
             self._writer = asyncio.current_task()
             copies = RESPONSE_COPIES * response.ByteSize()
@@ -179,6 +179,23 @@ class _OpenStream:
         self._memory.hold(-held)
         del self._tasks[number]
         self._answered.set()
+
+    async def _traced_response(self, message: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
+        """Returns the response to a request, which has a span of its own if the stream is traced."""
+        stream = tracing.current()
+        if stream is None:
+            return await self._response(message)
+        span = stream.start("request", self._clock.monotonic_s())
+        tracing.enter(span)  # of this task alone
+        code = "CANCELLED"
+        try:
+            response = await self._response(message)
+            code = code_name(response.error.code)
+        finally:
+            attributes: tracing.Attributes = {"rpc.status_code": code, "isogloss.texts": len(message.request.texts)}
+            error = code if code in tracing.SERVER_ERRORS else ""
+            span.end(self._clock.monotonic_s(), attributes, error=error)
+        return response
 
     async def _response(self, message: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
         began_s = self._clock.monotonic_s()

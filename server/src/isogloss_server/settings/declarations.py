@@ -383,6 +383,14 @@ class Settings(BaseSettings):
         le=65_535,
     )
 
+    tracing: bool = setting(
+        False,
+        "export traces of calls by OTLP, for which the extra `tracing` is needed; variables of OpenTelemetry such as "
+        "OTEL_EXPORTER_OTLP_ENDPOINT configure the export",
+        section="traces",
+        unit="",
+    )
+
     drain_delay_s: FiniteFloat = setting(
         0.0,
         "time after a stop signal in which health is NOT_SERVING and the server still accepts calls",

@@ -22,6 +22,7 @@ CLIENT_VARIABLES = frozenset(
 )
 KEY_VARIABLES = {"cohere": "CO_API_KEY", "openai": "OPENAI_API_KEY", "nvidia": "NVIDIA_API_KEY"}
 PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})  # of httpx, in either case
+SECRET_OF_URL = re.compile(r"(://|@).*(?=@)|\?.*")  # user, password and query, also of a URL that will be rejected
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 KUBERNETES_VARIABLE = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -52,6 +53,20 @@ def load(flags: Mapping[str, Any]) -> Settings:
         raise SettingsError("; ".join([*lines, *more])) from None
     except SourceError as error:
         raise SettingsError(str(error)) from None
+
+
+def printable(settings: Settings) -> dict[str, Any]:
+    """Returns the models, and the settings that differ from their defaults, for the log; secrets are masked."""
+    changed = {name: value for name, value in settings if value != Settings.model_fields[name].default}
+    changed.pop("model", None)
+    return {"models": _masked(settings.model), "settings": {name: _masked(value) for name, value in changed.items()}}
+
+
+def _masked(value: object) -> object:
+    """Returns a number or switch as it is, other values as text without secrets; a SecretStr masks itself."""
+    if isinstance(value, tuple):
+        return [_masked(part) for part in value]
+    return value if isinstance(value, int | float) else SECRET_OF_URL.sub(r"\1***", str(value))
 
 
 def unknown_variables() -> Iterator[str]:

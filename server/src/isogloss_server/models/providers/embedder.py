@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from isogloss.wire.enums import InputType, Truncation
 
-from isogloss_server import metrics
+from isogloss_server import metrics, tracing
 from isogloss_server.circuit_breaker import CircuitBreaker
 from isogloss_server.clock import Clock, covered_s
 from isogloss_server.errors import DeadlineExceededError, DrainingError, ProviderUnavailableError
@@ -244,8 +244,10 @@ class ProviderEmbedder:
         number = 0 if is_retry else budget.waiting
         budget.waiting += 1
         try:
-            async with asyncio.timeout(urgency.deadline_s - self._clock.monotonic_s()):
-                await self._rate_limiter.acquire(texts, urgency, number)
+            remaining_s = urgency.deadline_s - self._clock.monotonic_s()
+            with tracing.timed("provider queue", self._clock):
+                async with asyncio.timeout(remaining_s):
+                    await self._rate_limiter.acquire(texts, urgency, number)
         except TimeoutError:
             raise DeadlineExceededError(
                 "the deadline passed before the provider's rate limit allowed the call"
@@ -274,10 +276,12 @@ class ProviderEmbedder:
             ProviderCallError: The call returned no vectors of these texts.
         """
         columns, began_s = self.card.dimensions[0], self._clock.monotonic_s()
+        attributes: tracing.Attributes = {"isogloss.model": self._name, "isogloss.texts": len(texts)}
         try:
-            response = await call(self._provider, texts, options, timeout_s=timeout_s, columns=columns)
+            with tracing.timed("provider call", self._clock, attributes, is_call=True):
+                response = await call(self._provider, texts, options, timeout_s=timeout_s, columns=columns)
         except ProviderCallError as error:
-            metrics.PROVIDER_CALLS.labels(self._name, error.kind.error.reason).inc()
+            metrics.PROVIDER_CALLS.labels(self._name, error.reason).inc()
             if error.kind.misconfigured:
                 self._report_health(str(error))
             if error.kind.counts_as_failure:

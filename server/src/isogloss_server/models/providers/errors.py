@@ -109,6 +109,11 @@ class ProviderCallError(Exception):
         self._words = words
 
     @property
+    def reason(self) -> str:
+        """The reason of the error that the caller receives."""
+        return self.kind.error.reason
+
+    @property
     def in_full(self) -> str:
         """The message with the provider's own words: for the caller of the call, and for calls without a caller."""
         return f"{self}, {self._words}" if self._words else str(self)
