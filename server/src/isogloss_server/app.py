@@ -139,7 +139,13 @@ def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -
         url, ttl_s = settings.cache_redis_url.get_secret_value(), settings.cache_redis_ttl_s
         store = RedisStore(url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
         shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, on_health=on_health)
-    return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
+    return Cache(
+        clock,
+        max_bytes=settings.cache_bytes,
+        shared=shared,
+        static_models=settings.cache_static,
+        isolated=settings.cache_isolation,
+    )
 
 
 async def _finished_before(work: "asyncio.Future[None]", event: asyncio.Event) -> bool:
