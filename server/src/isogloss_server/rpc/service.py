@@ -11,6 +11,7 @@ from isogloss_server.engine.executor import INLINE_NUMBERS, INLINE_RANKINGS, Exe
 from isogloss_server.engine.pipeline import Pipeline
 from isogloss_server.engine.registry import Registry
 from isogloss_server.engine.similarity import Rankings
+from isogloss_server.fair_queue import CURRENT_CALLER
 from isogloss_server.rpc import codec
 from isogloss_server.rpc.call_memory import CallMemory
 from isogloss_server.rpc.interceptor import CallContext
@@ -74,6 +75,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         context.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
         model = self._registry.get(request.model)
         context.model = model.name
+        CURRENT_CALLER.set(context.caller)
         run = self._executor.run_if_large
         vector_bytes = codec.check_similarity_size(request, model.ready)
         arguments = request, context.deadline_s, context.caller
