@@ -135,5 +135,10 @@ async def failure(call: Any) -> Told:
 async def queued(m: Remote, calls: int) -> None:
     """Returns once so many calls to the provider wait for their turn."""
     async with asyncio.timeout(60):
-        while len(m.embedder._rate_limiter._waiting) < calls:  # noqa: ASYNC110 - of which nobody tells
+        while len(waiters(m)) < calls:  # noqa: ASYNC110 - of which nobody tells
             await asyncio.sleep(0)
+
+
+def waiters(m: Remote) -> list[Any]:
+    """Returns the calls to the provider that wait for their turn, and those that were cancelled meanwhile."""
+    return [waiter for waiting in m.embedder._rate_limiter._waiting.values() for waiter in waiting]

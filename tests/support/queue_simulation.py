@@ -33,6 +33,7 @@ class Arrival:
         at_s: Time of arrival.
         timeout_s: Seconds until its deadline.
         bytes_per_token: Bytes of UTF-8 for a token of its texts.
+        caller: Name of its caller, "" if it is unknown.
     """
 
     at_s: float
@@ -42,6 +43,7 @@ class Arrival:
     model: int = 0
     bytes_per_token: float = BYTES_PER_TOKEN
     from_stream: bool = False
+    caller: str = ""
 
     @property
     def deadline_s(self) -> float:
@@ -113,6 +115,10 @@ class Simulation:
 
         With `admitted`, the index of one that is not refused, the simulation ends when that one is done or late.
         """
+        with asyncio.Runner() as runner:  # admission creates futures, for which nothing waits here
+            return runner.run(self._run(arrivals, admitted))
+
+    async def _run(self, arrivals: Sequence[Arrival], admitted: int | None) -> list[Outcome]:
         outcomes = [Outcome(arrival) for arrival in arrivals]
         for index, arrival in enumerate(arrivals):
             self._schedule(arrival.at_s, lambda index=index: self._arrive(outcomes[index], forced=index == admitted))
@@ -136,7 +142,7 @@ class Simulation:
             return
         slot.tokenized(sum(arrival.lengths), is_last=True)
         future: Any = None  # resolved here, not by the batcher
-        urgency = Urgency(arrival.priority, arrival.deadline_s, slot)
+        urgency = Urgency(arrival.priority, arrival.deadline_s, slot, arrival.caller)
         submission = Submission(len(arrival.lengths), 1, urgency, future)
         first, count = next(self._ids), sum(arrival.lengths)
         ids = np.full(count, first, np.int32)
@@ -164,8 +170,8 @@ class Simulation:
     def _end_batch(self, model: SimulatedModel, batch: list[QueuedText], took_s: float) -> None:
         model.running -= 1
         model.throughput.record(_tokens(batch), took_s)
-        for queue in model.scheduler.queues.values():
-            queue.forget(batch)
+        for text in batch:
+            text.queue.forget(text)
         for text in batch:
             for submission, _ in text.owners:
                 submission.missing -= 1

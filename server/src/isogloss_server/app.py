@@ -56,7 +56,7 @@ class StopSignals:
 
 @dataclass(frozen=True)
 class Security:
-    """What protects the server: its certificates, the keys of its callers, and their quotas."""
+    """Certificates of the server, keys of its callers, and their quotas."""
 
     certificates: Certificates | None
     keys: KeyRing | None
@@ -208,7 +208,13 @@ def _cache(settings: Settings, clock: Clock, on_health: Callable[[str], None]) -
         url, ttl_s = settings.cache_redis_url.get_secret_value(), settings.cache_redis_ttl_s
         store = _redis_stores()[0](url, prefix=settings.cache_redis_prefix, ttl_s=ttl_s)
         shared = SharedCache(store, clock, timeout_s=settings.cache_redis_timeout_ms / 1e3, on_health=on_health)
-    return Cache(clock, max_bytes=settings.cache_bytes, shared=shared, static_models=settings.cache_static)
+    return Cache(
+        clock,
+        max_bytes=settings.cache_bytes,
+        shared=shared,
+        static_models=settings.cache_static,
+        isolated=settings.cache_isolation,
+    )
 
 
 def _quotas(settings: Settings, clock: Clock) -> Quotas:

@@ -41,6 +41,7 @@ class Request:
     deadline_s: float = math.inf
     from_stream: bool = False
     products: int = 0
+    caller: str = ""
 
     def size(self, _card: ModelCard) -> RequestSize:
         vector_bytes = self.held_bytes - self.tokens - 4 * DIMENSIONS
@@ -94,6 +95,75 @@ async def test_a_request_waits_for_at_most_its_own_size_of_each_other() -> None:
         await enter(admission, 10, deadline_s=now_s + 1.2)
     assert refused.value.retry_after_s == pytest.approx(0.075, abs=0.01)
     await enter(admission, 10, deadline_s=now_s + 1.4)
+
+
+async def test_a_caller_is_delayed_by_at_most_as_much_work_of_each_other_caller() -> None:
+    """Many requests of a greedy caller delay one of a quiet caller by its own size; those of the greedy one by all."""
+    admission = admission_of()
+    for _ in range(29):
+        await enter(admission, 1000, caller="greedy")
+    now_s = age(admission)
+    await enter(admission, 1000, caller="quiet", deadline_s=now_s + 3.0)  # 1 s, 1 s of greedy, a batch, and the margin
+    with pytest.raises(OverloadedError, match=r"estimated wait 30\.1 s"):
+        await enter(admission, 1000, caller="greedy")
+    with pytest.raises(OverloadedError, match=r"estimated time 3\.9 s exceeds"):
+        await enter(admission, 1000, caller="third", deadline_s=now_s + 3.0)
+
+
+async def test_a_caller_is_delayed_by_its_own_requests() -> None:
+    """The other callers have their share until the requests of the caller itself are computed."""
+    admission = admission_of()
+    for caller in ("greedy", "quiet"):
+        for _ in range(10):
+            await enter(admission, 1000, caller=caller)
+    now_s = age(admission)
+    with pytest.raises(OverloadedError, match=r"estimated time 26\.4 s"):
+        await enter(admission, 1000, caller="quiet", deadline_s=now_s + 25.0)
+
+
+async def test_many_arrivals_of_another_caller_prolong_a_request_by_no_more_than_its_share() -> None:
+    """Short requests that keep arriving from a greedy caller do not count beyond its share."""
+    admission = admission_of()
+    for _ in range(900):
+        await enter(admission, 10, caller="greedy")
+    now_s = admission._clock.monotonic_s()
+    await enter(admission, 1000, caller="quiet", deadline_s=now_s + 3.0)
+    with pytest.raises(OverloadedError, match="estimated time"):
+        await enter(admission, 1000, caller="greedy", deadline_s=now_s + 3.0)
+
+
+async def test_a_caller_leaves_as_much_memory_free_as_it_holds() -> None:
+    """One caller fills half of the memory for queued requests, and another one is admitted beside it."""
+    admission = admission_of(max_bytes=1000)
+    first = await enter(admission, 1, held_bytes=300, caller="greedy")
+    await enter(admission, 1, held_bytes=200, caller="greedy")
+    with pytest.raises(OverloadedError, match="memory"):
+        await enter(admission, 1, held_bytes=100, caller="greedy")
+    await enter(admission, 1, held_bytes=400, caller="quiet")
+    await first.aclose()
+    await enter(admission, 1, held_bytes=100, caller="greedy")
+    assert admission._caller_bytes == {"greedy": 300, "quiet": 400}
+
+
+@pytest.mark.parametrize("from_stream", [False, True])
+async def test_callers_take_turns_in_waiting_for_a_bulk_slot_and_for_room(*, from_stream: bool) -> None:
+    """A BULK request of a quiet caller is the second to enter, though many of a greedy one have waited for longer."""
+    admission = admission_of(bulk_slots=1)
+    entered: asyncio.Queue[tuple[str, AsyncExitStack]] = asyncio.Queue()
+
+    async def call(caller: str) -> None:
+        running = await enter(admission, 1500, caller=caller, priority=BULK, from_stream=from_stream)
+        entered.put_nowait((caller, running))
+
+    calls = [asyncio.create_task(call(caller)) for caller in [*["greedy"] * 6, "quiet"]]
+    order = []
+    async with asyncio.timeout(60):
+        for _ in calls:
+            caller, running = await entered.get()
+            order.append(caller)
+            await running.aclose()
+    await asyncio.gather(*calls)
+    assert order == ["greedy", "greedy", "quiet", *["greedy"] * 4]
 
 
 async def test_a_request_that_others_delay_beyond_the_limit_is_refused() -> None:

@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from isogloss.wire.enums import Priority
@@ -126,6 +126,54 @@ def test_queries_beside_large_calls_are_all_answered(*, warm: bool) -> None:
     assert not refused(outcomes)
     # A text of 400 tokens takes 0.08 s, and the query is in one of the next batches.
     assert max(outcome.took_s or math.inf for outcome in outcomes if len(outcome.arrival.lengths) == 1) < 0.3
+
+
+def ten_to_one(mix: str) -> tuple[list[Arrival], list[Arrival]]:
+    """Returns calls of a quiet caller that take a tenth of one model, and ten times as many tokens of a greedy one.
+
+    The quiet caller's calls have 8 to 32 short texts; those of the greedy one are of the mix.
+    """
+    rng, seconds = random.Random(mix), 20.0
+    quiet_lengths = [[rng.randint(5, 35) for _ in range(rng.randint(8, 32))] for _ in range(2000)]
+    greedy_lengths = [MIXES[mix].lengths(rng) for _ in range(2000)]
+
+    def calls(caller: str, lengths: list[list[int]], load: float) -> list[Arrival]:
+        per_s = load * CAPACITY / (sum(map(sum, lengths)) / len(lengths))
+        return [
+            Arrival(at_s=at_s, lengths=rng.choice(lengths), timeout_s=10.0, caller=caller)
+            for at_s in times(rng, per_s, seconds)
+        ]
+
+    return calls("quiet", quiet_lengths, 0.1), calls("greedy", greedy_lengths, 1.0)
+
+
+def percentile_s(outcomes: list[Outcome], share: float) -> float:
+    """Returns the seconds within which a share of the requests were answered."""
+    return sorted(outcome.took_s or math.inf for outcome in outcomes)[math.ceil(share * len(outcomes)) - 1]
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize("mix", ["short", "lengths"])
+def test_a_caller_with_ten_times_the_load_slows_another_by_less_than_a_factor_of_two(mix: str, *, warm: bool) -> None:
+    """Beside the greedy caller, the quiet one's 99th percentile is within 2x of that alone, and nothing is refused."""
+    quiet, greedy = ten_to_one(mix)
+    alone = Simulation(SLOW, warm=warm).run(quiet)
+    outcomes = Simulation(SLOW, warm=warm).run(sorted([*quiet, *greedy], key=lambda arrival: arrival.at_s))
+    beside = [outcome for outcome in outcomes if outcome.arrival.caller == "quiet"]
+    assert not refused(beside)
+    assert percentile_s(beside, 0.99) <= 2 * percentile_s(alone, 0.99)
+    assert useful_tokens(outcomes) >= 0.9 * CAPACITY * 20.0
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_goodput_of_two_callers_under_tenfold_overload_stays_at_nine_tenths_of_the_best(mix: str) -> None:
+    """With the load divided between two callers, as many tokens are answered in time, and each gets its share."""
+    arrivals = [replace(arrival, caller="ab"[n % 2]) for n, arrival in enumerate(overload(mix, 10))]
+    outcomes = Simulation(SLOW).run(arrivals)
+    best = CAPACITY * MIXES[mix].seconds
+    assert useful_tokens(outcomes) >= 0.9 * best
+    for caller in "ab":
+        assert useful_tokens([outcome for outcome in outcomes if outcome.arrival.caller == caller]) >= 0.35 * best
 
 
 def test_an_overloaded_model_does_not_refuse_the_requests_of_another() -> None:

@@ -101,6 +101,26 @@ def test_a_key_depends_on_all_that_its_row_depends_on(other: Any) -> None:
     assert not set(cache_keys(["a", "b"], *other)) & set(cache_keys(["a", "b"], CARD, InputType.QUERY, Truncation.END))
 
 
+def test_callers_have_keys_of_their_own() -> None:
+    """No text of a caller has the key of a text of another one, whatever it contains, nor does a key contain a name."""
+    texts, options = ["a", "b", "alice\0a", "a\0alice"], (CARD, InputType.QUERY, Truncation.END)
+    keys = [key for caller in ("", "alice", "bob") for key in cache_keys(texts, *options, caller=caller)]
+    assert len(set(keys)) == len(keys)
+    assert not any(b"alice" in key for key in keys)
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+async def test_a_caller_gets_no_rows_of_another_one_if_callers_are_isolated(*, isolated: bool) -> None:
+    """With isolation, a text that another caller embedded is computed, and is not cached for admission; else it is."""
+    cache, embedder = make_cache(isolated=isolated), UniqueRowsEmbedder()
+    options = InputType.SIMILARITY, Truncation.END
+    for caller, cached in (("alice", 0), ("alice", 1), ("bob", not isolated), ("", not isolated), ("bob", 1)):
+        assert cache.has(CARD, ["a"], *options, caller) == bool(cached)
+        embedded = await cache.embed(embedder, ["a"], *options, Urgency(caller=caller))
+        assert embedded.cached_rows == cached
+    assert len(embedder.calls) == (3 if isolated else 1)
+
+
 def test_roles_without_effect_share_a_key() -> None:
     """Without roles a text has one key for all input types; different texts have different keys."""
     keys = {

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 from isogloss_server.engine.executor import Executor, LibraryPanicError, WatchedExecutor
 from isogloss_server.engine.monitoring import ignore_report
+from isogloss_server.errors import ModelStalledError
+from isogloss_server.fair_queue import CURRENT_CALLER
 from isogloss_server.system import COMPUTING_NICE
 
 from tests.support.gated_model import WATCHDOG_S
@@ -74,6 +76,43 @@ async def test_a_cancelled_caller_stops_waiting_and_its_queued_work_is_dropped(
     released.set()
     await executor.run(lambda: ran.append(3))
     assert ran == [3]
+    executor.close()
+
+
+@KINDS
+async def test_callers_take_turns(make_executor: Callable[[], Executor]) -> None:
+    """The work of a quiet caller does not wait for that which a greedy caller has queued before it."""
+    executor = make_executor()
+    began, released, ran = threading.Event(), threading.Event(), list[str]()
+
+    async def call(caller: str) -> None:
+        CURRENT_CALLER.set(caller)
+        await executor.run(lambda: (began.set(), released.wait(60), ran.append(caller)))
+
+    calls = [asyncio.create_task(call(caller)) for caller in [*["greedy"] * 10, "quiet"]]
+    await asyncio.get_running_loop().run_in_executor(None, began.wait, 60)
+    released.set()
+    await asyncio.gather(*calls)
+    executor.close()
+    assert ran.index("quiet") <= 3  # after the piece that runs, the one that follows, and one turn of the greedy caller
+
+
+async def test_work_that_waits_for_its_turn_fails_when_all_threads_are_stalled() -> None:
+    """Callers whose work has not reached the threads receive the error too, and later work runs again."""
+    clock = ManualClock()
+    executor = WatchedExecutor(1, WATCHDOG_S, clock, ignore_report)
+    began, released = threading.Event(), threading.Event()
+    calls = [asyncio.create_task(executor.run(lambda: (began.set(), released.wait(60)))) for _ in range(10)]
+    await asyncio.get_running_loop().run_in_executor(None, began.wait, 60)
+    outcomes = await clock.run_until_done(asyncio.gather(*calls, return_exceptions=True))
+    assert [type(outcome) for outcome in outcomes] == [ModelStalledError] * 10
+    released.set()
+    while True:
+        try:
+            assert await executor.run(lambda: 5) == 5
+            break
+        except ModelStalledError:  # until the watchdog has seen the end of the work
+            await asyncio.sleep(0)
     executor.close()
 
 

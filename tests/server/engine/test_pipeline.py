@@ -24,6 +24,7 @@ from isogloss_server.models.interfaces import Embedder, Urgency
 from isogloss_server.models.tokenizer import TextTokenizer, Tokenized
 from tokenizers import Tokenizer
 
+from tests.support.cached_embedder import UniqueRowsEmbedder
 from tests.support.in_process import CARD, CountingEmbedder, TruncationRecorder, new_throughput, ready_registry
 from tests.support.manual_clock import ManualClock
 
@@ -309,3 +310,34 @@ class CountingExecutor(Executor):
         self.blocks += 1
         result, _ = work(*args, **kwargs)
         return result, self._block_s
+
+
+async def test_the_name_of_the_caller_reaches_the_embedder_and_the_cache() -> None:
+    """Each caller has its own rows, for Embed and for Similarity, and the embedder receives the name."""
+    embedder, clock = UniqueRowsEmbedder(), SystemClock()
+    pipeline = Pipeline(ready_registry(embedder), Executor(1), clock, Cache(clock, max_bytes=1 << 20))
+    side = TextSide("queries", ["a"], InputType.SIMILARITY)
+    for caller in ("alice", "bob"):
+        embedded = await pipeline.embed(EmbedRequest(texts=["a"], caller=caller))
+        compared = await pipeline.similarity(SimilarityRequest(queries=side, candidates=None, caller=caller))
+        assert (embedded.timings.cached_rows, compared.timings.cached_rows) == (0, 1)
+    assert [urgency.caller for urgency in embedder.urgencies] == ["alice", "bob"]
+
+
+async def test_callers_take_turns_in_comparing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison of a quiet caller ends before most of those that a greedy one has begun earlier."""
+    monkeypatch.setattr(pipeline_module, "COMPARISON_PRODUCTS", 1 << 20)
+    executor = Executor(2)
+    pipeline = Pipeline(ready_registry(CountingEmbedder()), executor, SystemClock())
+    rows = np.ones((600, 4), np.float32)
+    side = VectorSide("queries", rows, CARD.space_id, rows.nbytes)
+    ended: list[str] = []
+
+    async def compare(caller: str) -> None:
+        request = SimilarityRequest(queries=side, candidates=None, metric=Metric.MANHATTAN, caller=caller)
+        await pipeline.similarity(request)
+        ended.append(caller)
+
+    await asyncio.gather(*(compare(caller) for caller in [*["greedy"] * 8, "quiet"]))
+    executor.close()
+    assert ended.index("quiet") <= 2

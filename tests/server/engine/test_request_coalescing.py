@@ -34,6 +34,17 @@ async def test_concurrent_calls_for_a_text_share_one_computation(cached: CachedE
     assert cached.in_flight == 0
 
 
+async def test_a_call_does_not_wait_for_that_of_an_isolated_caller(cached: CachedEmbedder) -> None:
+    """Calls of one caller share a computation; one of another caller for the same text makes its own."""
+    calls = [cached.start_call("a", urgency=Urgency(caller=caller)) for caller in ("alice", "alice", "bob")]
+    await settle()
+    assert cached.embedder.calls == [["a"], ["a"]]
+    cached.embedder.release(2)
+    rows = [(await call).rows for call in calls]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows[0], rows[2])
+
+
 async def test_a_call_computes_its_other_texts_while_it_waits(cached: CachedEmbedder) -> None:
     """A call computes at once those of its texts that are not in flight, and awaits the others."""
     first = cached.start_call("a", "b")

@@ -96,9 +96,10 @@ class Server:
         self.cache = Cache(self.clock, max_bytes=0, shared=shared)
         self.shared = shared
 
-    async def embed(self, *texts: str) -> Embedded:
+    async def embed(self, *texts: str, caller: str = "") -> Embedded:
         """Returns the result of a call after its work in the background is done."""
-        embedded = await self.cache.embed(self.embedder, texts, InputType.SIMILARITY, Truncation.END, Urgency())
+        urgency = Urgency(caller=caller)
+        embedded = await self.cache.embed(self.embedder, texts, InputType.SIMILARITY, Truncation.END, urgency)
         await settle()
         return embedded
 
@@ -121,6 +122,16 @@ def counted(level: str, outcome: str) -> float:
 
 def errors(operation: str) -> float:
     return metrics.REGISTRY.get_sample_value("isogloss_cache_shared_errors_total", {"operation": operation}) or 0.0
+
+
+async def test_servers_share_the_rows_of_each_caller(store: DictStore) -> None:
+    """A caller finds its own rows at every server, and no others; no key in the store contains its name."""
+    first, second = await Server(store).start(), await Server(store).start()
+    await first.embed("a", caller="alice")
+    assert (await second.embed("a", caller="bob")).cached_rows == 0
+    assert (await second.embed("a", caller="alice")).cached_rows == 1
+    assert len(store.values) == 2
+    assert not any(b"alice" in key or b"bob" in key for key in store.values)
 
 
 async def test_servers_share_rows(store: DictStore) -> None:

@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 from isogloss.v1 import embedding_pb2 as pb
+from isogloss_server.models.interfaces import Urgency
+from isogloss_server.models.providers.rate_limiter import RateLimiter
 
 from tests.support.fake_provider import FakeProvider
 from tests.support.fake_provider_script import Scripted
 from tests.support.manual_clock import ManualClock
-from tests.support.provider import LIGHT, SMALL, Remote, failure, queued, remote
+from tests.support.provider import LIGHT, SMALL, Remote, failure, queued, remote, waiters
 
 MINUTE_S = 60.0
 ONE = pb.EmbedRequest(texts=["one"])
@@ -108,7 +110,7 @@ async def test_a_cancelled_waiting_call_sends_nothing(fake: FakeProvider, clock:
         async with asyncio.timeout(60):
             while (await m.stub.Health(pb.HealthRequest())).models[0].queued_texts != 20:
                 pass
-        assert sum(not waiter.started.done() for waiter in m.embedder._rate_limiter._waiting) == 1
+        assert sum(not waiter.started.done() for waiter in waiters(m)) == 1
         gate.open()
         await asyncio.gather(first, behind)
     assert not any(text.startswith("cancelled") for text in fake.texts)
@@ -205,3 +207,24 @@ async def test_a_long_retry_after_is_limited(fake: FakeProvider, clock: ManualCl
         answer = await clock.run_until_done(m.stub.Embed(ONE, timeout=3600))
     assert answer.embeddings.rows == 1
     assert clock.now_s - began_s == pytest.approx(300)
+
+
+async def test_callers_take_turns_at_the_rate_limit(clock: ManualClock) -> None:
+    """A call of a quiet caller starts after one of a greedy one, and is not refused for the texts of the others."""
+    limiter = RateLimiter(clock, calls=1, texts_per_minute=100)
+    started: list[str] = []
+
+    async def call(caller: str, texts: int, deadline_s: float) -> None:
+        await limiter.acquire(texts, Urgency(deadline_s=clock.now_s + deadline_s, caller=caller))
+        started.append(caller)
+        limiter.release(texts)
+
+    await limiter.acquire(10, Urgency(caller="greedy"))
+    calls = [asyncio.create_task(call("greedy", 20, 3600.0)) for _ in range(9)]
+    await asyncio.sleep(0)
+    calls.append(asyncio.create_task(call("quiet", 20, 10.0)))  # all texts before it together would take two minutes
+    await asyncio.sleep(0)
+    limiter.release(10)
+    await clock.run_until_done(asyncio.gather(*calls))
+    limiter.close()
+    assert started == ["greedy", "quiet", *["greedy"] * 8]

@@ -1,13 +1,13 @@
 """Admission: the only place that waits for, or refuses, a slot before the model.
 
 A request is refused if the work that will really run before its end takes longer than its deadline, or than the limit
-of the queue. Requests share a model equally, so that a short one does not wait for all of a long one. Memory is
-bounded in bytes.
+of the queue. Callers share a model equally, and so do the requests of each, so that a short one does not wait for all
+of a long one. Memory is bounded in bytes.
 """
 
 import asyncio
 import math
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,6 +19,7 @@ from isogloss_server.clock import Clock
 from isogloss_server.engine.backlog import Backlog, Work
 from isogloss_server.engine.request import EmbedRequest, RequestSize, SimilarityRequest
 from isogloss_server.errors import DeadlineExceededError, OverloadedError
+from isogloss_server.fair_queue import CallerQueue, FairSemaphore
 from isogloss_server.models.interfaces import Embedded, ModelCard
 
 INITIAL_TOKENS_PER_BYTE = 0.3  # of UTF-8, until texts of the model have been measured
@@ -78,6 +79,7 @@ class Slot:
     waited_s: float = 0.0
     work: Work | None = None
     comparison: Work | None = None
+    bulk_slot: asyncio.Future[None] | None = None
     untokenized_sides: int = 0
     tokenized_tokens: int = 0
     total_tokens: int = 0
@@ -144,10 +146,12 @@ class Admission:
         self.texts = 0  # of requests that wait or are computed
         self._slots: set[Slot] = set()
         self._bytes = dict.fromkeys(Priority, 0)
+        self._caller_bytes: Counter[str] = Counter()
         self._stream_units = dict.fromkeys(Priority, 0.0)
         # Requests of streams that wait for room, with their units; INTERACTIVE first.
-        self._waiting: dict[Priority, deque[tuple[asyncio.Future[None], float]]] = {p: deque() for p in Priority}
-        self._bulk_slots = asyncio.Semaphore(limits.bulk_slots)
+        self._waiting: dict[Priority, CallerQueue[tuple[asyncio.Future[None], float]]]
+        self._waiting = {priority: CallerQueue() for priority in Priority}
+        self._bulk_slots = FairSemaphore(limits.bulk_slots)
         self._tokens_per_byte = INITIAL_TOKENS_PER_BYTE
 
     @property
@@ -203,12 +207,14 @@ class Admission:
             raise
         self._slots.add(slot)
         self._bytes[slot.priority] += slot.memory_bytes
+        self._caller_bytes[request.caller] += slot.memory_bytes
         try:
             if request.from_stream:
                 await self._wait_for_room(slot)
             self._add_work(slot)
             if slot.priority is Priority.BULK and not request.from_stream:
-                await self._bulk_slots.acquire()
+                slot.bulk_slot = self._bulk_slots.request(request.caller)
+                await slot.bulk_slot
         except BaseException:
             self._release(slot)
             raise
@@ -225,8 +231,6 @@ class Admission:
         if slot.request.from_stream:
             self._stream_units[slot.priority] -= slot.units
             self._grant_room()
-        elif slot.priority is Priority.BULK:
-            self._bulk_slots.release()
         if slot.total_tokens and slot.is_typical:
             self._learn_ratio(slot.size.text_bytes, slot.total_tokens)
 
@@ -243,14 +247,19 @@ class Admission:
         )
 
     def _add_work(self, slot: Slot) -> None:
-        now_s = self._clock.monotonic_s()
-        slot.work = self._backlog.add(slot.priority, slot.units, now_s)
+        now_s, caller = self._clock.monotonic_s(), slot.request.caller
+        slot.work = self._backlog.add(slot.priority, slot.units, now_s, caller)
         if slot.size.products and self._comparisons is not None:
-            slot.comparison = self._comparisons.add(slot.priority, slot.size.products, now_s)
+            slot.comparison = self._comparisons.add(slot.priority, slot.size.products, now_s, caller)
 
     def _release(self, slot: Slot) -> None:
         self._slots.discard(slot)
         self._bytes[slot.priority] -= slot.memory_bytes
+        self._caller_bytes[slot.request.caller] -= slot.memory_bytes
+        if not self._caller_bytes[slot.request.caller]:
+            del self._caller_bytes[slot.request.caller]
+        if slot.bulk_slot is not None:
+            self._bulk_slots.release(slot.bulk_slot)
         for work in (slot.work, slot.comparison):
             if work is not None:
                 work.close()
@@ -269,7 +278,8 @@ class Admission:
         others_s = total_s = 0.0
         for backlog, units in ((self._backlog, slot.units), (self._comparisons, slot.size.products)):
             if backlog is not None and units and backlog.is_busy:
-                estimate = backlog.estimate(slot.priority, units, self._clock.monotonic_s())
+                now_s, caller = self._clock.monotonic_s(), slot.request.caller
+                estimate = backlog.estimate(slot.priority, units, now_s, caller)
                 others_s, total_s = others_s + estimate.others_s, total_s + estimate.total_s
         limit_s = self._limits.max_wait_s / (BULK_PART if slot.priority is Priority.BULK else 1)
         if others_s > limit_s:
@@ -288,7 +298,9 @@ class Admission:
         else:
             share = LARGE_SHARE if slot.memory_bytes > SMALL_BYTES else 1.0
             used, limit = queued, int(share * self._limits.max_bytes)
-        if used and used + slot.memory_bytes > limit:
+        # A known caller leaves as much memory free as it has, for the others.
+        own = self._caller_bytes[slot.request.caller] if slot.request.caller else 0
+        if used and used + slot.memory_bytes + own > limit:
             message = "the memory for queued requests is full"
             speed = self._backlog.speed
             retry_s = self._backlog.total() / 2 / speed if speed else UNKNOWN_RETRY_S
@@ -298,7 +310,7 @@ class Admission:
     async def _wait_for_room(self, slot: Slot) -> None:
         """Returns as soon as there is room for a stream's request."""
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[slot.priority].append((room, slot.units))
+        self._waiting[slot.priority].put(slot.request.caller, (room, slot.units))
         self._grant_room()
         try:
             await room
@@ -313,14 +325,14 @@ class Admission:
         room = STREAM_S * self._backlog.speed or STREAM_TURNS * self._backlog.turn
         for priority, waiting in self._waiting.items():
             while waiting:
-                granted, units = waiting[0]
+                granted, units = waiting.first()
                 if not granted.done():  # else its request was cancelled
                     taken = self._stream_units[priority]
                     if taken and taken + units > room:
                         break
                     self._stream_units[priority] += units
                     granted.set_result(None)
-                waiting.popleft()
+                waiting.pop()
 
     def _learn_ratio(self, text_bytes: int, tokens: int) -> None:
         """Updates the tokens-per-byte estimate from texts that were embedded whole."""

@@ -13,6 +13,7 @@ SHORT_BACKLOG_TURNS = 4  # of work; below this no request waits long enough for 
 BUCKETS = 64
 ARRIVALS_MEMORY_S = 5.0  # a request that arrived so long ago has a weight of 1 / e in the arriving work
 ARRIVALS_STEP_S = 0.25
+FORGOTTEN_UNITS = 1e-3  # of a caller that has sent none for long
 LARGEST_ARRIVING_SHARE = 0.5  # of the speed, so that no wait is endless
 
 
@@ -68,8 +69,10 @@ class Estimate(NamedTuple):
 class Backlog:
     """Work of requests that wait or are computed on the lanes of one resource, such as a model's threads.
 
-    Requests share the resource equally, so that a request of u units waits for at most u units of each other request.
-    The work is kept in buckets by size, so that an estimate does not depend on the number of requests.
+    Callers share the resource equally, and so do the requests of one caller. So a request of u units waits for at most
+    u units of each other request of its caller, and for at most as many units of each other caller as its own needs
+    until then. The work of a caller is kept in buckets by size, so that an estimate does not depend on the number of
+    requests. Unknown callers, "", count as one.
     """
 
     def __init__(self, throughput: Throughput, *, lanes: int, turn: int, bulk_share: float = 1.0) -> None:
@@ -86,10 +89,9 @@ class Backlog:
         self.turn = turn
         self.lanes = lanes
         self._bulk_share = bulk_share
-        self._counts = {priority: [0] * BUCKETS for priority in Priority}
-        self._units = {priority: [0.0] * BUCKETS for priority in Priority}
+        self._open: dict[Priority, dict[str, _Sizes]] = {priority: {} for priority in Priority}  # by caller, none empty
         self._computed: deque[tuple[Work, float]] = deque()  # reported by threads
-        self._arrived = [0.0] * BUCKETS  # units of recent requests, by size, weighted by age
+        self._arrived: dict[str, list[float]] = {}  # units of each caller's recent requests, by size, weighted by age
         self._arrived_at_s = -math.inf
 
     @property
@@ -105,30 +107,49 @@ class Backlog:
     def total(self, *priorities: Priority) -> float:
         """Returns the units of these priorities, or of all."""
         self._apply_progress()
-        return sum(sum(self._units[priority]) for priority in priorities or Priority)
+        return sum(sizes.total for priority in priorities or Priority for sizes in self._open[priority].values())
 
-    def add(self, priority: Priority, units: float, now_s: float) -> "Work":
+    def add(self, priority: Priority, units: float, now_s: float, caller: str = "") -> "Work":
         """Adds the work of a request that arrives now."""
         self._apply_progress()
         self._age_arrivals(now_s)
-        self._arrived[_bucket(units)] += units
-        work = Work(self, priority, units)
+        self._arrived.setdefault(caller, [0.0] * BUCKETS)[_bucket(units)] += units
+        work = Work(self, priority, units, caller)
         self.count(work, 1)
         return work
 
-    def estimate(self, priority: Priority, units: float, now_s: float) -> "Estimate":
+    def estimate(self, priority: Priority, units: float, now_s: float, caller: str = "") -> "Estimate":
         """Returns when a new request would end. The speed must be known."""
-        others_s, own_s = self._wait_s(priority, units)
+        self._apply_progress()
         self._age_arrivals(now_s)
-        arriving = sum(self._arrived[: _bucket(units) + 1]) / ARRIVALS_MEMORY_S / self.speed
-        return Estimate(others_s, (others_s + own_s) / (1 - min(arriving, LARGEST_ARRIVING_SHARE)))
+        others_s, own_s = self._wait_s(priority, units, caller)
+        total_s = (others_s + own_s) * self._dilution(units, *self._arrived)
+        if self._others(caller):  # what arrives from them later takes no more than their share
+            longest_s, _ = self._wait_s(priority, units, caller, others_full=True)
+            total_s = min(total_s, (longest_s + own_s) * self._dilution(units, caller))
+        return Estimate(others_s, total_s)
 
-    def _wait_s(self, priority: Priority, units: float) -> tuple[float, float]:
-        """Returns the seconds of other requests' work before the end of a new request, and of its own."""
+    def _others(self, caller: str) -> set[str]:
+        """Returns the other callers with work now or recently."""
+        return {*self._arrived}.union(*self._open.values()) - {caller}
+
+    def _dilution(self, units: float, *callers: str) -> float:
+        """Returns the factor by which these callers' smaller requests that keep arriving prolong a request."""
+        arrived = (sum(self._arrived[caller][: _bucket(units) + 1]) for caller in callers if caller in self._arrived)
+        return 1 / (1 - min(sum(arrived) / ARRIVALS_MEMORY_S / self.speed, LARGEST_ARRIVING_SHARE))
+
+    def _wait_s(
+        self, priority: Priority, units: float, caller: str, *, others_full: bool = False
+    ) -> tuple[float, float]:
+        """Returns the seconds of other requests' work before the end of a new request, and of its own.
+
+        If `others_full`, each other caller takes all of its share.
+        """
         turn_s = min(self.turn / self.throughput.rate, LONGEST_TURN_S)  # its own texts are in a batch with others
         if self._bulk_share == 1.0:
-            return turn_s + sum(self._shared(each, units) for each in Priority) / self.speed, units / self.speed
-        before = self._shared(priority, units)
+            before = self._before(tuple(Priority), units, caller, others_full=others_full)
+            return turn_s + before / self.speed, units / self.speed
+        before = self._before((priority,), units, caller, others_full=others_full)
         if priority is Priority.INTERACTIVE:
             speed = self.speed * (1 - self._bulk_share if self.total(Priority.BULK) else 1.0)
             return turn_s + before / speed, units / speed
@@ -136,19 +157,26 @@ class Backlog:
         interactive = min(self.total(Priority.INTERACTIVE), (before + units) * (1 / self._bulk_share - 1))
         return turn_s + (before + interactive) / self.speed, units / self.speed
 
-    def _shared(self, priority: Priority, most: float) -> float:
-        """Returns the sum of min(units, most) over the requests of one priority; exact but for one bucket."""
-        self._apply_progress()
-        counts, units, at = self._counts[priority], self._units[priority], _bucket(most)
-        larger = sum(counts[at + 1 :]) * most
-        return sum(units[:at]) + min(units[at], counts[at] * most) + larger
+    def _before(self, priorities: tuple[Priority, ...], units: float, caller: str, *, others_full: bool) -> float:
+        """Returns the units of other requests of these priorities before the end of a new one."""
+        own = sum(self._open[each][caller].shared(units) for each in priorities if caller in self._open[each])
+        most = own + units
+        before = own
+        for other in self._others(caller):
+            total = sum(self._open[each][other].total for each in priorities if other in self._open[each])
+            before += most if others_full else min(total, most)
+        return before
 
     def _age_arrivals(self, now_s: float) -> None:
         if now_s - self._arrived_at_s < ARRIVALS_STEP_S:
             return
         weight = math.exp((self._arrived_at_s - now_s) / ARRIVALS_MEMORY_S)
         self._arrived_at_s = now_s
-        self._arrived = [units * weight for units in self._arrived]
+        self._arrived = {
+            caller: [units * weight for units in arrived]
+            for caller, arrived in self._arrived.items()
+            if sum(arrived) * weight > FORGOTTEN_UNITS
+        }
 
     def _apply_progress(self) -> None:
         while self._computed:
@@ -162,11 +190,43 @@ class Backlog:
 
     def count(self, work: "Work", sign: int) -> None:
         """Adds the work to its bucket, or removes it with a sign of -1."""
-        at = _bucket(work.units)
-        self._counts[work.priority][at] += sign
+        callers = self._open[work.priority]
+        sizes = callers.get(work.caller)
+        if sizes is None:
+            sizes = callers[work.caller] = _Sizes()
+        sizes.count(work.units, sign)
+        if not sizes.requests:
+            del callers[work.caller]
+
+
+class _Sizes:
+    """Work of the requests of one caller and priority, by size."""
+
+    __slots__ = ("_counts", "_units", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self._counts = [0] * BUCKETS
+        self._units = [0.0] * BUCKETS
+
+    @property
+    def total(self) -> float:
+        """Units of all requests."""
+        return sum(self._units)
+
+    def shared(self, most: float) -> float:
+        """Returns the sum of min(units, most) over the requests; exact but for one bucket."""
+        counts, units, at = self._counts, self._units, _bucket(most)
+        larger = sum(counts[at + 1 :]) * most
+        return sum(units[:at]) + min(units[at], counts[at] * most) + larger
+
+    def count(self, units: float, sign: int) -> None:
+        """Adds a request, or removes it with a sign of -1."""
+        at = _bucket(units)
+        self.requests += sign
+        self._counts[at] += sign
         # An empty bucket has no units: rounding errors must not accumulate.
-        total = self._units[work.priority][at] + sign * work.units
-        self._units[work.priority][at] = total if self._counts[work.priority][at] else 0.0
+        self._units[at] = self._units[at] + sign * units if self._counts[at] else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -176,6 +236,7 @@ class Work:
     backlog: Backlog
     priority: Priority
     units: float
+    caller: str = ""
     is_open: bool = True
 
     def set(self, units: float) -> None:

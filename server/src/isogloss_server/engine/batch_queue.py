@@ -1,7 +1,8 @@
-"""Batch queue: the queued texts of one model. Calls share the model fairly; a batch has texts of similar length.
+"""Batch queue: the queued texts of one model. Callers share the model fairly, and so do the calls of each caller.
 
-The order is that of weighted fair queueing (Demers, Keshav and Shenker, 1989): a text is due when its call, with an
-equal share of the model, would have it computed. Equal texts of several calls are one entry, which is computed once.
+The order of the texts of a caller is that of weighted fair queueing (Demers, Keshav and Shenker, 1989): a text is due
+when its call, with an equal share, would have it computed. A batch has texts of similar length. Equal texts of several
+calls of a caller are one entry, which is computed once.
 """
 
 import asyncio
@@ -27,13 +28,19 @@ BULK_SHARE = 8  # while both priorities wait, one batch in BULK_SHARE is of BULK
 # a third of its speed; smaller batches cost more than they gain.
 RECENTLY_S = 1.0
 BULK_PIECE_S, BULK_PIECE_TOKENS = 0.010, 128
-# While calls with few tokens arrive beside large ones, INTERACTIVE batches are small as well.
+# While calls with few tokens arrive beside large ones, INTERACTIVE batches are small as well, and while calls of less
+# than a batch arrive beside the texts of another caller.
 MIXED_PIECE_S, MIXED_PIECE_TOKENS, SHORT_TOKENS = 0.025, 256, 128
 SHARED_TOKENS = 512  # below this, splitting a batch over two threads costs more than it gains
 WINDOW_BATCHES = 4  # from which a batch takes texts of similar length
+# A caller that uses less than CREDIT_PART of its share saves that part as a credit, with which it is served before the
+# others. Without that, a call of a quiet caller takes twice as long beside a greedy one as alone.
+CREDIT_PART = 0.5
+CREDIT_S, CREDIT_BATCHES = 1.0, 8  # most of it: seconds of one thread's work, and batches until the speed is known
+MANY_CALLERS = 1024  # queues of callers without texts are removed from this number on
 TOKEN_BYTES = 4  # of an id, int32
 
-_length = attrgetter("length")
+_length, _due = attrgetter("length"), attrgetter("due")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ class Submission:
 
     __slots__ = (
         "__weakref__",
+        "caller",
         "deadline_s",
         "dropped",
         "due",
@@ -69,6 +77,7 @@ class Submission:
     ) -> None:
         self.rows: Rows = np.empty((texts, dimensions), np.float32)
         self.spans: list[tuple[float, float]] = []
+        self.caller = urgency.caller
         self.deadline_s = urgency.deadline_s
         self.progress: Progress | None = urgency.progress
         self.traced: QueuedCall | None = None
@@ -93,16 +102,18 @@ class QueuedText:
     Attributes:
         length: Tokens.
         ids: The tokens, int32, as bytes.
+        queue: The queue that shares it between calls.
         owners: The submissions and their rows; texts that are being computed accept further ones.
         in_window: True while it may be in the next batches.
         out: True once it has left the queue.
     """
 
-    __slots__ = ("ids", "in_window", "length", "out", "owners")
+    __slots__ = ("ids", "in_window", "length", "out", "owners", "queue")
 
-    def __init__(self, ids: bytes, length: int) -> None:
+    def __init__(self, ids: bytes, length: int, queue: "BatchQueue") -> None:
         self.ids = ids
         self.length = length
+        self.queue = queue
         self.owners: list[tuple[Submission, int]] = []
         self.in_window = False
         self.out = False
@@ -123,10 +134,15 @@ class _Call:
 
 
 class BatchQueue:
-    """Queued texts of one priority. Not thread-safe.
+    """Queued texts of one caller and priority. Not thread-safe.
 
     The texts that are due first, as many tokens as WINDOW_BATCHES batches have, form a window; a batch has the first of
     them and those of similar length. So texts of rare lengths are not delayed by a long queue.
+
+    Attributes:
+        texts: Queued texts.
+        tokens: Their tokens.
+        large_calls: Calls with more tokens than a batch.
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
@@ -160,7 +176,7 @@ class BatchQueue:
             key = ids[start:end]
             entry = self._by_ids.get(key)
             if entry is None:
-                entry = self._by_ids[key] = QueuedText(key, length)
+                entry = self._by_ids[key] = QueuedText(key, length, self)
                 self.texts += 1
                 self.tokens += length
             entry.owners.append((submission, row))
@@ -221,23 +237,30 @@ class BatchQueue:
             self.drop(submission)
         return waiting
 
-    def forget(self, texts: Iterable[QueuedText]) -> None:
-        """Ends the sharing of texts whose computation has ended or stalled."""
-        for text in texts:
-            if self._by_ids.get(text.ids) is text:
-                del self._by_ids[text.ids]
+    @property
+    def is_unused(self) -> bool:
+        """True if it has no texts, and none of its texts is being computed."""
+        return not self._by_ids
 
-    def take(self, max_tokens: int, now_s: float) -> tuple[list[QueuedText], list[Submission]]:
-        """Returns the texts of the next batch, ascending by length, and the submissions whose deadline has passed.
+    def forget(self, text: QueuedText) -> None:
+        """Ends the sharing of a text whose computation has ended or stalled."""
+        if self._by_ids.get(text.ids) is text:
+            del self._by_ids[text.ids]
 
-        The batch has the text that is due first, however long it is, and the texts of the window nearest to it in
-        length that fit into `max_tokens`.
+    def take(self, max_tokens: int, *, is_begun: bool = False) -> list[QueuedText]:
+        """Returns the texts of the next batch.
+
+        They are the text that is due first, however long it is, and the texts of the window nearest to it in length
+        that fit into `max_tokens`. If `is_begun`, other callers have texts in the batch, and a text that does not fit
+        waits.
         """
-        expired = self._expired(now_s)
         taken: list[QueuedText] = []
         self._fill_window()
         while self._window and not taken:
-            due, _, first = heappop(self._window)
+            due, _, first = self._window[0]
+            if is_begun and first.length > max_tokens and not first.out:
+                break
+            heappop(self._window)
             if not first.out:
                 calls = len(self._calls)
                 self._virtual_time = max(self._virtual_time, due - first.length)
@@ -245,11 +268,11 @@ class BatchQueue:
                 del same_length[first]
                 taken.append(self._remove(first))
                 self._fill(taken, first.length, max_tokens - first.length)
-                self._virtual_time += sum(text.length for text in taken) / calls
-        taken.sort(key=_length)
-        return taken, expired
+                self._virtual_time += _tokens(taken) / calls
+        return taken
 
-    def _expired(self, now_s: float) -> list[Submission]:
+    def expire(self, now_s: float) -> list[Submission]:
+        """Removes and returns the submissions whose deadline has passed."""
         expired: list[Submission] = []
         while self._deadlines and self._deadlines[0][0] <= now_s:
             submission = heappop(self._deadlines)[2]()
@@ -337,6 +360,138 @@ class BatchQueue:
         del self._lengths[bisect_left(self._lengths, length)]
 
 
+@dataclass(slots=True, eq=False)
+class _Share:
+    """A caller's queue and its share of the model.
+
+    Attributes:
+        queue: Its texts.
+        served: Virtual time up to which it has had its share.
+        credit: Tokens by which it is served before its time.
+        credited: Virtual time up to which its share has added to the credit.
+        credited_s: Moment of the clock up to which it has.
+    """
+
+    queue: BatchQueue
+    served: float
+    credit: float
+    credited: float
+    credited_s: float = 0.0
+
+    @property
+    def due(self) -> float:
+        """Virtual time of its next text; the caller with the earliest is next."""
+        return self.served - self.credit
+
+    def save(self, virtual_time: float, now_s: float, tokens_per_s: float, most: float) -> None:
+        """Adds the saved part of its share since the last time; while the model idles, that of `tokens_per_s`."""
+        tokens = max(virtual_time - self.credited, (now_s - self.credited_s) * tokens_per_s)
+        self.credit = min(most, self.credit + CREDIT_PART * tokens)
+        self.credited, self.credited_s = virtual_time, now_s
+
+    def pay(self, tokens: int) -> None:
+        """Counts tokens of a batch."""
+        self.credit = max(0.0, self.credit - tokens)
+        self.served += tokens
+
+
+class CallerQueues:
+    """Queued texts of one priority, in a queue for each caller. Not thread-safe.
+
+    A batch begins with the texts of the caller that has had the fewest tokens; if there is room, it has texts of the
+    next callers too. A caller that is quiet is served at once, up to its credit. What the others leave to a caller is
+    not held against it, beyond as many tokens.
+    """
+
+    def __init__(self, max_batch_tokens: int, throughput: Throughput) -> None:
+        """Takes the tokens of a batch, and the measured speed."""
+        self._max_batch_tokens = max_batch_tokens
+        self._throughput = throughput
+        self._virtual_time = 0.0  # tokens that each caller has had, with an equal share for all
+        self._shares: dict[str, _Share] = {}
+        self._waiting: dict[str, _Share] = {}  # those with texts; copied where other threads may read
+        self._sweep_at = MANY_CALLERS
+
+    @property
+    def texts(self) -> int:
+        """Queued texts of all callers."""
+        return sum(share.queue.texts for share in [*self._waiting.values()])
+
+    @property
+    def tokens(self) -> int:
+        """Their tokens."""
+        return sum(share.queue.tokens for share in [*self._waiting.values()])
+
+    @property
+    def callers(self) -> int:
+        """Callers with queued texts."""
+        return len(self._waiting)
+
+    @property
+    def most_credit(self) -> float:
+        """The most tokens of a credit."""
+        return CREDIT_S * self._throughput.rate or CREDIT_BATCHES * self._max_batch_tokens
+
+    @property
+    def large_calls(self) -> int:
+        """Calls with more tokens than a batch."""
+        return sum(share.queue.large_calls for share in [*self._waiting.values()])
+
+    def put(self, submission: Submission, batch: TokenBatch) -> None:
+        """Enqueues the texts of a submission; see `BatchQueue.put`."""
+        caller, now = submission.caller, self._virtual_time
+        share = self._shares.get(caller)
+        if share is None:
+            self._sweep()
+            share = self._shares[caller] = _Share(BatchQueue(self._max_batch_tokens), now, self.most_credit, now)
+        if not share.queue.texts:
+            share.served = max(share.served, now)
+        share.queue.put(submission, batch)
+        if share.queue.texts:
+            self._waiting[caller] = share
+
+    def take(self, max_tokens: int, now_s: float) -> tuple[list[QueuedText], list[Submission]]:
+        """Returns the texts of the next batch, ascending by length, and the submissions whose deadline has passed."""
+        expired = [submission for share in self._waiting.values() for submission in share.queue.expire(now_s)]
+        self._remove_empty()
+        if not self._waiting:
+            return [], expired
+        most, tokens_per_s = self.most_credit, self._throughput.rate / len(self._waiting)
+        for share in self._waiting.values():
+            share.save(self._virtual_time, now_s, tokens_per_s, most)
+        taken: list[QueuedText] = []
+        in_turn = sorted(self._waiting.values(), key=_due)
+        for share in in_turn:
+            room = max_tokens - _tokens(taken)
+            if room <= 0:
+                break
+            part = share.queue.take(room, is_begun=bool(taken))
+            share.pay(_tokens(part))
+            taken += part
+        self._virtual_time += _tokens(taken) / len(in_turn)
+        # Whoever is served now is owed nothing from before, when others used their credit.
+        in_turn[0].served = max(in_turn[0].served, self._virtual_time)
+        for share in in_turn:
+            share.served = min(share.served, self._virtual_time + most)
+        self._remove_empty()
+        taken.sort(key=_length)
+        return taken, expired
+
+    def drop_all(self) -> list[Submission]:
+        """Removes all texts; returns their submissions."""
+        return [submission for share in self._waiting.values() for submission in share.queue.drop_all()]
+
+    def _remove_empty(self) -> None:
+        for caller in [caller for caller, share in self._waiting.items() if not share.queue.texts]:
+            del self._waiting[caller]
+
+    def _sweep(self) -> None:
+        """Removes unused queues once there are many, whose callers may never come back."""
+        if len(self._shares) >= self._sweep_at:
+            self._shares = {caller: share for caller, share in self._shares.items() if not share.queue.is_unused}
+            self._sweep_at = max(MANY_CALLERS, 2 * len(self._shares))
+
+
 class BatchScheduler:
     """The queues of both priorities, and the choice of the next batch. Not thread-safe."""
 
@@ -344,8 +499,8 @@ class BatchScheduler:
         """Takes the tokens of a batch, and the measured speed, which sizes batches of BULK."""
         self._max_batch_tokens = max_batch_tokens
         self._throughput = throughput
-        self.queues = {priority: BatchQueue(max_batch_tokens) for priority in Priority}
-        self._last_interactive_s = self._last_short_s = -math.inf
+        self.queues = {priority: CallerQueues(max_batch_tokens, throughput) for priority in Priority}
+        self._last_interactive_s = self._last_short_s = self._last_shared_s = -math.inf
         self._passed_over = 0  # batches of INTERACTIVE since the last of BULK, while both waited
 
     @property
@@ -360,11 +515,14 @@ class BatchScheduler:
 
     def put(self, submission: Submission, batch: TokenBatch, priority: Priority, now_s: float) -> int:
         """Enqueues a submission; returns the number of threads that can share its texts."""
-        self.queues[priority].put(submission, batch)
+        queue = self.queues[priority]
+        queue.put(submission, batch)
         if priority is Priority.INTERACTIVE:
             self._last_interactive_s = now_s
             if len(batch.ids) <= SHORT_TOKENS:
                 self._last_short_s = now_s
+            if len(batch.ids) <= self._max_batch_tokens and queue.callers > 1:
+                self._last_shared_s = now_s
         return 1 + len(batch.ids) // min(SHARED_TOKENS, self._max_batch_tokens)
 
     def take(self, now_s: float, idle_threads: int) -> tuple[list[QueuedText], list[Submission]]:
@@ -379,13 +537,19 @@ class BatchScheduler:
             share = min(share, max(BULK_PIECE_TOKENS, round(LONGEST_TURN_S * self._throughput.rate)))
         if queue is bulk and now_s - self._last_interactive_s < RECENTLY_S:
             share = max(BULK_PIECE_TOKENS, round(BULK_PIECE_S * self._throughput.rate))
-        elif queue.large_calls and now_s - self._last_short_s < RECENTLY_S:
+        elif (queue.large_calls and now_s - self._last_short_s < RECENTLY_S) or (
+            now_s - self._last_shared_s < RECENTLY_S
+        ):
             share = min(share, max(MIXED_PIECE_TOKENS, round(MIXED_PIECE_S * self._throughput.rate)))
         return queue.take(min(self._max_batch_tokens, share), now_s)
 
     def drop_all(self) -> list[Submission]:
         """Removes all texts; returns their submissions."""
         return [submission for queue in self.queues.values() for submission in queue.drop_all()]
+
+
+def _tokens(texts: Iterable[QueuedText]) -> int:
+    return sum(text.length for text in texts)
 
 
 def to_token_batch(texts: list[QueuedText]) -> TokenBatch:

@@ -338,8 +338,8 @@ class Batcher:
         )
 
     def _forget(self, batch: list[QueuedText]) -> None:
-        for queue in self._scheduler.queues.values():
-            queue.forget(batch)
+        for text in batch:
+            text.queue.forget(text)
 
     def _fail_batch(self, batch: list[QueuedText], error: BaseException) -> None:
         """Fails the submissions of a batch on which the model failed."""

@@ -1,7 +1,8 @@
 """Cache of rows, and request coalescing: a text that a provider computes for one request is not sent for another.
 
 Looks in memory, then for an in-flight call to a provider with the same text, then in the shared cache; the embedder
-computes the rest. Equal texts of a local model meet in its batch queue instead.
+computes the rest. Equal texts of a local model meet in its batch queue instead. If callers are isolated, none of these
+places has anything for a caller that another one has embedded.
 """
 
 import asyncio
@@ -35,15 +36,27 @@ class Cache:
     """Finds rows in memory, in-flight computations and the shared cache; calls the embedder for the rest."""
 
     def __init__(
-        self, clock: Clock, *, max_bytes: int, shared: SharedCache | None = None, static_models: bool = True
+        self,
+        clock: Clock,
+        *,
+        max_bytes: int,
+        shared: SharedCache | None = None,
+        static_models: bool = True,
+        isolated: bool = True,
     ) -> None:
-        """Creates a cache of at most `max_bytes` bytes in memory; `static_models` enables it for static models.
+        """Creates a cache; without memory and shared cache, no model uses it.
 
-        Without memory and shared cache, no model uses it.
+        Args:
+            clock: The clock.
+            max_bytes: Most bytes in memory.
+            shared: The cache that other servers share.
+            static_models: Whether static models use it.
+            isolated: Whether each caller has its own entries.
         """
         self._levels = _Levels(MemoryCache(max_bytes), InFlightTexts(), shared, clock)
         self._off = not max_bytes and shared is None
         self._static_models = static_models
+        self._isolated = isolated
 
     def start(self) -> None:
         """Starts the background tasks of the shared cache."""
@@ -59,11 +72,17 @@ class Cache:
         """Returns whether a model uses the cache."""
         return not self._off and (self._static_models or card.backend != STATIC)
 
-    def has(self, card: ModelCard, texts: Sequence[str], input_type: InputType, truncation: Truncation) -> bool:
-        """Returns whether memory has all of the texts."""
+    def has(
+        self, card: ModelCard, texts: Sequence[str], input_type: InputType, truncation: Truncation, caller: str = ""
+    ) -> bool:
+        """Returns whether memory has all of the texts, for this caller."""
         if not self.is_used_by(card):
             return False
-        return None not in self._levels.memory.find(cache_keys(texts, card, input_type, truncation))
+        keys = cache_keys(texts, card, input_type, truncation, caller=self._owner(caller))
+        return None not in self._levels.memory.find(keys)
+
+    def _owner(self, caller: str) -> str:
+        return caller if self._isolated else ""
 
     async def embed(
         self,
@@ -85,7 +104,7 @@ class Cache:
         """
         if not self.is_used_by(embedder.card):
             return await embedder.embed(texts, input_type, truncation, urgency, allow_partial=allow_partial)
-        keys = cache_keys(texts, embedder.card, input_type, truncation)
+        keys = cache_keys(texts, embedder.card, input_type, truncation, caller=self._owner(urgency.caller))
         from_memory = self._levels.memory.find(keys)
         lookup = _Lookup(
             self._levels, embedder, (input_type, truncation), urgency, allow_partial=allow_partial, model=model
@@ -361,15 +380,19 @@ class _Lookup:
             self.waited_s += self._levels.clock.monotonic_s() - began_s
 
 
-def cache_keys(texts: Sequence[str], card: ModelCard, input_type: InputType, truncation: Truncation) -> list[bytes]:
+def cache_keys(
+    texts: Sequence[str], card: ModelCard, input_type: InputType, truncation: Truncation, *, caller: str = ""
+) -> list[bytes]:
     """Returns the key of each text, KEY_BYTES bytes: a digest of the text and of everything that determines its row.
 
     The key covers the backend in addition to the space: bf16 and f32 share a space, but a server with f32 must not
-    return rows of a bf16 server. It covers the input type if the model has prompts for input types. No text can be
+    return rows of a bf16 server. It covers the input type if the model has prompts for input types. A caller's name is
+    the key of the hash function, so that no text of another caller has the same key. Neither text nor name can be
     recovered from a key.
     """
     options = (card.backend, card.space_id, input_type.value if card.has_roles else "", truncation.value)
-    prefix = blake2b("".join(f"{word}\0" for word in options).encode(), digest_size=KEY_BYTES)
+    owner = blake2b(caller.encode()).digest() if caller else b""
+    prefix = blake2b("".join(f"{word}\0" for word in options).encode(), digest_size=KEY_BYTES, key=owner)
     keys = []
     for text in texts:
         digest = prefix.copy()  # takes half the time of a new digest

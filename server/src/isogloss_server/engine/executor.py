@@ -1,4 +1,4 @@
-"""Executor: runs heavy work on threads, so that the event loop stays free.
+"""Executor: runs heavy work on threads, so that the event loop stays free. Callers take turns.
 
 The only place that decides between the event loop and a thread: below a threshold, the work takes less time than the
 hand-over to a thread.
@@ -15,6 +15,7 @@ from isogloss_server.clock import Clock
 from isogloss_server.engine.backlog import Backlog, Throughput
 from isogloss_server.engine.monitoring import Report, Watchdog
 from isogloss_server.errors import ModelStalledError
+from isogloss_server.fair_queue import CURRENT_CALLER, FairSemaphore
 
 # Largest work that runs on the event loop itself, in numbers of numpy, characters to tokenize, and ranked lists.
 INLINE_NUMBERS = 1 << 17
@@ -48,7 +49,7 @@ def _checked(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 class Executor:
-    """A fixed number of threads; work waits in order for a free one.
+    """A fixed number of threads; callers take turns, and the work of each waits in order.
 
     Attributes:
         comparisons: The work of comparisons, in products of two numbers; they use at most half of the threads.
@@ -58,14 +59,17 @@ class Executor:
         throughput = Throughput(full_units=COMPARISON_PRODUCTS / 4, memory_units=64 * COMPARISON_PRODUCTS)
         self.comparisons = Backlog(throughput, lanes=max(1, threads // 2), turn=COMPARISON_PRODUCTS)
         self._pool = ThreadPoolExecutor(threads, "isogloss-worker", system.lower_thread_priority)
+        # The pool has no turns: it gets a piece for each thread, and one that follows without the event loop.
+        self._places = FairSemaphore(threads + 1)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Returns the result of `work(*args, **kwargs)`, run on a thread.
 
         A cancelled caller stops waiting; work that has begun runs to its end, so pieces should be small.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: _checked(work, *args, **kwargs))
+        async with self._places.hold(CURRENT_CALLER.get()):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._pool, lambda: _checked(work, *args, **kwargs))
 
     async def run_if_large(
         self, size: int, inline_size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -128,9 +132,13 @@ class WatchedExecutor(Executor):
             finally:
                 self._watchdog.end(running)
 
-        call.future = future = asyncio.get_running_loop().run_in_executor(self._pool, watched)
+        call.future = place = self._places.request(CURRENT_CALLER.get())
         self._calls.add(call)
         try:
+            await place
+            if self._watchdog.all_stalled:
+                raise _stalled_error()
+            call.future = future = asyncio.get_running_loop().run_in_executor(self._pool, watched)
             return await future
         except asyncio.CancelledError:
             if call.stalled:
@@ -138,6 +146,7 @@ class WatchedExecutor(Executor):
             raise
         finally:
             self._calls.discard(call)
+            self._places.release(place)
 
     def _on_stall(self, call: _Call) -> None:
         for stalled in [*self._calls] if self._watchdog.all_stalled else [call]:

@@ -30,6 +30,7 @@ from isogloss_server.engine.request import (
 )
 from isogloss_server.engine.similarity import BLOCK_PAIRS, Comparison, Rankings, pairwise
 from isogloss_server.errors import merge_row_errors
+from isogloss_server.fair_queue import CURRENT_CALLER, FairSemaphore
 from isogloss_server.models.interfaces import Embedded, Embedder, ModelCard, Rows, Urgency
 
 BLOCK_S = 0.010  # of a comparison: work of others waits for a block at most
@@ -92,7 +93,7 @@ class Pipeline:
         """
         self._registry = registry
         self._comparisons = executor.comparisons
-        self._comparing = asyncio.Semaphore(self._comparisons.lanes)
+        self._comparing = FairSemaphore(self._comparisons.lanes)
         self._executor = executor
         self._clock = clock
         self._cache = cache or Cache(clock, max_bytes=0)
@@ -104,6 +105,7 @@ class Pipeline:
             DomainError: The request is invalid or was not admitted, a text failed without `allow_partial`, or the model
                 failed; see errors.py.
         """
+        CURRENT_CALLER.set(request.caller)
         began_s = self._clock.monotonic_s()
         model = self._registry.get(request.model)
         ready = model.ready
@@ -139,6 +141,7 @@ class Pipeline:
         Raises:
             DomainError: The request is invalid or was not admitted, a text or the model failed; see errors.py.
         """
+        CURRENT_CALLER.set(request.caller)
         began_s = self._clock.monotonic_s()
         model = self._registry.get(request.model)
         ready = model.ready
@@ -232,7 +235,7 @@ class Pipeline:
         while first < rows:
             block = slice(first, min(rows, first + max(1, min(round(max(step, smallest)), max_rows))))
             size = block.stop - first
-            async with self._comparing:  # the executor keeps threads for texts
+            async with self._comparing.hold(CURRENT_CALLER.get()):  # the executor keeps threads for texts
                 part, took_s = await self._executor.run(self._timed, compute, block)
             parts.append(part)
             throughput.record(size * of_row, took_s)
@@ -268,7 +271,7 @@ class Pipeline:
             [side.texts[row] for row in rows] if empty else side.texts,
             side.input_type,
             truncation,
-            Urgency(request.priority, request.deadline_s, slot),
+            Urgency(request.priority, request.deadline_s, slot, request.caller),
             allow_partial=allow_partial,
             model=model.name,
         )
@@ -282,7 +285,9 @@ class Pipeline:
         """Returns whether all texts of a request are cached; it must have some."""
         texts = [side for side in request.sides if isinstance(side, TextSide)]
         truncation = resolve_truncation(request, card)
-        return bool(texts) and all(self._cache.has(card, side.texts, side.input_type, truncation) for side in texts)
+        return bool(texts) and all(
+            self._cache.has(card, side.texts, side.input_type, truncation, request.caller) for side in texts
+        )
 
     def _timings(
         self,

@@ -46,11 +46,12 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Urgency:
-    """Priority of a call, its deadline in seconds of the clock, and the receiver of its progress."""
+    """Priority of a call, its deadline in seconds of the clock, the receiver of its progress, and its caller's name."""
 
     priority: Priority = Priority.INTERACTIVE
     deadline_s: float = math.inf
     progress: Progress | None = field(default=None, compare=False, repr=False)
+    caller: str = ""  # unknown callers share as one
 
 
 @dataclass(frozen=True, slots=True)

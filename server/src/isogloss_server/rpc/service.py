@@ -13,6 +13,7 @@ from isogloss_server.engine.pipeline import Pipeline, Timings
 from isogloss_server.engine.registry import Registry, ServedModel
 from isogloss_server.engine.request import EmbedRequest, SimilarityRequest
 from isogloss_server.engine.similarity import Rankings
+from isogloss_server.fair_queue import CURRENT_CALLER
 from isogloss_server.rpc import codec
 from isogloss_server.rpc.call_memory import CallMemory
 from isogloss_server.rpc.interceptor import Access, CallContext
@@ -97,6 +98,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         context.texts = len(request.queries.texts.texts) + len(request.candidates.texts.texts)
         model = self._registry.get(request.model, context.key.models)
         context.model = request.model = model.name
+        CURRENT_CALLER.set(context.caller)
         run = self._executor.run_if_large
         vector_bytes = codec.check_similarity_size(request, model.ready)
         arguments = request, context.deadline_s, context.caller

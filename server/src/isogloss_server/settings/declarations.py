@@ -312,6 +312,13 @@ class Settings(BaseSettings):
     cache_static: bool = setting(
         True, "cache the vectors of static models, such as the bundled one, too", section="cache", unit=""
     )
+    cache_isolation: bool = setting(
+        True,
+        "keep separate entries for each key's name, in memory and in Redis, so that neither timing nor cached_rows "
+        "reveals what others embedded",
+        section="cache",
+        unit="",
+    )
 
     cache_redis_url: SecretStr | None = setting(
         None,

@@ -1,26 +1,23 @@
-"""Rate limiter of a provider: limits calls in flight and texts a minute; INTERACTIVE calls start first."""
+"""Rate limiter of a provider: limits calls in flight and texts a minute. INTERACTIVE is first; callers take turns."""
 
 import asyncio
 from collections import deque
-from heapq import heappop, heappush
-from itertools import count
 from typing import NamedTuple
 
 from isogloss.wire.enums import Priority
 
 from isogloss_server.clock import Clock
 from isogloss_server.errors import ProviderRateLimitError
+from isogloss_server.fair_queue import CallerQueue
 from isogloss_server.models.interfaces import Urgency
 
 MINUTE_S = 60.0
 
 
 class _Waiter(NamedTuple):
-    """A waiting call. Waiters are ordered by priority, then by round, then by arrival."""
+    """A waiting call. The calls of a caller are ordered by round, then by arrival."""
 
-    priority: int  # 0 INTERACTIVE, 1 BULK
     round: int
-    number: int
     texts: int
     started: "asyncio.Future[None]"
 
@@ -46,30 +43,34 @@ class RateLimiter:
         self._taken_texts = 0  # tokens taken from the bucket and not yet returned
         self._returns: deque[tuple[float, int]] = deque()  # time of a return to the bucket, and number of tokens
         self._paused_until_s = 0.0
-        self._waiting: list[_Waiter] = []
-        self._numbers = count()
+        self._waiting: dict[Priority, CallerQueue[_Waiter]] = {
+            priority: CallerQueue() for priority in (Priority.INTERACTIVE, Priority.BULK)
+        }
         self._round = 0  # of the call that started last
         self._timer: asyncio.Task[None] | None = None
 
     async def acquire(self, texts: int, urgency: Urgency, chunk: int = 0) -> None:
         """Waits until a call may start; `release` must follow when it has ended.
 
-        Requests share the limit round by round: chunk 3 of a request starts after chunks 0 to 2 of a later request, and
-        before its chunk 3.
+        Callers take turns. The requests of one share its turns round by round: chunk 3 of a request starts after chunks
+        0 to 2 of a later request, and before its chunk 3.
 
         Args:
             texts: The number of texts of the call.
-            urgency: Priority and deadline of the request.
+            urgency: Priority, deadline and caller of the request.
             chunk: The number of the chunk in its request.
 
         Raises:
             ProviderRateLimitError: The call cannot start before the deadline.
         """
         started = asyncio.get_running_loop().create_future()
-        priority = int(urgency.priority is Priority.BULK)
-        waiter = _Waiter(priority, self._round + chunk, next(self._numbers), texts, started)
-        self.check(texts + sum(other.texts for other in self._waiting if other < waiter), urgency)
-        heappush(self._waiting, waiter)
+        waiter = _Waiter(self._round + chunk, texts, started)
+        waiting = self._waiting[urgency.priority]
+        before = [*waiting.before(urgency.caller, waiter.round)]
+        if urgency.priority is Priority.BULK:
+            before += self._waiting[Priority.INTERACTIVE]
+        self.check(texts + sum(other.texts for other in before), urgency)
+        waiting.put(urgency.caller, waiter, waiter.round)
         self._start_waiters()
         try:
             await waiter.started
@@ -112,8 +113,8 @@ class RateLimiter:
         now_s = self._clock.monotonic_s()
         while self._returns and self._returns[0][0] <= now_s:
             self._taken_texts -= self._returns.popleft()[1]
-        while self._waiting and self._free_calls:
-            first = self._waiting[0]
+        while self._free_calls and (waiting := next(filter(None, self._waiting.values()), None)):
+            first = waiting.first()
             if not first.started.done():  # else its request was cancelled
                 wait_s = self._wait_s(first.texts, now_s)
                 if wait_s > 0:
@@ -123,7 +124,7 @@ class RateLimiter:
                 self._free_calls -= 1
                 self._taken_texts += first.texts
                 first.started.set_result(None)
-            heappop(self._waiting)
+            waiting.pop()
 
     def _wait_s(self, texts: int, now_s: float) -> float:
         """Returns the seconds until the bucket holds `texts` tokens and any pause has ended; 0 if it does now."""
