@@ -3,7 +3,7 @@
 python -m benchmarks --work single|batch|bulk|trickle [--model MODEL] [--systems NAME,...] [--rounds N]
                      [--cores CORES] [--load-cores CORES] [--limit-s S] [--json FILE]
 python -m benchmarks --work bundled|cache|provider [--rounds N] [--json FILE]
-python -m benchmarks --work overload|mixed|keys [--model MODEL] [--rounds N] [--json FILE]
+python -m benchmarks --work overload|mixed|keys|overhead [--model MODEL] [--rounds N] [--json FILE]
 python -m benchmarks --work soak [--minutes N] [--json FILE]
 python -m benchmarks --work cancelled [--grpcio VERSION,...] [--calls N] [--json FILE]
 python -m benchmarks --plot FILE.svg
@@ -19,7 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bundled, cache, cancelled, compare, environments, keys, mixed, models, overload, provider, soak
+from benchmarks import (
+    bundled,
+    cache,
+    cancelled,
+    compare,
+    environments,
+    keys,
+    mixed,
+    models,
+    overhead,
+    overload,
+    provider,
+    soak,
+)
 from benchmarks.measure import Pinning
 from benchmarks.report import table
 from benchmarks.systems import SYSTEMS
@@ -55,6 +68,10 @@ STANDALONE = {
     "keys": Standalone(
         "a caller with an API key, beside another one with ten times its load",
         lambda args, pinning: keys.run(models.find(args.model), args.rounds or 3, pinning),
+    ),
+    "overhead": Standalone(
+        "the processor time of TLS, keys, quotas, metrics, traces and the log of calls",
+        lambda args, pinning: overhead.run(models.find(args.model), args.rounds or 20, pinning),
     ),
     "soak": Standalone(
         "all kinds of calls for minutes; exit status 1 if a condition fails",

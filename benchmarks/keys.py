@@ -34,9 +34,9 @@ LOAD_START_S = 3.0  # for the greedy caller to fill its share
 FLAGS = ("--cache-bytes", "0", "--no-access-log")  # texts repeat, and the cache would serve them
 
 
-def create_key(name: str, file: Path) -> str:
+def create_key(name: str, file: Path, *flags: str) -> str:
     """Creates an API key for a caller in a file of keys, and returns it."""
-    command = [sys.executable, "-m", "isogloss_server", "keys", "add", name, "--keys-file", str(file)]
+    command = [sys.executable, "-m", "isogloss_server", "keys", "add", name, "--keys-file", str(file), *flags]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 

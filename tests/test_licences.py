@@ -34,7 +34,10 @@ def test_the_page_is_current(part: Section) -> None:
 def test_the_page_has_all_installations() -> None:
     """The page has a section for each distribution and each extra, in order, and the allowed licences."""
     lines = licences.PAGE.read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line.startswith("## ")] == [f"## {part.installation}" for part in PARTS]
+    assert [line for line in lines if line.startswith("## ")] == [
+        *(f"## {part.installation}" for part in PARTS),
+        "## Builds of PyTorch for GPUs",
+    ]
     assert {line.split(" | ")[0].removeprefix("| ") for line in lines} >= set(licences.FACTS["allowed"])
 
 

@@ -58,7 +58,9 @@ CycloneDX), which names what the wheel requires and, in the server's, what the m
 """
 GPU_BUILDS = """\
 
-The table is of PyTorch's build for CPUs. Its builds for GPUs also install Triton, under MIT, and packages of NVIDIA,
+## Builds of PyTorch for GPUs
+
+The table of the extra sentence-transformers is of PyTorch's build for CPUs. Its builds for GPUs also install Triton, under MIT, and packages of NVIDIA,
 under licences of its own, which are not checked here:
 
 {packages}

@@ -32,6 +32,7 @@ STDERR = 2
 ENCODING = ("utf-8", "backslashreplace")
 # A record, a piece of output as it is, or a mark that is set once everything before it is written.
 Item: TypeAlias = logging.LogRecord | bytes | threading.Event
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 _access = logging.getLogger("isogloss_server.access")
 _errors = logging.getLogger("isogloss_server.errors")
 _events = logging.getLogger("isogloss_server.events")
@@ -188,6 +189,9 @@ def configure(level: str, log_format: str) -> None:
     """
     from isogloss_server.metrics import DROPPED_LOG_LINES  # noqa: PLC0415 - its library is imported only to serve
 
+    # What no line has is not looked up, such as the file of the logging call (Logging HOWTO, Optimization).
+    logging._srcfile = None  # noqa: SLF001 - documented
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     lines = queue_stderr()
     lines.on_drop = DROPPED_LOG_LINES.inc
     lines.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
@@ -339,7 +343,7 @@ def _word(value: object) -> str:
 
 def _json(value: object) -> str:
     """Returns a value as JSON in printable characters: others control terminals, or end lines for some readers."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = _ENCODER.encode(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
