@@ -60,8 +60,8 @@ GPU_BUILDS = """\
 
 ## Builds of PyTorch for GPUs
 
-The table of the extra sentence-transformers is of PyTorch's build for CPUs. Its builds for GPUs also install Triton, under MIT, and packages of NVIDIA,
-under licences of its own, which are not checked here:
+The table of the extra sentence-transformers is of PyTorch's build for CPUs. Its builds for GPUs also install Triton,
+under MIT, and packages of NVIDIA, under licences of its own, which are not checked here:
 
 {packages}
 """
