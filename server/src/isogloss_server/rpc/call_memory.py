@@ -192,7 +192,7 @@ class CallMemory:
             self._checking.cancel()
 
     async def _check_repeatedly(self) -> None:
-        freed, idle_checks = system.FreedMemory(self._process_bytes), 0
+        freed, idle_checks = system.FreedMemory(self._process_bytes), SETTLE_CHECKS
         while True:
             await asyncio.sleep(CHECK_S)
             idle_checks = idle_checks + 1 if self._is_idle else 0
