@@ -189,6 +189,8 @@ def test_a_call_whose_request_is_still_arriving_at_the_signal_succeeds() -> None
         caller.data(message[:4])
         caller.send(frame(PING, bytes(8)))
         caller.wait_for(PING, flags=ACK)
+        with grpc.insecure_channel(process.address) as channel:  # gRPC hands over this call after the one above
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         process.signal(signal.SIGTERM)
         caller.wait_for(GOAWAY)
         caller.data(message[4:], flags=END_STREAM)
