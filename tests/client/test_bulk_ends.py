@@ -99,6 +99,7 @@ def test_the_calls_of_embed_many_share_one_thread(client: Client, server: FakeSe
     chunks = client.embed_many(numbered(200), chunk_texts=5)
     for _ in range(10):
         next(chunks)
+    server.wait_until_idle()  # a call that is answered later would leave fewer to be held
     with server.hold("Embed") as gate:
         reading = threading.Thread(target=list, args=(chunks,))
         reading.start()

@@ -36,7 +36,7 @@ def precision(request: pytest.FixtureRequest) -> Precision:
 
 
 @pytest.mark.parametrize("batches", [20, pytest.param(200, marks=pytest.mark.long)])
-@pytest.mark.parametrize("folder", ["minilm", "multilingual"])
+@pytest.mark.parametrize("folder", ["minilm", pytest.param("multilingual", marks=pytest.mark.long)])
 def test_a_vector_does_not_depend_on_the_batch(
     folder: str, batches: int, precision: Precision, request: pytest.FixtureRequest
 ) -> None:

@@ -82,7 +82,9 @@ def share_in_time(outcomes: list[Outcome]) -> float:
     return sum(outcome.in_time for outcome in outcomes) / len(outcomes)
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize(
+    "warm", [pytest.param(True, marks=pytest.mark.long, id="warm"), pytest.param(False, id="cold")]
+)
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("samples", [1, pytest.param(5, marks=pytest.mark.long)])
 def test_no_refused_request_would_have_met_its_deadline_with_a_margin_of_two(
