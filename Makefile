@@ -93,7 +93,7 @@ WORKLOADS := single batch bulk trickle
 
 bench: .venv/.development ## runs all benchmarks, other systems included, in about two hours; results in benchmarks/results/
 	$(BIN)/python -m benchmarks --work bundled --json $(RESULTS)/bundled.json
-	for name in provider overload mixed keys cache; do \
+	for name in provider overload mixed keys overhead cache; do \
 		$(BIN)/python -m benchmarks --work $$name --json $(RESULTS)/$$name.json || exit 1; \
 	done
 	for name in $(WORKLOADS); do \
