@@ -150,9 +150,8 @@ class LoadSupervisor:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            self.failures.append(
-                f"a call of a load generator did not end within {TERMINATION_LIMIT_S:.0f} s after SIGTERM"
-            )
+            kinds = ", ".join(self.reports[-1].in_progress) if self.reports else "unknown"
+            self.failures.append(f"did not end within {TERMINATION_LIMIT_S:.0f} s after SIGTERM: {kinds}")
             return
         if status not in {0, -signal.SIGKILL, -signal.SIGTERM}:  # -SIGTERM if it had not installed its handler yet
             self.failures.append(f"a load generator ended with status {status}")

@@ -38,6 +38,7 @@ class LoadReport:
     interactive_ms: Sequence[float]
     outcomes: dict[str, int]  # "kind CODE" -> number of calls
     unexpected: Sequence[str]
+    in_progress: Sequence[str] = ()  # kinds of calls at the end of the second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

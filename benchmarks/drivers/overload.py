@@ -5,6 +5,7 @@ python -m benchmarks.drivers.overload ADDRESS capacity|quiet|overload|beside-bul
 
 import asyncio
 import collections
+import itertools
 import json
 import random
 import sys
@@ -104,12 +105,13 @@ class Load:
 
     async def _closed(self, messages: Sequence[bytes], callers: int, seconds: float) -> dict[str, Any]:
         done, failed, start_s = 0, 0, time.perf_counter()
+        following = itertools.cycle(messages)  # calls at the same time differ, so that none shares the rows of another
 
         async def caller(number: int) -> None:
             nonlocal done, failed
             while time.perf_counter() - start_s < seconds:
                 try:
-                    await self._embed[number % CHANNELS](messages[(number + done) % len(messages)])
+                    await self._embed[number % CHANNELS](next(following))
                     done += 1
                 except grpc.aio.AioRpcError:
                     failed += 1

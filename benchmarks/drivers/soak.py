@@ -94,14 +94,18 @@ class Counters:
         self._context = context
         self._outcomes: collections.Counter[str] = collections.Counter()
         self._unexpected: list[str] = []
+        self._in_progress: collections.Counter[str] = collections.Counter()
 
     async def call(self, kind: Kind) -> None:
         """Makes a call, or several of a hostile kind, and counts the status codes."""
         name, message = getattr(kind.make, "__name__", ""), ""
+        self._in_progress[name] += 1
         try:
             result = await kind.make(self._context) or "OK"
         except Exception as error:  # noqa: BLE001 - the code of any error is an outcome
             result, message = faults.code_of(error), str(error)[:300]
+        finally:
+            self._in_progress[name] -= 1
         outcomes = result if isinstance(result, collections.Counter) else collections.Counter([result])
         for outcome, count in outcomes.items():
             self._outcomes[f"{name} {outcome}"] += count
@@ -115,6 +119,7 @@ class Counters:
             "interactive_ms": self._context.interactive_ms,
             "outcomes": dict(self._outcomes),
             "unexpected": self._unexpected,
+            "in_progress": sorted((+self._in_progress).elements()),
         }
         print(json.dumps(report), flush=True)
         self._context.embedded_texts, self._context.interactive_ms = 0, []
