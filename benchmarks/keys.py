@@ -7,8 +7,6 @@ are spreads over the rounds, ratios are within a round. drivers/keys.py generate
 """
 
 import collections
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environments, models
+from benchmarks import models
 from benchmarks.drivers.keys import KEY_VARIABLE, TEXTS_PER_CALL
-from benchmarks.measure import Pinning
+from benchmarks.measure import Pinning, driver_figures, start_driver
 from benchmarks.processes import RunningProcess, port_in, started
 from benchmarks.report import machine, spread
 
@@ -54,41 +52,29 @@ def _server(model: models.Model, pinning: Pinning) -> Iterator[tuple[RunningProc
             yield running, keys
 
 
-def _driver(server: RunningProcess, pinning: Pinning, key: str, *arguments: object) -> "subprocess.Popen[str]":
-    driver = (sys.executable, "-m", "benchmarks.drivers.keys", server.address, *map(str, arguments))
-    command = ["taskset", "-c", pinning.load_cores, *driver]
-    variables = os.environ | {KEY_VARIABLE: key}
-    return subprocess.Popen(command, cwd=environments.ROOT, stdout=subprocess.PIPE, text=True, env=variables)
-
-
-def _figures(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"a load generator ended with status {process.returncode}")
-    figures: dict[str, Any] = json.loads(output)
-    return figures
-
-
 def measure(model: models.Model, pinning: Pinning) -> dict[str, Any]:
     """Returns the figures of one round, and the outcomes of the calls that failed."""
     with _server(model, pinning) as (server, keys):
 
+        def start(caller: str, *arguments: object) -> "subprocess.Popen[str]":
+            return start_driver("keys", pinning, server.address, *arguments, variables={KEY_VARIABLE: keys[caller]})
+
         def run(caller: str, *arguments: object) -> dict[str, Any]:
-            return _figures(_driver(server, pinning, keys[caller], *arguments))
+            return driver_figures(start(caller, *arguments))
 
         run(GREEDY, "capacity", WARM_SECONDS)
         best = run(GREEDY, "capacity", CAPACITY_SECONDS)["texts_per_s"]
         greedy_rate = GREEDY_SHARE * best
         loads = {kind: ("quiet", SECONDS, greedy_rate / FACTOR, texts) for kind, texts in KINDS.items()}
         alone = {kind: run(QUIET, *load) for kind, load in loads.items()}
-        greedy_process = _driver(server, pinning, keys[GREEDY], "greedy", greedy_rate)
+        greedy_process = start(GREEDY, "greedy", greedy_rate)
         try:
             time.sleep(LOAD_START_S)
             start_s = time.monotonic()
             beside = {kind: run(QUIET, *load) for kind, load in loads.items()}
             seconds = time.monotonic() - start_s
             greedy_process.send_signal(signal.SIGTERM)
-            greedy = _figures(greedy_process)
+            greedy = driver_figures(greedy_process)
         finally:
             greedy_process.kill()
             greedy_process.wait()

@@ -2,10 +2,12 @@
 
 import http.client
 import json
+import os
 import select
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,18 +58,19 @@ class DriverClient:
 
     def prepare(self, calls: Sequence[Sequence[str]], callers: int) -> None:
         """Builds the requests of the next run."""
-        self._request({"prepare": calls, "callers": callers})
+        self.request({"prepare": calls, "callers": callers})
 
     def run(self, limit_s: float) -> RunResult:
         """Sends the prepared requests."""
-        return RunResult(**self._request({"run": limit_s}))
+        return RunResult(**self.request({"run": limit_s}))
 
     def vectors(self, texts: Sequence[str]) -> list[list[float]]:
         """Returns the vector of each text."""
-        rows: list[list[float]] = self._request({"vectors": list(texts)})["vectors"]
+        rows: list[list[float]] = self.request({"vectors": list(texts)})["vectors"]
         return rows
 
-    def _request(self, command: Mapping[str, object]) -> dict[str, Any]:
+    def request(self, command: Mapping[str, object]) -> dict[str, Any]:
+        """Sends a command, and returns the response."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin  # noqa: S101 - started with pipes=True
         assert stdout  # noqa: S101
@@ -151,6 +154,25 @@ def _driver(system: System, running: RunningProcess, workload: Workload, pinning
     protocol = (system.streamed_protocol if workload.streamed else "") or system.protocol
     with load_generator(protocol, running.address, pinning) as driver:
         yield driver
+
+
+def start_driver(
+    name: str, pinning: Pinning, *arguments: object, nice: int = 0, variables: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """Starts a module of drivers/ on the cores of the load, with pipes to its standard input and output."""
+    driver = (sys.executable, "-m", f"benchmarks.drivers.{name}", *map(str, arguments))
+    command = ["taskset", "-c", pinning.load_cores, "nice", "-n", str(nice), *driver]
+    pipe, environment = subprocess.PIPE, os.environ | dict(variables or {})
+    return subprocess.Popen(command, cwd=environments.ROOT, stdin=pipe, stdout=pipe, text=True, env=environment)
+
+
+def driver_figures(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Waits for the end of a driver; returns the JSON object that it has printed."""
+    output, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a load generator ended with status {process.returncode}")
+    figures: dict[str, Any] = json.loads(output)
+    return figures
 
 
 @contextmanager

@@ -7,9 +7,7 @@ a round. drivers/mixed.py generates the load on another core, in processes of a 
 """
 
 import collections
-import json
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,8 +18,8 @@ from typing import Any
 
 from isogloss_server.models.model_folder import BUNDLED
 
-from benchmarks import environments, models
-from benchmarks.measure import Pinning
+from benchmarks import models
+from benchmarks.measure import Pinning, driver_figures, start_driver
 from benchmarks.processes import RunningProcess, port_in, started
 from benchmarks.report import machine, spread
 
@@ -46,32 +44,18 @@ def _server(model: models.Model, pinning: Pinning) -> Iterator[RunningProcess]:
             yield running
 
 
-def _driver(server: RunningProcess, pinning: Pinning, *arguments: object, nice: int = 0) -> "subprocess.Popen[str]":
-    driver = (sys.executable, "-m", "benchmarks.drivers.mixed", server.address, *map(str, arguments))
-    command = ["taskset", "-c", pinning.load_cores, "nice", "-n", str(nice), *driver]
-    return subprocess.Popen(command, cwd=environments.ROOT, stdout=subprocess.PIPE, text=True)
-
-
-def _figures(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"a load generator ended with status {process.returncode}")
-    figures: dict[str, Any] = json.loads(output)
-    return figures
-
-
 @contextmanager
 def _load(server: RunningProcess, pinning: Pinning, *roles: str) -> Iterator[dict[str, dict[str, int]]]:
     """Runs load generators during the block; yields a dictionary that then has the outcomes by kind of call."""
     outcomes: dict[str, dict[str, int]] = {}
-    processes = [_driver(server, pinning, role, nice=LOAD_NICE) for role in roles]
+    processes = [start_driver("mixed", pinning, server.address, role, nice=LOAD_NICE) for role in roles]
     try:
         time.sleep(LOAD_START_S)
         yield outcomes
         for process in processes:
             process.send_signal(signal.SIGTERM)
         for process in processes:
-            outcomes.update(_figures(process))
+            outcomes.update(driver_figures(process))
     finally:
         for process in processes:
             process.kill()
@@ -79,7 +63,7 @@ def _load(server: RunningProcess, pinning: Pinning, *roles: str) -> Iterator[dic
 
 
 def _queries(server: RunningProcess, pinning: Pinning, seconds: float) -> dict[str, Any]:
-    return _figures(_driver(server, pinning, "queries", seconds))
+    return driver_figures(start_driver("mixed", pinning, server.address, "queries", seconds))
 
 
 def _wait_until_idle(server: RunningProcess) -> None:

@@ -7,8 +7,6 @@ that other load on the machine affects both. Ratios are on / off within a pair. 
 load on another core.
 """
 
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +18,9 @@ from typing import Any
 import grpc
 import trustme
 
-from benchmarks import environments, models
+from benchmarks import models
 from benchmarks.keys import create_key
-from benchmarks.measure import Pinning
+from benchmarks.measure import DriverClient, Pinning, start_driver
 from benchmarks.processes import RunningProcess, port_in, started
 from benchmarks.report import machine, spread
 
@@ -34,34 +32,15 @@ QUOTA = 10**9  # a minute: counted, and never exceeded
 OFF = ("--no-access-log",)
 
 
-class Load:
-    """A driver process, which makes the calls of one server."""
-
-    def __init__(self, address: str, pinning: Pinning, *arguments: str) -> None:
-        driver = [sys.executable, "-m", "benchmarks.drivers.overhead", address, *arguments]
-        command = ["taskset", "-c", pinning.load_cores, *driver]
-        self._process = subprocess.Popen(
-            command,
-            cwd=environments.ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, seconds: float, texts_per_call: int) -> int:
-        """Makes calls for some seconds; returns the number of texts."""
-        assert self._process.stdin  # noqa: S101 - started with pipes
-        assert self._process.stdout  # noqa: S101
-        self._process.stdin.write(json.dumps([seconds, texts_per_call]) + "\n")
-        self._process.stdin.flush()
-        if not (line := self._process.stdout.readline()):
-            raise SystemExit(f"the load generator ended with status {self._process.wait()}")
-        return int(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.wait()
+@contextmanager
+def _load(pinning: Pinning, *arguments: object) -> Iterator[DriverClient]:
+    """Runs the driver of one server until the block ends."""
+    process = start_driver("overhead", pinning, *arguments)
+    try:
+        yield DriverClient(process)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -121,16 +100,14 @@ def run(model: models.Model, pairs: int, pinning: Pinning) -> dict[str, Any]:
             ),
         }
         loads = {
-            "off": Load(servers["off"].address, pinning),
-            "on": Load(servers["on"].address, pinning, str(folder / "ca.pem"), str(folder / "key")),
+            "off": stack.enter_context(_load(pinning, servers["off"].address)),
+            "on": stack.enter_context(_load(pinning, servers["on"].address, folder / "ca.pem", folder / "key")),
         }
-        for load in loads.values():
-            stack.callback(load.close)
 
         def cpu_us(name: str, seconds: float, kind: str) -> float:
             """Returns the processor time of a text in microseconds."""
             before_s = servers[name].cpu_s()
-            texts = loads[name].run(seconds, KINDS[kind])
+            texts = loads[name].request({"seconds": seconds, "texts_per_call": KINDS[kind]})["texts"]
             return (servers[name].cpu_s() - before_s) / texts * 1e6
 
         for kind in KINDS:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.drivers.overhead ADDRESS [ROOT_CERTIFICATES KEY]
 
-Each line of its input is a JSON list of seconds and texts of a call; it makes such calls, and prints the number of
-texts.
+Each line of its input is a JSON object with seconds and texts of a call; it makes such calls, and prints an object with
+the number of texts.
 """
 
 import asyncio
@@ -57,11 +57,14 @@ async def main(address: str, *secrets: bytes) -> None:
     requests: dict[int, list[bytes]] = {}
     async with channel:
         while line := await asyncio.to_thread(sys.stdin.readline):
-            seconds, texts = json.loads(line)
+            command = json.loads(line)
+            texts = command["texts_per_call"]
             if texts not in requests:
                 requests[texts] = messages(texts)
-            calls = await closed_loop(lambda message: method(message, metadata=metadata), requests[texts], seconds)
-            print(texts * calls, flush=True)
+            calls = await closed_loop(
+                lambda message: method(message, metadata=metadata), requests[texts], command["seconds"]
+            )
+            print(json.dumps({"texts": texts * calls}), flush=True)
 
 
 if __name__ == "__main__":
